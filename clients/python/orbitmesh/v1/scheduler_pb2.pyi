@@ -1,0 +1,326 @@
+import datetime
+
+from google.protobuf import duration_pb2 as _duration_pb2
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from orbitmesh.v1 import executor_pb2 as _executor_pb2
+from orbitmesh.v1 import wire_pb2 as _wire_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class NodeState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    NODE_STATE_UNSPECIFIED: _ClassVar[NodeState]
+    NODE_STATE_UP: _ClassVar[NodeState]
+    NODE_STATE_DRAINING: _ClassVar[NodeState]
+    NODE_STATE_LOST: _ClassVar[NodeState]
+
+class Objective(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    OBJECTIVE_UNSPECIFIED: _ClassVar[Objective]
+    OBJECTIVE_LATENCY: _ClassVar[Objective]
+    OBJECTIVE_THROUGHPUT: _ClassVar[Objective]
+
+class DeploymentState(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DEPLOYMENT_STATE_UNSPECIFIED: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_LOADING: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_READY: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_FAILED: _ClassVar[DeploymentState]
+    DEPLOYMENT_STATE_DEGRADED: _ClassVar[DeploymentState]
+NODE_STATE_UNSPECIFIED: NodeState
+NODE_STATE_UP: NodeState
+NODE_STATE_DRAINING: NodeState
+NODE_STATE_LOST: NodeState
+OBJECTIVE_UNSPECIFIED: Objective
+OBJECTIVE_LATENCY: Objective
+OBJECTIVE_THROUGHPUT: Objective
+DEPLOYMENT_STATE_UNSPECIFIED: DeploymentState
+DEPLOYMENT_STATE_LOADING: DeploymentState
+DEPLOYMENT_STATE_READY: DeploymentState
+DEPLOYMENT_STATE_FAILED: DeploymentState
+DEPLOYMENT_STATE_DEGRADED: DeploymentState
+
+class HeartbeatRequest(_message.Message):
+    __slots__ = ("address", "kind", "cores", "memory_total_bytes", "memory_free_bytes", "load", "accelerators", "flops", "memory_bandwidth", "stages", "links", "sequence", "draining")
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    CORES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
+    ACCELERATORS_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BANDWIDTH_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    DRAINING_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    kind: str
+    cores: int
+    memory_total_bytes: int
+    memory_free_bytes: int
+    load: float
+    accelerators: _containers.RepeatedCompositeFieldContainer[Accelerator]
+    flops: float
+    memory_bandwidth: float
+    stages: _containers.RepeatedCompositeFieldContainer[_executor_pb2.Stage]
+    links: _containers.RepeatedCompositeFieldContainer[LinkMeasure]
+    sequence: int
+    draining: bool
+    def __init__(self, address: _Optional[str] = ..., kind: _Optional[str] = ..., cores: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., load: _Optional[float] = ..., accelerators: _Optional[_Iterable[_Union[Accelerator, _Mapping]]] = ..., flops: _Optional[float] = ..., memory_bandwidth: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[_executor_pb2.Stage, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkMeasure, _Mapping]]] = ..., sequence: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+
+class Accelerator(_message.Message):
+    __slots__ = ("name", "memory_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    memory_bytes: int
+    def __init__(self, name: _Optional[str] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class LinkMeasure(_message.Message):
+    __slots__ = ("peer", "rtt_ns", "rate_bps", "measured_at", "up")
+    PEER_FIELD_NUMBER: _ClassVar[int]
+    RTT_NS_FIELD_NUMBER: _ClassVar[int]
+    RATE_BPS_FIELD_NUMBER: _ClassVar[int]
+    MEASURED_AT_FIELD_NUMBER: _ClassVar[int]
+    UP_FIELD_NUMBER: _ClassVar[int]
+    peer: str
+    rtt_ns: int
+    rate_bps: float
+    measured_at: _timestamp_pb2.Timestamp
+    up: bool
+    def __init__(self, peer: _Optional[str] = ..., rtt_ns: _Optional[int] = ..., rate_bps: _Optional[float] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., up: _Optional[bool] = ...) -> None: ...
+
+class HeartbeatResponse(_message.Message):
+    __slots__ = ("lease", "interval", "peers")
+    LEASE_FIELD_NUMBER: _ClassVar[int]
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    lease: _duration_pb2.Duration
+    interval: _duration_pb2.Duration
+    peers: _containers.RepeatedCompositeFieldContainer[_executor_pb2.PeerAddress]
+    def __init__(self, lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_executor_pb2.PeerAddress, _Mapping]]] = ...) -> None: ...
+
+class ListNodesRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListNodesResponse(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedCompositeFieldContainer[Node]
+    def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
+
+class Node(_message.Message):
+    __slots__ = ("name", "state", "measures", "last_seen")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    MEASURES_FIELD_NUMBER: _ClassVar[int]
+    LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: NodeState
+    measures: HeartbeatRequest
+    last_seen: _timestamp_pb2.Timestamp
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., measures: _Optional[_Union[HeartbeatRequest, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+
+class PlanRequest(_message.Message):
+    __slots__ = ("manifest", "objective", "stages", "nodes", "kv_tokens")
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    manifest: bytes
+    objective: Objective
+    stages: int
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    kv_tokens: int
+    def __init__(self, manifest: _Optional[bytes] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
+
+class PlanResponse(_message.Message):
+    __slots__ = ("plan",)
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    plan: Plan
+    def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
+
+class Plan(_message.Message):
+    __slots__ = ("stages", "crossings", "objective", "objective_s", "token_s", "runner_up", "cuts", "reasons", "proven_optimal", "planning_s")
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    CROSSINGS_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_S_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_UP_FIELD_NUMBER: _ClassVar[int]
+    CUTS_FIELD_NUMBER: _ClassVar[int]
+    REASONS_FIELD_NUMBER: _ClassVar[int]
+    PROVEN_OPTIMAL_FIELD_NUMBER: _ClassVar[int]
+    PLANNING_S_FIELD_NUMBER: _ClassVar[int]
+    stages: _containers.RepeatedCompositeFieldContainer[PlannedStage]
+    crossings: _containers.RepeatedCompositeFieldContainer[PlannedCrossing]
+    objective: Objective
+    objective_s: float
+    token_s: float
+    runner_up: RunnerUp
+    cuts: _containers.RepeatedCompositeFieldContainer[CutCosts]
+    reasons: _containers.RepeatedScalarFieldContainer[str]
+    proven_optimal: bool
+    planning_s: float
+    def __init__(self, stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., crossings: _Optional[_Iterable[_Union[PlannedCrossing, _Mapping]]] = ..., objective: _Optional[_Union[Objective, str]] = ..., objective_s: _Optional[float] = ..., token_s: _Optional[float] = ..., runner_up: _Optional[_Union[RunnerUp, _Mapping]] = ..., cuts: _Optional[_Iterable[_Union[CutCosts, _Mapping]]] = ..., reasons: _Optional[_Iterable[str]] = ..., proven_optimal: _Optional[bool] = ..., planning_s: _Optional[float] = ...) -> None: ...
+
+class PlannedStage(_message.Message):
+    __slots__ = ("node", "layer_start", "layer_stop", "compute_s", "memory_bytes")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    LAYER_START_FIELD_NUMBER: _ClassVar[int]
+    LAYER_STOP_FIELD_NUMBER: _ClassVar[int]
+    COMPUTE_S_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    layer_start: int
+    layer_stop: int
+    compute_s: float
+    memory_bytes: int
+    def __init__(self, node: _Optional[str] = ..., layer_start: _Optional[int] = ..., layer_stop: _Optional[int] = ..., compute_s: _Optional[float] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+
+class PlannedCrossing(_message.Message):
+    __slots__ = ("to", "latency_s", "transfer_s")
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSFER_S_FIELD_NUMBER: _ClassVar[int]
+    to: str
+    latency_s: float
+    transfer_s: float
+    def __init__(self, to: _Optional[str] = ..., latency_s: _Optional[float] = ..., transfer_s: _Optional[float] = ..., **kwargs) -> None: ...
+
+class RunnerUp(_message.Message):
+    __slots__ = ("stages", "objective_s")
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_S_FIELD_NUMBER: _ClassVar[int]
+    stages: _containers.RepeatedCompositeFieldContainer[PlannedStage]
+    objective_s: float
+    def __init__(self, stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., objective_s: _Optional[float] = ...) -> None: ...
+
+class CutCosts(_message.Message):
+    __slots__ = ("cut", "candidates")
+    CUT_FIELD_NUMBER: _ClassVar[int]
+    CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    cut: int
+    candidates: _containers.RepeatedCompositeFieldContainer[CutCost]
+    def __init__(self, cut: _Optional[int] = ..., candidates: _Optional[_Iterable[_Union[CutCost, _Mapping]]] = ...) -> None: ...
+
+class CutCost(_message.Message):
+    __slots__ = ("layer", "objective_s")
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_S_FIELD_NUMBER: _ClassVar[int]
+    layer: int
+    objective_s: float
+    def __init__(self, layer: _Optional[int] = ..., objective_s: _Optional[float] = ...) -> None: ...
+
+class CreateDeploymentRequest(_message.Message):
+    __slots__ = ("request_id", "name", "manifest", "signature", "source", "objective", "stages", "nodes", "kv_tokens", "codec")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    SIGNATURE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    name: str
+    manifest: bytes
+    signature: bytes
+    source: _executor_pb2.PeerAddress
+    objective: Objective
+    stages: int
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    kv_tokens: int
+    codec: _wire_pb2.Codec
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., source: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ...) -> None: ...
+
+class CreateDeploymentResponse(_message.Message):
+    __slots__ = ("deployment", "progress")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    deployment: Deployment
+    progress: _containers.RepeatedCompositeFieldContainer[StageProgress]
+    def __init__(self, deployment: _Optional[_Union[Deployment, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[StageProgress, _Mapping]]] = ...) -> None: ...
+
+class StageProgress(_message.Message):
+    __slots__ = ("stage_index", "node", "phase", "done_bytes", "total_bytes")
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    PHASE_FIELD_NUMBER: _ClassVar[int]
+    DONE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    stage_index: int
+    node: str
+    phase: _executor_pb2.StagePhase
+    done_bytes: int
+    total_bytes: int
+    def __init__(self, stage_index: _Optional[int] = ..., node: _Optional[str] = ..., phase: _Optional[_Union[_executor_pb2.StagePhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
+
+class Deployment(_message.Message):
+    __slots__ = ("name", "state", "plan", "manifest", "pipeline", "stages", "failure", "created_at", "codec")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    STAGES_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    state: DeploymentState
+    plan: Plan
+    manifest: bytes
+    pipeline: _containers.RepeatedCompositeFieldContainer[_executor_pb2.PeerAddress]
+    stages: _containers.RepeatedCompositeFieldContainer[_executor_pb2.Stage]
+    failure: str
+    created_at: _timestamp_pb2.Timestamp
+    codec: _wire_pb2.Codec
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., manifest: _Optional[bytes] = ..., pipeline: _Optional[_Iterable[_Union[_executor_pb2.PeerAddress, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[_executor_pb2.Stage, _Mapping]]] = ..., failure: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ...) -> None: ...
+
+class ListDeploymentsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListDeploymentsResponse(_message.Message):
+    __slots__ = ("deployments",)
+    DEPLOYMENTS_FIELD_NUMBER: _ClassVar[int]
+    deployments: _containers.RepeatedCompositeFieldContainer[Deployment]
+    def __init__(self, deployments: _Optional[_Iterable[_Union[Deployment, _Mapping]]] = ...) -> None: ...
+
+class GetDeploymentRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class GetDeploymentResponse(_message.Message):
+    __slots__ = ("deployment",)
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    deployment: Deployment
+    def __init__(self, deployment: _Optional[_Union[Deployment, _Mapping]] = ...) -> None: ...
+
+class DeleteDeploymentRequest(_message.Message):
+    __slots__ = ("request_id", "name")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    name: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class DeleteDeploymentResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
