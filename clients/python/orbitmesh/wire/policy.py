@@ -85,10 +85,12 @@ DEFAULT_RATES: Mapping[CodecId, CodecRates] = MappingProxyType(
         CodecId.INT8_BLOCK: _INT8_NARROW,
     }
 )
-"""What is assumed before anything was measured: modest figures for floats, from bench/results/codecs.json."""
+"""What is assumed before anything was measured: modest figures for floats, below those in bench/results/codecs.json."""
 _DEFAULTS_BY_TYPE: Mapping[tuple[CodecId, DType], CodecRates] = MappingProxyType(
     {
         (CodecId.ZSTD, DType.BFLOAT16): _rates(500, 1200, 0.78, 3),
+        (CodecId.ZSTD, DType.INT32): _rates(500, 1200, 0.5, 3),
+        (CodecId.ZSTD, DType.INT64): _rates(500, 1200, 0.25, 3),
         (CodecId.EXPONENT_SPLIT_ZSTD, DType.BFLOAT16): replace(_SPLIT, ratio=0.67),
         (CodecId.INT8_BLOCK, DType.FLOAT32): replace(_INT8_NARROW, ratio=0.255),
     }
