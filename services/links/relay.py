@@ -229,6 +229,8 @@ class RelayCore:
         """Change the shapes at once and the target for connections to come; `listen` and `name` stay."""
         self._target = target
         self.spec = spec
+        if self._listener is not None:
+            _bound_buffers(self._listener, spec.forward)
         for lane, shape in zip(self._lanes, (spec.forward, spec.reverse), strict=True):
             lane.pipe.reshape(shape)
             lane.wake_soon()

@@ -372,7 +372,8 @@ async def test_one_engine_hosts_many_relays_and_a_busy_port_is_refused() -> None
         {"name": "a"}, {"target": "127.0.0.1:1"}, {"name": "", "target": "127.0.0.1:1"},
         {"name": "a", "target": "127.0.0.1"}, {"name": "a", "target": "127.0.0.1:70000"},
         {"name": "a", "target": "127.0.0.1:0"}, {"name": "a", "target": "127.0.0.1:1", "listen": 5},
-        {"name": "a", "target": "127.0.0.1:1", "forward": 20}, {"name": "a", "target": "127.0.0.1:1", "speed": 1},
+        {"name": "a", "target": "127.0.0.1:1", "forward": 20},
+        {"name": "a", "target": "127.0.0.1:1", "speed": 1},
         {"name": "a", "target": "127.0.0.1:1", "forward": {"latency": 20}},
     ],
 )  # fmt: skip
