@@ -1,0 +1,140 @@
+"""The memory of generations stays under its bound, and the caches hold what transformers' own would."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from orbitmesh.errors import CapacityError, InvalidInputError
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from services.executor.kvcache import CachePool, FullLayer, SlidingLayer
+
+STEPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
+
+
+@given(steps=STEPS, window=st.none() | st.integers(2, 12))
+@settings(max_examples=150, deadline=None)
+def test_preallocated_layers_return_what_transformers_layers_return(
+    steps: list[int], window: int | None
+) -> None:
+    """The same keys, values, lengths and mask sizes after any sequence of steps, with and without a window."""
+    ours = FullLayer(sum(steps)) if window is None else SlidingLayer(sum(steps), window)
+    theirs = DynamicLayer() if window is None else DynamicSlidingWindowLayer(sliding_window=window)
+    for count in steps:
+        assert ours.get_mask_sizes(count) == theirs.get_mask_sizes(count)
+        keys, values = (
+            torch.randn(1, 3, count, 5),
+            torch.randn(1, 1, count, 2),
+        )  # unlike, as latent attention has
+        for got, expected in zip(ours.update(keys, values), theirs.update(keys, values), strict=True):
+            assert torch.equal(got, expected)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+
+
+@given(
+    actions=st.lists(st.tuples(st.sampled_from("oc"), st.integers(0, 5), st.integers(1, 40)), max_size=40),
+    budget=st.integers(0, 1000),
+)
+def test_the_pool_never_gives_more_than_its_budget(actions: list[tuple[str, int, int]], budget: int) -> None:
+    """Whatever is opened and closed, reserved and free bytes add up, and a refusal is one that arithmetic confirms."""
+    pool = CachePool(budget, bytes_per_token=7, generations_max=4)
+    held: dict[str, int] = {}
+    for action, number, tokens in actions:
+        name = f"g{number}"
+        if action == "c":
+            pool.close(name)
+            held.pop(name, None)
+        elif name in held:
+            with pytest.raises(InvalidInputError):
+                pool.open(name, tokens)
+        elif tokens * 7 > budget - sum(held.values()) or len(held) == 4:
+            with pytest.raises(CapacityError):
+                pool.open(name, tokens)
+        else:
+            held[name] = pool.open(name, tokens).reserved_bytes
+        assert pool.free_bytes == budget - sum(held.values())
+        assert pool.free_bytes >= 0
+        assert len(pool) == len(held)
+
+
+def test_a_full_pool_says_what_is_needed_and_what_is_free() -> None:
+    """The refusal carries needed, free and budget bytes, in its text and for machines, and may be retried."""
+    pool = CachePool(budget_bytes=1000, bytes_per_token=10)
+    pool.open("a", 60)
+    with pytest.raises(
+        CapacityError, match=r"41 tokens need 410 bytes of cache; 400 of 1000 are free"
+    ) as caught:
+        pool.open("b", 41)
+    assert caught.value.reason == "KV_MEMORY_EXHAUSTED"
+    assert caught.value.retryable
+    assert caught.value.metadata == {
+        "needed_bytes": "410",
+        "free_bytes": "400",
+        "budget_bytes": "1000",
+        "open_generations": "1",
+    }
+    pool.open("b", 40)
+
+
+def test_closing_frees_the_memory_once() -> None:
+    """Closing twice, or what was never open, gives nothing back a second time."""
+    pool = CachePool(budget_bytes=100, bytes_per_token=1)
+    cache = pool.open("a", 100)
+    pool.close("a")
+    pool.close("a")
+    pool.close("never")
+    assert pool.free_bytes == 100
+    assert cache.closed
+    with pytest.raises(InvalidInputError) as caught:
+        pool.get("a")
+    assert caught.value.reason == "NOT_FOUND"
+
+
+def test_the_count_of_generations_is_bounded_too() -> None:
+    """Generations that reserve next to nothing still cannot pile up without end."""
+    pool = CachePool(budget_bytes=1 << 30, bytes_per_token=1, generations_max=3)
+    for number in range(3):
+        pool.open(f"g{number}", 1)
+    with pytest.raises(CapacityError, match="3 generations are open"):
+        pool.open("one more", 1)
+
+
+@pytest.mark.parametrize("tokens", [0, -1, 1 << 30])
+def test_a_reservation_out_of_range_is_refused(tokens: int) -> None:
+    """No tokens, or more than any context has."""
+    with pytest.raises(InvalidInputError, match="a generation reserves"):
+        CachePool(1 << 60, 1).open("g", tokens)
+
+
+def test_threads_that_race_for_the_last_bytes_share_them_out_exactly() -> None:
+    """Of 16 threads that ask for a quarter of the memory at once, four get it."""
+    pool = CachePool(budget_bytes=400, bytes_per_token=1)
+    gate = threading.Barrier(16)
+    granted: list[str] = []
+
+    def ask(name: str) -> None:
+        gate.wait()
+        try:
+            pool.open(name, 100)
+        except CapacityError:
+            return
+        granted.append(name)
+
+    threads = [threading.Thread(target=ask, args=(f"g{number}",)) for number in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(granted) == 4
+    assert pool.free_bytes == 0
+
+
+def test_a_cache_cannot_be_rolled_forward() -> None:
+    """Truncating to more tokens than are held is refused."""
+    cache = CachePool(100, 1).open("g", 10)
+    with pytest.raises(InvalidInputError, match="cannot roll back to 1 tokens: 0 are held"):
+        cache.truncate(1)
