@@ -6,7 +6,7 @@ of others, `sealing_keys` wraps transfer keys to them and `signing` signs for th
 
 from orbitmesh.trust.certificates import Peer, Usage, fingerprint, verify_leaf
 from orbitmesh.trust.identity import Identity, IdentitySource, load_identity
-from orbitmesh.trust.names import Role, dns_name, parse_identity_name, parse_spiffe, spiffe_id
+from orbitmesh.trust.names import Role, dns_name, parse_identity_name, parse_spiffe, role_dns_name, spiffe_id
 from orbitmesh.trust.pki import init_mesh, issue
 from orbitmesh.trust.sealing_keys import unwrap_key, wrap_key
 from orbitmesh.trust.signing import sign_bytes, verify_signature
@@ -24,6 +24,7 @@ __all__ = [
     "load_identity",
     "parse_identity_name",
     "parse_spiffe",
+    "role_dns_name",
     "sign_bytes",
     "spiffe_id",
     "unwrap_key",

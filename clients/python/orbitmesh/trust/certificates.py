@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from orbitmesh.errors import IdentityError
-from orbitmesh.trust.names import Role, dns_name, parse_spiffe, spiffe_id
+from orbitmesh.trust.names import Role, dns_name, parse_spiffe, role_dns_name, spiffe_id
 
 CLOCK_SKEW_S = 300
 """How far clocks of two machines of a mesh may differ, in seconds: certificates begin this long before they
@@ -140,7 +140,7 @@ def build_leaf(
     """A certificate by which the mesh vouches that `public_key` is `role/name`'s for `usage`."""
     alternatives: list[x509.GeneralName] = [x509.UniformResourceIdentifier(spiffe_id(role, name))]
     if usage is Usage.TLS:
-        alternatives.append(x509.DNSName(dns_name(role, name)))
+        alternatives += [x509.DNSName(dns_name(role, name)), x509.DNSName(role_dns_name(role))]
     subject = x509.Name(
         [
             x509.NameAttribute(NameOID.ORGANIZATION_NAME, "orbitmesh"),

@@ -213,8 +213,8 @@ def _parse_key(pem: bytes, path: Path, cure: str) -> PrivateKey:
 class IdentitySource:
     """The newest good identity of a directory that is renewed while the process runs.
 
-    `current()` costs one `stat` a file and may be called from any thread. A renewal that is incomplete or
-    wrong is told to `on_refused` and the identity in use stays.
+    `current()` costs one `stat` a file, unless asked for less, and may be called from any thread. A renewal
+    that is incomplete or wrong is told to `on_refused` and the identity in use stays.
     """
 
     def __init__(
@@ -223,6 +223,7 @@ class IdentitySource:
         self._directory = Path(directory).expanduser()
         self._on_refused = on_refused
         self._lock = threading.Lock()
+        self._looked_at = time.monotonic()
         self._stamp = self._read_stamp()
         self._identity = load_identity(self._directory)
 
@@ -231,16 +232,25 @@ class IdentitySource:
         """Where the identity is read from."""
         return self._directory
 
-    def current(self) -> Identity:
-        """The identity to use from now on."""
+    def current(self, max_age_s: float = 0.0) -> Identity:
+        """The identity to use from now on.
+
+        Args:
+            max_age_s: Do not look at the directory again where that was done this recently, in seconds.
+        """
         with self._lock:
+            moment = time.monotonic()
+            if moment - self._looked_at < max_age_s:
+                return self._identity
+            self._looked_at = moment
             seen = self._read_stamp()
             if seen != self._stamp:
                 try:
                     # One reading, without pauses: this runs in the handshake of a connection.
                     self._identity = _load_once(self._directory, None, False)
                     self._stamp = seen
-                except IdentityError as error:
+                except (IdentityError, OSError) as caught:
+                    error = caught if isinstance(caught, IdentityError) else IdentityError(str(caught))
                     if self._on_refused is not None:
                         self._on_refused(error)
             return self._identity

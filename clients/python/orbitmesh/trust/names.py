@@ -86,6 +86,11 @@ def dns_name(role: Role, name: str) -> str:
     return f"{check_name(name)}.{role.value}.{TRUST_DOMAIN}"
 
 
+def role_dns_name(role: Role) -> str:
+    """The DNS name that every TLS certificate of a role carries: for a client that takes any server of it."""
+    return f"{role.value}.{TRUST_DOMAIN}"
+
+
 def parse_spiffe(uri: str) -> tuple[Role, str]:
     """Role and name of a SPIFFE identifier.
 

@@ -1,0 +1,72 @@
+"""The calls that a service answers at this moment, and their orderly end."""
+
+from __future__ import annotations
+
+import asyncio
+
+from orbitmesh.errors import CapacityError, TransportError
+
+CALLS_IN_FLIGHT = 1024
+"""The most calls that one service answers at a time."""
+DRAIN_RETRY_MS = 1_000
+"""When a caller that met a draining service may try again, in milliseconds."""
+
+
+class InFlight:
+    """Counts calls; once draining it lets no new one in."""
+
+    def __init__(self, limit: int = CALLS_IN_FLIGHT) -> None:
+        self._limit = limit
+        self._count = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = asyncio.Event()
+        """Set once the service drains: long streams watch it and come to a good end."""
+
+    @property
+    def count(self) -> int:
+        """How many calls are being answered."""
+        return self._count
+
+    def enter(self) -> None:
+        """Take in one call; `leave` must follow.
+
+        Raises:
+            TransportError: DRAINING: the service stops.
+            CapacityError: As many calls as it may answer are under way.
+        """
+        if self.draining.is_set():
+            raise TransportError(
+                "this service is stopping and takes no new calls; try again, or another instance",
+                reason="DRAINING",
+                metadata={"retry_after_ms": DRAIN_RETRY_MS},
+            )
+        if self._count >= self._limit:
+            raise CapacityError(
+                f"this service answers {self._limit} calls already; try again later",
+                metadata={"calls_in_flight": self._count, "limit": self._limit},
+            )
+        self._count += 1
+        self._idle.clear()
+
+    def leave(self) -> None:
+        """One call that was taken in has ended."""
+        self._count -= 1
+        if self._count == 0:
+            self._idle.set()
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Wait until no call is under way.
+
+        Args:
+            timeout_s: How long at most, in seconds.
+
+        Returns:
+            True where all have ended in time.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

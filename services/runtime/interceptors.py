@@ -1,0 +1,161 @@
+"""The gate that every call goes through: who calls, may it, has it a deadline, is there room; and errors on
+the way out.
+
+One interceptor does it all, so that a call is wrapped once. It works for the four kinds of RPC and for
+handlers that are coroutines or asynchronous generators.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from orbitmesh.errors import InvalidInputError, MeshError
+from orbitmesh.trust.certificates import Peer
+
+from services.runtime.authz import ADMIN_SERVICES, ALLOWED, Table, authorize
+from services.runtime.caller import Call, enter_call
+from services.runtime.drain import InFlight
+from services.runtime.logs import EventLog
+from services.runtime.peers import PeerReader
+from services.runtime.status import as_mesh_error, defect, to_trailer
+
+Context = Any  # grpc.aio.ServicerContext: gRPC ships no types
+Body = Callable[[Any, Context], Awaitable[Any]]
+
+
+class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Lets a call in or refuses it, and turns what its handler raises into a status with details.
+
+    Args:
+        ca_pem: Gives this mesh's CA certificate of the moment.
+        in_flight: Counts the calls.
+        log: Where refusals and defects are told.
+        allowed: Which roles may call which methods.
+    """
+
+    def __init__(
+        self, ca_pem: Callable[[], bytes], in_flight: InFlight, log: EventLog, *, allowed: Table = ALLOWED
+    ) -> None:
+        self._ca_pem = ca_pem
+        self._in_flight = in_flight
+        self._log = log
+        self._allowed = allowed
+        self._peers = PeerReader()
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[Any], Awaitable[Any]],
+        handler_call_details: Any,
+    ) -> Any:
+        """Wrap the handler of one call."""
+        handler: Any = await continuation(handler_call_details)
+        if handler is None:
+            return None
+        method = handler_call_details.method
+        admin = method.removeprefix("/").partition("/")[0] in ADMIN_SERVICES
+        needs_deadline = not (admin or handler.request_streaming or handler.response_streaming)
+        run = _runner(handler)
+
+        async def guarded(request: Any, context: Context) -> Any:
+            caller: Peer | None = None
+            try:
+                caller = self._admit(method, context, needs_deadline)
+                with _counted(None if admin else self._in_flight):
+                    return await run(request, context)
+            except (asyncio.CancelledError, grpc.aio.AbortError):
+                raise
+            # A group of an asyncio.TaskGroup is an Exception where all in it are.
+            except Exception as error:
+                await self._refuse(method, caller, context, error)
+
+        return _with_body(handler, guarded)
+
+    def _admit(self, method: str, context: Context, needs_deadline: bool) -> Peer:
+        caller = self._peers.read(context.auth_context(), self._ca_pem())
+        authorize(caller, method, self._allowed)
+        left_s = context.time_remaining()
+        if left_s is None and needs_deadline:
+            raise InvalidInputError(
+                f"{method} was called without a deadline; set one (a timeout) on every control call",
+                reason="DEADLINE_REQUIRED",
+                metadata={"method": method},
+            )
+        enter_call(Call(caller, method, None if left_s is None else time.monotonic() + left_s))
+        return caller
+
+    async def _refuse(self, method: str, caller: Peer | None, context: Context, error: Exception) -> NoReturn:
+        meant = as_mesh_error(error)
+        who = caller.spiffe if caller else "unknown"
+        if meant is None:
+            reference = secrets.token_hex(8)
+            self._log.error("call_defect", error=error, method=method, caller=who, reference=reference)
+            meant = defect(reference, method)
+        else:
+            self._tell(method, who, meant)
+        code, message, trailer = to_trailer(meant)
+        # What the handler wanted to send home, timings for instance, goes along.
+        trailers = (*(context.trailing_metadata() or ()), trailer)
+        await context.abort(code, message, trailers)
+        raise AssertionError("abort returned")
+
+    def _tell(self, method: str, who: str, error: MeshError) -> None:
+        level = self._log.warning if error.default_reason != "INTERNAL" else self._log.error
+        level("call_failed", method=method, caller=who, reason=error.reason, message=error.message)
+
+
+@contextmanager
+def _counted(in_flight: InFlight | None) -> Iterator[None]:
+    if in_flight is None:
+        yield
+        return
+    in_flight.enter()
+    try:
+        yield
+    finally:
+        in_flight.leave()
+
+
+def _runner(handler: Any) -> Body:
+    """The handler's own function as a coroutine function, whatever its kind and shape."""
+    if handler.request_streaming:
+        inner = handler.stream_stream if handler.response_streaming else handler.stream_unary
+    else:
+        inner = handler.unary_stream if handler.response_streaming else handler.unary_unary
+
+    async def run(request: Any, context: Context) -> Any:
+        result = inner(request, context)
+        if inspect.isasyncgen(result):
+            return await _write_all(result, context)
+        return await result if inspect.isawaitable(result) else result
+
+    return run
+
+
+async def _write_all(messages: AsyncIterator[Any], context: Context) -> None:
+    async with aclosing(messages) as source:  # type: ignore[type-var]
+        async for message in source:
+            await context.write(message)
+
+
+def _with_body(handler: Any, body: Body) -> Any:
+    if handler.request_streaming:
+        make = (
+            grpc.stream_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.stream_unary_rpc_method_handler
+        )
+    else:
+        make = (
+            grpc.unary_stream_rpc_method_handler
+            if handler.response_streaming
+            else grpc.unary_unary_rpc_method_handler
+        )
+    return make(body, handler.request_deserializer, handler.response_serializer)

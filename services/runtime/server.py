@@ -1,0 +1,282 @@
+"""How any service of the mesh starts and stops: one mTLS server with health, reflection and channelz,
+drained on SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+from grpc_channelz.v1 import channelz
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from orbitmesh.errors import IdentityError, TransportError
+from orbitmesh.limits import MESSAGE_BYTES
+from orbitmesh.rpc import KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, METADATA_BYTES, ChannelOption
+from orbitmesh.trust.identity import Identity, IdentitySource
+
+from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, REFLECTION, Table, check_complete
+from services.runtime.drain import CALLS_IN_FLIGHT, InFlight
+from services.runtime.interceptors import Gate
+from services.runtime.logs import EventLog
+
+DRAIN_GRACE_S = 25.0
+"""How long calls under way may go on once the service drains, in seconds; below the 30 s of container
+platforms."""
+CLOSE_GRACE_S = 0.2
+"""How long the server waits for its last replies to leave once nothing is under way, in seconds."""
+STREAMS_PER_CONNECTION = 1024
+"""The most calls at a time on one connection."""
+PING_INTERVAL_MIN_MS = KEEPALIVE_INTERVAL_MS // 2
+"""Peers that probe an idle connection more often than this are cut off, in milliseconds."""
+CA_LOOK_INTERVAL_S = 1.0
+"""How often calls look whether the identity was renewed, in seconds; handshakes always look."""
+
+SERVER_OPTIONS: tuple[ChannelOption, ...] = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_metadata_size", METADATA_BYTES),
+    ("grpc.absolute_max_metadata_size", METADATA_BYTES),
+    ("grpc.max_concurrent_streams", STREAMS_PER_CONNECTION),
+    ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
+    ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", PING_INTERVAL_MIN_MS),
+    # Two processes on one port would share the calls in silence; the second one must fail instead.
+    ("grpc.so_reuseport", 0),
+    ("grpc.enable_channelz", 1),
+)
+
+Adder = Callable[[Any, Any], None]
+DrainHook = Callable[[], Awaitable[None]]
+
+
+class ServiceHost:
+    """One service process's gRPC server.
+
+    Args:
+        identity: The identity directory, or a source over it; renewals are taken without a restart.
+        listen: `host:port`; port 0 takes a free one.
+        log: Where events go; stderr where left out.
+        allowed: Which roles may call which methods.
+        calls_in_flight: The most calls at a time.
+        options: gRPC server options on top of `SERVER_OPTIONS`.
+        interceptors: Interceptors that run inside the gate: they see calls that were let in.
+
+    Raises:
+        IdentityError: The identity cannot be used.
+    """
+
+    def __init__(
+        self,
+        identity: IdentitySource | Path | str,
+        *,
+        listen: str = "127.0.0.1:0",
+        log: EventLog | None = None,
+        allowed: Table = ALLOWED,
+        calls_in_flight: int = CALLS_IN_FLIGHT,
+        options: Sequence[ChannelOption] = (),
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+    ) -> None:
+        self._source = (
+            identity
+            if isinstance(identity, IdentitySource)
+            else IdentitySource(identity, on_refused=self._renewal_refused)
+        )
+        self.log = log or EventLog(self.identity.title)
+        self._listen = listen
+        self._allowed = allowed
+        self._served = self._source.current()
+        self._services: list[str] = []
+        self._hooks: list[DrainHook] = []
+        self._stop = asyncio.Event()
+        self._stopped = False
+        self.in_flight = InFlight(calls_in_flight)
+        self._health = health.aio.HealthServicer()
+        gate = Gate(
+            lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed
+        )
+        self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
+        self.port = 0
+
+    @property
+    def identity(self) -> Identity:
+        """Who this service is, as renewed last."""
+        return self._source.current()
+
+    @property
+    def draining(self) -> asyncio.Event:
+        """Set once the service drains: long streams watch it and come to a good end."""
+        return self.in_flight.draining
+
+    def add(self, service: str, adder: Adder, servicer: object) -> None:
+        """Offer a service.
+
+        Args:
+            service: Its full name, for instance `orbitmesh.v1.SchedulerService`.
+            adder: The generated `add_..._to_server`.
+            servicer: What answers.
+        """
+        adder(servicer, self.server)
+        self._services.append(service)
+
+    def add_stream(self, service: str, method: str, handler: grpc.RpcMethodHandler) -> None:
+        """Answer one method by a handler of its own, with its own reading and writing of messages.
+
+        Call it before `add`: the first handler that knows a method answers.
+
+        Args:
+            service: The service's full name.
+            method: The method's name in it.
+            handler: What answers.
+        """
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, {method: handler}),)
+        )
+
+    def on_drain(self, hook: DrainHook) -> None:
+        """Run `hook` when draining begins, before the calls under way are waited for."""
+        self._hooks.append(hook)
+
+    async def start(self) -> int:
+        """Listen.
+
+        Returns:
+            The port.
+
+        Raises:
+            InternalError: A method of an added service has no row in the authorization table.
+            TransportError: The address cannot be listened on.
+        """
+        check_complete([*self._services, HEALTH], self._allowed)
+        self._add_admin()
+        credentials = grpc.dynamic_ssl_server_credentials(
+            _configuration(self._served), self._renewed, require_client_authentication=True
+        )
+        try:
+            self.port = self.server.add_secure_port(self._listen, credentials)
+        except RuntimeError as error:
+            raise TransportError(
+                f"cannot listen on {self._listen} ({error}); choose another address or end what holds it",
+                metadata={"listen": self._listen},
+            ) from error
+        for service in self._services:
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await self.server.start()
+        return self.port
+
+    async def set_serving(self, service: str, serving: bool) -> None:
+        """Say by health whether a service can answer; a drained one stays NOT_SERVING."""
+        states = health_pb2.HealthCheckResponse
+        await self._health.set(service, states.SERVING if serving else states.NOT_SERVING)
+
+    def request_stop(self) -> None:
+        """Ask `run_until_stopped` to drain and return. Idempotent."""
+        self._stop.set()
+
+    async def run_until_stopped(self, grace_s: float = DRAIN_GRACE_S) -> None:
+        """Serve until SIGTERM, SIGINT or `request_stop`, then drain; a second signal cuts the draining
+        short."""
+        loop = asyncio.get_running_loop()
+        hurry = asyncio.Event()
+
+        def on_signal() -> None:
+            (hurry if self._stop.is_set() else self._stop).set()
+
+        signals = (signal.SIGTERM, signal.SIGINT)
+        for each in signals:
+            loop.add_signal_handler(each, on_signal)
+        try:
+            await self._stop.wait()
+            async with asyncio.TaskGroup() as group:
+                drained = group.create_task(self.drain(grace_s))
+                hurried = group.create_task(hurry.wait())
+                await asyncio.wait((drained, hurried), return_when=asyncio.FIRST_COMPLETED)
+                if not drained.done():
+                    drained.cancel()
+                hurried.cancel()
+            if not self._stopped:
+                await self._close()
+        finally:
+            for each in signals:
+                loop.remove_signal_handler(each)
+
+    async def drain(self, grace_s: float = DRAIN_GRACE_S) -> None:
+        """Stop in order: say NOT_SERVING, take no new calls, let those under way end, close. Idempotent.
+
+        Args:
+            grace_s: How long the hooks and the calls under way may take together, in seconds.
+        """
+        if self._stopped:
+            return
+        deadline = asyncio.get_running_loop().time() + grace_s
+        self.in_flight.draining.set()
+        await self._health.enter_graceful_shutdown()
+        self.log.info("draining", calls_in_flight=self.in_flight.count, grace_s=grace_s)
+        for hook in self._hooks:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await hook()
+            except Exception as error:
+                self.log.error("drain_hook_failed", error=error)
+        idle = await self.in_flight.wait_idle(max(0.0, deadline - asyncio.get_running_loop().time()))
+        if not idle:
+            self.log.warning("drain_grace_spent", calls_in_flight=self.in_flight.count)
+        await self._close()
+
+    async def _close(self) -> None:
+        self._stopped = True
+        await self.server.stop(CLOSE_GRACE_S if self.in_flight.count == 0 else 0)
+        self.log.info("stopped")
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.drain(CLOSE_GRACE_S if kind is not None else DRAIN_GRACE_S)
+
+    def _add_admin(self) -> None:
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        channelz.add_channelz_servicer(self.server)
+        names = (*self._services, HEALTH, CHANNELZ, *REFLECTION)
+        reflection.enable_server_reflection(names, self.server)
+        # The package offers v1alpha only; v1 has the same messages, and newer tools ask for it first.
+        servicer = reflection.aio.ReflectionServicer(names)
+        handler = grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        self.server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(REFLECTION[0], {"ServerReflectionInfo": handler}),)
+        )
+
+    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What gRPC asks before each handshake: the new certificate, or None where it is still the same."""
+        newest = self._source.current()
+        if newest is self._served:
+            return None
+        self._served = newest
+        self.log.info("identity_renewed", not_after=newest.not_after.isoformat())
+        return _configuration(newest)
+
+    def _renewal_refused(self, error: IdentityError) -> None:
+        self.log.warning("identity_renewal_refused", reason=error.reason, message=error.message)
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration(
+        [(identity.tls_key_pem, identity.tls_cert_pem)], root_certificates=identity.ca_pem
+    )
