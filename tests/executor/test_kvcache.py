@@ -18,10 +18,8 @@ STEPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
 @given(steps=STEPS, window=st.none() | st.integers(2, 12))
 @settings(max_examples=150, deadline=None)
-def test_preallocated_layers_return_what_transformers_layers_return(
-    steps: list[int], window: int | None
-) -> None:
-    """The same keys, values, lengths and mask sizes after any sequence of steps, with and without a window."""
+def test_preallocated_layers_return_what_theirs_return(steps: list[int], window: int | None) -> None:
+    """The same keys, values, lengths and mask sizes after any steps, with and without a window."""
     ours = FullLayer(sum(steps)) if window is None else SlidingLayer(sum(steps), window)
     theirs = DynamicLayer() if window is None else DynamicSlidingWindowLayer(sliding_window=window)
     for count in steps:
@@ -40,7 +38,7 @@ def test_preallocated_layers_return_what_transformers_layers_return(
     budget=st.integers(0, 1000),
 )
 def test_the_pool_never_gives_more_than_its_budget(actions: list[tuple[str, int, int]], budget: int) -> None:
-    """Whatever is opened and closed, reserved and free bytes add up, and a refusal is one that arithmetic confirms."""
+    """Whatever is opened and closed, the bytes add up, and arithmetic confirms every refusal."""
     pool = CachePool(budget, bytes_per_token=7, generations_max=4)
     held: dict[str, int] = {}
     for action, number, tokens in actions:

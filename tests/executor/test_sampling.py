@@ -1,4 +1,4 @@
-"""Drawing tokens: the distribution of transformers' own filter, and numbers that depend on seed and position alone."""
+"""Draws follow transformers' own filters, and depend on seed and position alone."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_draws_follow_the_distribution(temperature: float, top_p: float) -> None
 
 @given(seed=st.integers(0, (1 << 64) - 1), position=st.integers(0, 1 << 40))
 def test_seed_and_position_alone_decide(seed: int, position: int) -> None:
-    """The same seed and position give the same number in [0, 1) and the same token; the next position another."""
+    """The same seed and position give the same number and token; the next position another number."""
     number = uniform(seed, position)
     assert 0 <= number < 1
     assert number == uniform(seed, position)

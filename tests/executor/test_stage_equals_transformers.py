@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +140,8 @@ def _prepare(family: str, directory: Path, overrides: dict[str, Any], dtype: str
 def _aligned(model: Any) -> Any:
     """The same weights in memory that torch allocated itself.
 
-    `from_pretrained` leaves tensors where the file had them, and kernels take another path (other last bits) for
-    unaligned memory.
+    `from_pretrained` leaves tensors where the file had them, and for unaligned memory kernels take another path,
+    which gives other last bits.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -152,7 +153,7 @@ def _cuts(layer_count: int) -> list[list[range]]:
     edges = [[0, layer_count], list(range(layer_count + 1))]
     if layer_count > 2:
         edges += [[0, 1, layer_count], [0, 1, layer_count - 1, layer_count]]
-    return [[range(low, high) for low, high in zip(edge, edge[1:], strict=False)] for edge in edges]
+    return [[range(low, high) for low, high in pairwise(edge)] for edge in edges]
 
 
 def _load(prepared: Prepared, cut: Sequence[range]) -> list[Stage]:
@@ -343,7 +344,7 @@ def test_a_stage_reads_its_own_files_and_no_others(llama: Prepared, tmp_path: Pa
 
 
 def test_middle_chunks_of_a_prompt_spare_the_head(llama: Prepared) -> None:
-    """Where the logits are not needed the last stage returns none, and the next step is not changed by that."""
+    """Where the logits are not needed the last stage returns none; the next step is not changed by it."""
     (stage,) = _load(llama, [range(5)])
     cache, other = _caches([stage, stage], 20)
     assert stage.forward(_prompt(9), cache, 0, need_logits=False).shape == (0,)
@@ -363,7 +364,7 @@ def test_middle_chunks_of_a_prompt_spare_the_head(llama: Prepared) -> None:
 def test_cache_bytes_per_token_are_those_of_the_architecture(
     family: str, bytes_per_layer: int, tmp_path: Path
 ) -> None:
-    """The measured bytes equal the papers' formulas, and a pool that uses them holds just what it reserved."""
+    """The measured bytes equal the papers' formulas, and a cache holds just what it reserved."""
     prepared = _prepare(family, tmp_path, {})
     stage = Stage.load(prepared.manifest, prepared.pack, range(2))
     assert stage.kv_bytes_per_token() == 2 * bytes_per_layer

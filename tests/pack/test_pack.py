@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def pack(built: Path, tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_pack_holds_every_tensor_of_the_model_once(family: str, tmp_path: Path) -> None:
-    """Read back, the files are the state of transformers' own model: all of it, bit for bit, and a tied head once."""
+    """Read back, the files are the state of transformers' own model, bit for bit; a tied head once."""
     source = make_model(family, tmp_path / "model", seed=2)
     manifest = build_pack(source, tmp_path / "pack")
     found: dict[str, torch.Tensor] = {}
@@ -131,8 +132,8 @@ def test_one_flipped_byte_in_any_file_is_found(pack: Path) -> None:
             path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
             damaged = sha256(path.read_bytes()).hexdigest()[:16]
             for check in (
-                lambda: verify_files(manifest, pack),
-                lambda: read_verified(manifest, pack, file.name),
+                partial(verify_files, manifest, pack),
+                partial(read_verified, manifest, pack, file.name),
             ):
                 with pytest.raises(PackError, match=f"{file.name} is damaged") as caught:
                     check()
@@ -347,7 +348,7 @@ def test_a_source_that_is_nothing_is_an_unknown_model(source: str | Path, tmp_pa
 
 
 def test_a_build_that_is_interrupted_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    """The pack appears whole or not at all, also when the user stops it halfway; then it can be tried again."""
+    """The pack appears whole or not at all, also when stopped halfway; then it can be tried again."""
 
     def stop(name: str, _done: int, _total: int) -> None:
         if name == "layer-01.safetensors":
@@ -378,6 +379,6 @@ def test_a_dtype_that_packs_do_not_hold_is_refused(model: Path, tmp_path: Path) 
 
 def test_reading_packs_needs_no_model_code() -> None:
     """The SDK and the CLI read manifests in the base install: no torch, transformers or numpy is imported."""
-    code = "import sys, orbitmesh.pack; print([m for m in ('torch', 'transformers', 'numpy') if m in sys.modules])"
+    code = "import sys, orbitmesh.pack; print({'torch', 'transformers', 'numpy'} & {*sys.modules})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.strip() == "set()"
