@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -79,7 +79,7 @@ def parse_certificate(pem: bytes, what: str) -> x509.Certificate:
     """
     try:
         return x509.load_pem_x509_certificate(pem)
-    except ValueError as error:
+    except (ValueError, x509.InvalidVersion) as error:
         raise IdentityError(
             f"{what} is no PEM certificate; issue it anew with `orbitmesh pki issue`"
         ) from error
@@ -249,7 +249,7 @@ def stamp(moment: datetime) -> str:
 def _check_issuer(certificate: x509.Certificate, ca: x509.Certificate) -> None:
     try:
         certificate.verify_directly_issued_by(ca)
-    except (ValueError, TypeError, InvalidSignature):
+    except (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm):
         ours, theirs = fingerprint(ca), _issuer_fingerprint(certificate)
         if ours == theirs:
             text = (
