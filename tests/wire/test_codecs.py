@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import math
 import struct
 import subprocess
@@ -491,14 +490,24 @@ def test_a_frame_that_lies_about_its_length_is_refused(context: CodecContext) ->
 
 def test_a_frame_that_asks_for_a_large_window_is_refused(context: CodecContext) -> None:
     """A window beyond the announced length is memory that no honest encoder needs."""
-    parameters = zstandard.ZstdCompressionParameters.from_level(19, window_log=24, write_content_size=True)
-    sink = io.BytesIO()
-    with zstandard.ZstdCompressor(compression_params=parameters).stream_writer(sink, closefd=False) as writer:
-        writer.write(bytes(2048))
-    body = sink.getvalue()
-    assert zstandard.get_frame_parameters(body).window_size > 2048
-    with pytest.raises(IntegrityError):
+    # RFC 8878: magic, descriptor (u16 size, a window byte), window 2^24, size - 256, one last RLE block.
+    header = struct.pack("<IBBH", zstandard.MAGIC_NUMBER, 0x40, (24 - 10) << 3, 2048 - 256)
+    body = header + ((2048 << 3) | 0b011).to_bytes(3, "little") + b"\x00"
+    assert zstandard.ZstdDecompressor().decompress(body) == bytes(2048)
+    with pytest.raises(IntegrityError, match="window"):
         decoded(context, CodecId.ZSTD, b"\x01" + body, DType.UINT8, 2048)
+
+
+@pytest.mark.parametrize(("codec", "dtype"), EVERY, ids=lambda value: value.name)
+def test_a_payload_cut_by_a_byte_or_grown_by_one_is_refused(
+    context: CodecContext, codec: CodecId, dtype: DType
+) -> None:
+    """Also where what is left over stands behind a complete zstd frame."""
+    raw = bytes(1024 * dtype.itemsize)
+    payload = context.encode(codec, raw, dtype)
+    for damaged in (payload[:-1], payload + b"\x00", payload + payload[1:]):
+        with pytest.raises(IntegrityError):
+            decoded(context, codec, damaged, dtype, len(raw))
 
 
 @pytest.mark.parametrize(

@@ -85,7 +85,7 @@ DEFAULT_RATES: Mapping[CodecId, CodecRates] = MappingProxyType(
         CodecId.INT8_BLOCK: _INT8_NARROW,
     }
 )
-"""What is assumed before anything was measured: modest figures for floats, below those in bench/results/codecs.json."""
+"""What is assumed before anything was measured: modest figures for floats, see bench/results/codecs.json."""
 _DEFAULTS_BY_TYPE: Mapping[tuple[CodecId, DType], CodecRates] = MappingProxyType(
     {
         (CodecId.ZSTD, DType.BFLOAT16): _rates(500, 1200, 0.78, 3),
