@@ -158,7 +158,7 @@ class Hello(_message.Message):
     def __init__(self, seal_certificate: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Open(_message.Message):
-    __slots__ = ("session_id", "version", "wrapped_key", "salt", "sender", "receiver", "resume", "next_number")
+    __slots__ = ("session_id", "version", "wrapped_key", "salt", "sender", "receiver", "resume", "next_number", "refused_reason", "refused_for_good")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     WRAPPED_KEY_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,8 @@ class Open(_message.Message):
     RECEIVER_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     NEXT_NUMBER_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_REASON_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FOR_GOOD_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     version: int
     wrapped_key: bytes
@@ -175,7 +177,9 @@ class Open(_message.Message):
     receiver: str
     resume: bool
     next_number: int
-    def __init__(self, session_id: _Optional[bytes] = ..., version: _Optional[int] = ..., wrapped_key: _Optional[bytes] = ..., salt: _Optional[bytes] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., resume: _Optional[bool] = ..., next_number: _Optional[int] = ...) -> None: ...
+    refused_reason: str
+    refused_for_good: bool
+    def __init__(self, session_id: _Optional[bytes] = ..., version: _Optional[int] = ..., wrapped_key: _Optional[bytes] = ..., salt: _Optional[bytes] = ..., sender: _Optional[str] = ..., receiver: _Optional[str] = ..., resume: _Optional[bool] = ..., next_number: _Optional[int] = ..., refused_reason: _Optional[str] = ..., refused_for_good: _Optional[bool] = ...) -> None: ...
 
 class Accept(_message.Message):
     __slots__ = ("next_number", "credit_limit_bytes")
@@ -194,7 +198,7 @@ class Ack(_message.Message):
     def __init__(self, next_number: _Optional[int] = ..., credit_limit_bytes: _Optional[int] = ...) -> None: ...
 
 class Data(_message.Message):
-    __slots__ = ("number", "transfer", "index", "last", "codec", "raw_size_bytes", "info")
+    __slots__ = ("number", "transfer", "index", "last", "codec", "raw_size_bytes", "info", "total_size_bytes", "abandoned", "ends_session")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     TRANSFER_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -202,6 +206,9 @@ class Data(_message.Message):
     CODEC_FIELD_NUMBER: _ClassVar[int]
     RAW_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     INFO_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ABANDONED_FIELD_NUMBER: _ClassVar[int]
+    ENDS_SESSION_FIELD_NUMBER: _ClassVar[int]
     number: int
     transfer: int
     index: int
@@ -209,7 +216,10 @@ class Data(_message.Message):
     codec: Codec
     raw_size_bytes: int
     info: TransferInfo
-    def __init__(self, number: _Optional[int] = ..., transfer: _Optional[int] = ..., index: _Optional[int] = ..., last: _Optional[bool] = ..., codec: _Optional[_Union[Codec, str]] = ..., raw_size_bytes: _Optional[int] = ..., info: _Optional[_Union[TransferInfo, _Mapping]] = ...) -> None: ...
+    total_size_bytes: int
+    abandoned: bool
+    ends_session: bool
+    def __init__(self, number: _Optional[int] = ..., transfer: _Optional[int] = ..., index: _Optional[int] = ..., last: _Optional[bool] = ..., codec: _Optional[_Union[Codec, str]] = ..., raw_size_bytes: _Optional[int] = ..., info: _Optional[_Union[TransferInfo, _Mapping]] = ..., total_size_bytes: _Optional[int] = ..., abandoned: _Optional[bool] = ..., ends_session: _Optional[bool] = ...) -> None: ...
 
 class FrameHeader(_message.Message):
     __slots__ = ("data", "ack", "hello", "open", "accept")

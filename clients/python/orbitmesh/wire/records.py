@@ -1,0 +1,116 @@
+"""What users of a session see: its peer, its reports and counters; and the connection that it needs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from orbitmesh.errors import MeshError, TransportError
+from orbitmesh.v1 import wire_pb2
+
+
+class Wire(Protocol):
+    """One connection that carries a session's messages."""
+
+    awaits_end: bool
+    """Whether the other end answers `finish` with the end of its stream."""
+
+    async def read(self) -> bytes | None:
+        """The next message, None at the end of the stream; `CutError` where the connection broke."""
+
+    async def write(self, message: bytes) -> None:
+        """Hands a message to the transport; `CutError` where the connection broke."""
+
+    async def finish(self) -> None:
+        """Says that nothing more will be written."""
+
+
+class CutError(Exception):
+    """The connection broke; `error` says how."""
+
+    def __init__(self, error: MeshError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+class RefusedError(Exception):
+    """This end refuses a frame and asks for it again, or gives the session up where `for_good`."""
+
+    def __init__(self, error: MeshError, for_good: bool) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.for_good = for_good
+
+
+class SessionEndError(TransportError):
+    """The other end closed the session in order and everything that it sent was received."""
+
+
+@dataclass(frozen=True)
+class SessionPeer:
+    """Who is at the other end."""
+
+    spiffe: str
+    """`spiffe://orbitmesh/<role>/<name>`, as its certificate proves."""
+    role: str
+    """Its role."""
+    name: str
+    """Its name."""
+
+
+@dataclass
+class SessionStats:
+    """What a session has carried so far, both ways."""
+
+    sent_frames: int = 0
+    """Data frames sealed."""
+    sent_bytes: int = 0
+    """The messages of these, each counted once."""
+    received_frames: int = 0
+    """Data frames opened."""
+    received_bytes: int = 0
+    """The messages of these."""
+    control_bytes: int = 0
+    """Messages of acknowledgements, written by this end."""
+    resent_frames: int = 0
+    """Frames that were written again after a cut."""
+    resent_bytes: int = 0
+    """The messages of these."""
+    resumes: int = 0
+    """How often the session was taken up again."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendReport:
+    """What it took to send a transfer."""
+
+    raw_bytes: int
+    """Before codec and seal."""
+    wire_bytes: int
+    """As messages: headers, bodies, seals and their framing."""
+    frames: int
+    """How many frames it took."""
+    codec_ns: int
+    """Work of encoding, in nanoseconds; in threads, so it may overlap the rest."""
+    seal_ns: int
+    """Work of sealing, in nanoseconds."""
+    credit_ns: int
+    """Waiting for the receiver's credit, in nanoseconds."""
+    total_ns: int
+    """From the call until the last frame was handed to the transport, in nanoseconds."""
+
+
+@dataclass(slots=True)
+class Received:
+    """A transfer that arrived whole."""
+
+    info: wire_pb2.TransferInfo
+    """What it is for."""
+    data: memoryview
+    """Its raw bytes, writable; the receiver owns them."""
+    received_ns: int
+    """When its first frame arrived, on the monotonic clock."""
+    open_ns: int
+    """Work of opening and decoding, in nanoseconds."""
+    wire_bytes: int
+    """The messages that brought it, in bytes."""
