@@ -140,8 +140,8 @@ def _prepare(family: str, directory: Path, overrides: dict[str, Any], dtype: str
 def _aligned(model: Any) -> Any:
     """The same weights in memory that torch allocated itself.
 
-    `from_pretrained` leaves tensors where the file had them, and for unaligned memory kernels take another path,
-    which gives other last bits.
+    `from_pretrained` leaves tensors where the file had them, and for unaligned memory kernels take another
+    path, which gives other last bits.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
