@@ -69,26 +69,25 @@ class _Rotary:
         self._context_tokens = context_tokens
         self._like = like
         self._table: tuple[torch.Tensor, ...] = ()
-        self._end = 0
         self._is_tuple = True
 
     def at(self, position: int, count: int) -> Any:
-        end = position + count
-        if end > self._end:
-            self._grow(end)
-        parts = tuple(part.narrow(1, position, count) for part in self._table)
+        # Read once: another thread may put a shorter table in its place.
+        table = self._table
+        if not table or position + count > table[0].shape[1]:
+            table = self._grow(position + count)
+        parts = tuple(part.narrow(1, position, count) for part in table)
         return parts if self._is_tuple else parts[0]
 
-    def _grow(self, end: int) -> None:
+    def _grow(self, end: int) -> tuple[torch.Tensor, ...]:
         # Never past the context: rotary codes of type `dynamic` change their frequencies there.
         blocks = -(-end // ROTARY_BLOCK_TOKENS)
         end = min(blocks * ROTARY_BLOCK_TOKENS, self._context_tokens)
         positions = torch.arange(end, device=self._like.device).unsqueeze(0)
         values = self._module(self._like, positions)
         self._is_tuple = isinstance(values, tuple)
-        # The table before its length, so that a step on another thread never reads past the old one.
         self._table = values if isinstance(values, tuple) else (values,)
-        self._end = end
+        return self._table
 
 
 class Stage:
@@ -171,7 +170,7 @@ class Stage:
             tensors = _tensors(manifest, directory, HEAD_NAME, device)
             fill(model.norm, HEAD_NAME, {"weight": _one(tensors, "norm.weight", HEAD_NAME)})
             weight = (
-                embedding["embed_tokens.weight"]
+                _one(embedding, "embed_tokens.weight", EMBED_NAME)
                 if manifest.tied
                 else _one(tensors, "lm_head.weight", HEAD_NAME)
             )
@@ -223,14 +222,13 @@ class Stage:
             hidden = self._embed(x.unsqueeze(0)) if self._embed is not None else x.unsqueeze(0)
             try:
                 hidden = self._run(hidden, past, position)
+                out = self._output(hidden, need_logits)
             except BaseException:
                 # Some layers have taken the rows and some have not.
                 cache.truncate(position)
                 raise
             cache.length = position + x.shape[0]
-            if not self.is_last:
-                return hidden[0]
-            return self._logits(hidden) if need_logits else hidden.new_empty(0, dtype=torch.float32)
+            return out
 
     def make_cache(self, capacity_tokens: int) -> Cache:
         """An empty transformers cache for this stage's layers, numbered from 0."""
@@ -258,12 +256,11 @@ class Stage:
                     break
                 marks = [clock()]
                 hidden = self._dummy_input()
-                marks.append(clock())
+                marks.append(self._settled(clock))
                 hidden = self._run(hidden, past, position)
-                marks.append(clock())
-                if self.is_last:
-                    self._logits(hidden)
-                marks.append(clock())
+                marks.append(self._settled(clock))
+                self._output(hidden, need_logits=True)
+                marks.append(self._settled(clock))
                 if position >= MEASURE_WARMUP_STEPS or context <= MEASURE_WARMUP_STEPS:
                     samples.append((marks[1] - marks[0], marks[2] - marks[1], marks[3] - marks[2]))
         embed_s, layers_s, head_s = (statistics.median(column) for column in zip(*samples, strict=True))
@@ -300,11 +297,22 @@ class Stage:
         mask: Any = make(config=self._config, inputs_embeds=hidden, attention_mask=None, past_key_values=past)
         return cast("torch.Tensor | None", mask)
 
+    def _output(self, hidden: torch.Tensor, need_logits: bool) -> torch.Tensor:
+        if not self.is_last:
+            return hidden[0]
+        return self._logits(hidden) if need_logits else hidden.new_empty(0, dtype=torch.float32)
+
     def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._norm is None or self._head is None:
             raise InternalError("a stage without a head was asked for logits")
         logits: torch.Tensor = self._head(self._norm(hidden)[:, -1:, :])
         return logits[0, -1].float()
+
+    def _settled(self, clock: Callable[[], float]) -> float:
+        """The time once the device has done all it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return clock()
 
     def _dummy_input(self) -> torch.Tensor:
         if self._embed is not None:
