@@ -129,7 +129,7 @@ class ServiceHost:
     def add_stream(self, service: str, method: str, handler: grpc.RpcMethodHandler) -> None:
         """Answer one method by a handler of its own, with its own reading and writing of messages.
 
-        Call it before `add`: the first handler that knows a method answers.
+        Call it after `add`: the last handler that was registered for a method answers.
 
         Args:
             service: The service's full name.

@@ -1,0 +1,140 @@
+"""The gateway on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from orbitmesh.trust import IdentitySource
+from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
+from services.runtime.process import ways_table
+from services.runtime.server import ServiceHost
+
+from gateway.generations import Generations
+from gateway.packs import PackShelf
+from gateway.relay import SchedulerRelay
+from gateway.traces import Traces
+from gateway.upstream import Upstream
+
+GATEWAY_SERVICE = "orbitmesh.v1.GatewayService"
+PACK_SERVICE = "orbitmesh.v1.PackService"
+SCHEDULER_SERVICE = "orbitmesh.v1.SchedulerService"
+STATUS_DEADLINE_S = 2.0
+"""How long the scheduler may take to show that it is up."""
+
+
+@dataclass(frozen=True)
+class GatewaySettings:
+    """The configuration of a gateway."""
+
+    identity: Path
+    """Directory of its identity (`orbitmesh pki issue --role gateway`)."""
+    listen: str
+    """host:port to listen on; port 0 takes a free one."""
+    state: Path
+    """Directory of its packs."""
+    scheduler: str
+    """host:port of the scheduler."""
+    scheduler_name: str = "scheduler"
+    """Its name in its certificate."""
+    advertise: str = ""
+    """host:port where executors fetch packs from; empty means the address it listens on."""
+    peers: tuple[str, ...] = ()
+    """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
+
+
+class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
+    """Answers `GatewayService`."""
+
+    def __init__(self, generations: Generations, traces: Traces, shelf: PackShelf, upstream: Upstream, name: str) -> None:
+        self._generations = generations
+        self._traces = traces
+        self._shelf = shelf
+        self._upstream = upstream
+        self._name = name
+        self.address = ""
+
+    async def Generate(self, request: gateway_pb2.GenerateRequest, context: Any) -> None:  # noqa: N802
+        """Answers a prompt."""
+        await self._generations.answer(request, context.write)
+
+    async def Explain(  # noqa: N802
+        self, request: gateway_pb2.ExplainRequest, context: Any
+    ) -> gateway_pb2.ExplainResponse:
+        """Breaks a generation down."""
+        return gateway_pb2.ExplainResponse(breakdown=self._traces.explain(request.trace_id))
+
+    async def GetStatus(  # noqa: N802
+        self, request: gateway_pb2.GetStatusRequest, context: Any
+    ) -> gateway_pb2.GetStatusResponse:
+        """Tells what the gateway is doing."""
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(self._upstream.scheduler_channel())
+        try:
+            await stub.ListNodes(scheduler_pb2.ListNodesRequest(), timeout=STATUS_DEADLINE_S)
+            scheduler_up = True
+        except grpc.RpcError:
+            scheduler_up = False
+        return gateway_pb2.GetStatusResponse(
+            generations=self._generations.running,
+            packs=len(await asyncio.to_thread(self._shelf.packs)),
+            version=version("orbitmesh"),
+            name=self._name,
+            address=self.address,
+            scheduler_up=scheduler_up,
+        )
+
+
+class PackServicer(gateway_pb2_grpc.PackServiceServicer):
+    """Answers `PackService`; its stream has a handler of its own."""
+
+    def __init__(self, shelf: PackShelf) -> None:
+        self._shelf = shelf
+
+    async def CreatePack(  # noqa: N802
+        self, request: gateway_pb2.CreatePackRequest, context: Any
+    ) -> gateway_pb2.CreatePackResponse:
+        """Registers a pack."""
+        return await asyncio.to_thread(self._shelf.create, request)
+
+    async def ListPacks(  # noqa: N802
+        self, request: gateway_pb2.ListPacksRequest, context: Any
+    ) -> gateway_pb2.ListPacksResponse:
+        """Lists the packs."""
+        return gateway_pb2.ListPacksResponse(packs=await asyncio.to_thread(self._shelf.packs))
+
+
+async def run(settings: GatewaySettings) -> None:
+    """Runs a gateway until it is asked to stop."""
+    identities = IdentitySource(settings.identity)
+    host = ServiceHost(identities, listen=settings.listen)
+    upstream = Upstream(
+        identities, settings.scheduler, settings.scheduler_name, ways_table(settings.peers), host.log
+    )
+    shelf = PackShelf(settings.state / "packs", identities, host.log)
+    acceptor = SessionAcceptor(identities, shelf.serve)
+    traces = Traces()
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            generations = Generations(upstream, shelf, traces, tasks)
+            servicer = GatewayServicer(generations, traces, shelf, upstream, identities.current().name)
+            host.add(GATEWAY_SERVICE, gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)
+            host.add(PACK_SERVICE, gateway_pb2_grpc.add_PackServiceServicer_to_server, PackServicer(shelf))
+            host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
+            host.add(
+                SCHEDULER_SERVICE,
+                scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
+                SchedulerRelay(upstream),
+            )
+            port = await host.start()
+            servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"
+            host.log.info("listening", address=servicer.address)
+            await host.run_until_stopped()
+    finally:
+        await acceptor.close()
+        await upstream.close()

@@ -1,0 +1,52 @@
+"""The breakdowns that a gateway remembers, and the spans that it makes from them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.limits import TRACES_KEPT
+from orbitmesh.v1 import gateway_pb2
+
+from gateway.breakdown import GenerationRecord, breakdown
+
+Export = Callable[[GenerationRecord, gateway_pb2.Breakdown], None]
+
+
+class Traces:
+    """Records of generations, the last `TRACES_KEPT`; a breakdown is made when somebody asks.
+
+    Args:
+        export: Also told of every generation that ended; None where nobody collects spans.
+    """
+
+    def __init__(self, export: Export | None = None) -> None:
+        self._records: OrderedDict[str, GenerationRecord] = OrderedDict()
+        self._export = export
+
+    def add(self, record: GenerationRecord) -> None:
+        """Remembers a generation that ended, well or not."""
+        self._records[record.trace_id] = record
+        while len(self._records) > TRACES_KEPT:
+            self._records.popitem(last=False)
+        if self._export is not None:
+            self._export(record, breakdown(record))
+
+    def explain(self, trace_id: str) -> gateway_pb2.Breakdown:
+        """The breakdown of a generation; of the last one where the id is empty.
+
+        Raises:
+            InvalidInputError: Where it is not remembered.
+        """
+        if not trace_id and self._records:
+            trace_id = next(reversed(self._records))
+        record = self._records.get(trace_id)
+        if record is None:
+            raise InvalidInputError(
+                f"trace {trace_id!r} is not remembered here: the last {TRACES_KEPT} generations of this gateway are"
+                if trace_id
+                else "this gateway has not finished a generation yet",
+                reason="NOT_FOUND",
+            )
+        return breakdown(record)

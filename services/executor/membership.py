@@ -1,0 +1,125 @@
+"""How a node belongs to the mesh: it reports its measures to the scheduler and keeps its lease, and measures its links."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import grpc
+
+from orbitmesh.errors import MeshError
+from orbitmesh.limits import HEARTBEAT_INTERVAL_S
+from orbitmesh.rpc import keep_status, map_rpc_error
+from orbitmesh.trust import Role
+from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from services.executor.links import RATE_PROBE_BYTES, RTT_PROBES
+from services.executor.measures import load_per_core
+from services.executor.node import ExecutorNode
+
+PROBE_INTERVAL_S = 15.0
+"""How often a link that was measured is measured again."""
+PROBE_DEADLINE_S = 10.0
+"""How long one probe may take before the link counts as down."""
+RECONNECT_MAX_S = 5.0
+"""The longest pause before the scheduler is called again."""
+
+
+class Membership:
+    """Keeps one node in the mesh for as long as `run` runs."""
+
+    def __init__(self, node: ExecutorNode, address: str) -> None:
+        self._node = node
+        self._address = address
+        self._peers: dict[str, executor_pb2.PeerAddress] = {}
+        self._sequence = 0
+        self._interval_s = HEARTBEAT_INTERVAL_S
+        self._beat = asyncio.Event()
+        self.draining = False
+
+    async def run(self) -> None:
+        """Speaks to the scheduler, again and again, and measures links beside it."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._keep_lease())
+            tasks.create_task(self._measure_links())
+
+    async def drain(self) -> None:
+        """Tells the scheduler at once that this node wants no new work."""
+        self.draining = True
+        self._beat.set()
+
+    async def _keep_lease(self) -> None:
+        pause_s = 0.1
+        while True:
+            settings = self._node.settings
+            channel = self._node.channel(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+            try:
+                async for answer in keep_status(stub.Heartbeat(self._heartbeats())):
+                    pause_s = 0.1
+                    self._interval_s = answer.interval.ToNanoseconds() / 1e9 or HEARTBEAT_INTERVAL_S
+                    known = set(self._peers)
+                    self._peers = {peer.name: peer for peer in answer.peers}
+                    if set(self._peers) - known:
+                        self._node.links.wake()
+            except grpc.RpcError as error:
+                self._node.log.warning("scheduler_out_of_reach", detail=map_rpc_error(error, address=settings.scheduler).message)
+            await asyncio.sleep(pause_s)
+            pause_s = min(RECONNECT_MAX_S, pause_s * 2)
+
+    async def _heartbeats(self) -> AsyncIterator[scheduler_pb2.HeartbeatRequest]:
+        while True:
+            self._beat.clear()
+            yield self._measures()
+            try:
+                async with asyncio.timeout(self._interval_s):
+                    await self._beat.wait()
+            except TimeoutError:
+                pass
+
+    def _measures(self) -> scheduler_pb2.HeartbeatRequest:
+        node = self._node
+        self._sequence += 1
+        message = scheduler_pb2.HeartbeatRequest(
+            address=self._address,
+            kind=node.settings.kind,
+            memory_free_bytes=node.free_bytes,
+            load=load_per_core(),
+            sequence=self._sequence,
+            draining=self.draining,
+        )
+        node.machine.fill(message)
+        message.stages.extend(node.stage_message(deployment) for deployment in node.runners)
+        message.links.extend(node.links.messages(set(self._peers)))
+        return message
+
+    async def _measure_links(self) -> None:
+        while True:
+            for peer in self._node.links.due(list(self._peers), time.monotonic(), PROBE_INTERVAL_S):
+                address = self._peers.get(peer)
+                if address is not None:
+                    await self._measure(address)
+            await self._node.links.wait(timeout_s=1.0)
+
+    async def _measure(self, peer: executor_pb2.PeerAddress) -> None:
+        """Some small probes for the round trip, then one large one whose extra time gives the rate."""
+        stub = executor_pb2_grpc.ExecutorServiceStub(self._node.channel(Role.EXECUTOR, peer.name, peer.address))
+        payload = bytes(RATE_PROBE_BYTES)
+        try:
+            await stub.Probe(executor_pb2.ProbeRequest(), timeout=PROBE_DEADLINE_S)  # pays for the handshake
+            round_trips = [await self._timed(stub, b"") for _ in range(RTT_PROBES)]
+            await self._timed(stub, payload)  # opens the congestion window
+            long = min(await self._timed(stub, payload), await self._timed(stub, payload))
+        except (grpc.RpcError, MeshError) as error:
+            detail = map_rpc_error(error).message if isinstance(error, grpc.RpcError) else error.message
+            if self._node.links.failed(peer.name):
+                self._node.log.warning("link_down", peer=peer.name, detail=detail)
+        else:
+            self._node.links.measured(peer.name, round_trips, long)
+            self._beat.set()
+
+    @staticmethod
+    async def _timed(stub: executor_pb2_grpc.ExecutorServiceStub, payload: bytes) -> float:
+        began = time.perf_counter()
+        await stub.Probe(executor_pb2.ProbeRequest(payload=payload), timeout=PROBE_DEADLINE_S)
+        return time.perf_counter() - began

@@ -1,0 +1,79 @@
+"""What leaves a node for one peer: transfers in order, over one session, bounded in bytes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orbitmesh.errors import InternalError, MeshError
+from orbitmesh.v1 import wire_pb2
+from orbitmesh.wire.records import SendReport
+from orbitmesh.wire.session import Session
+
+
+@dataclass(slots=True)
+class Parcel:
+    """One transfer that waits to leave."""
+
+    info: wire_pb2.TransferInfo
+    """What it is for."""
+    data: Any
+    """Its raw bytes."""
+    codec: int
+    """How they are encoded."""
+    sent: Callable[[SendReport], None] | None
+    """Called when it was handed to the transport."""
+    failed: Callable[[MeshError], None] | None
+    """Called when it cannot be sent."""
+
+
+class Outbound:
+    """Sends parcels to one peer in the order they were put.
+
+    A parcel that cannot be sent is reported to its owner and dropped; the next one asks for a session anew.
+    """
+
+    def __init__(self, name: str, session: Callable[[], Awaitable[Session]]) -> None:
+        self.name = name
+        self._session = session
+        self._parcels: deque[Parcel] = deque()
+        self._wake = asyncio.Event()
+        self._task = asyncio.create_task(self._run(), name=f"outbound to {name}")
+
+    def put(self, parcel: Parcel) -> None:
+        """Queues a parcel; whoever puts is bounded by the bytes that it may hold (`runner`)."""
+        self._parcels.append(parcel)
+        self._wake.set()
+
+    async def warm(self) -> None:
+        """Opens the session now, so that the first parcel does not pay for the handshake."""
+        await self._session()
+
+    async def close(self) -> None:
+        """Stops sending; what waits is dropped."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self) -> None:
+        while True:
+            while not self._parcels:
+                self._wake.clear()
+                await self._wake.wait()
+            parcel = self._parcels.popleft()
+            try:
+                session = await self._session()
+                report = await session.send(parcel.info, parcel.data, codec=parcel.codec)
+            except MeshError as error:
+                self._fail(parcel, error)
+            except Exception as error:
+                self._fail(parcel, InternalError(f"sending to {self.name} failed: {type(error).__name__}: {error}"))
+            else:
+                if parcel.sent is not None:
+                    parcel.sent(report)
+
+    def _fail(self, parcel: Parcel, error: MeshError) -> None:
+        if parcel.failed is not None:
+            parcel.failed(error)

@@ -1,0 +1,101 @@
+"""The executor on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.limits import FRAME_BODY_BYTES
+from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
+from orbitmesh.wire.streams import exchange_handler
+from services.executor.membership import Membership
+from services.executor.node import ExecutorNode
+from services.runtime.caller import current_caller
+from services.runtime.server import ServiceHost
+
+SERVICE = "orbitmesh.v1.ExecutorService"
+
+
+class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
+    """Answers `ExecutorService`; what it means is in `node`."""
+
+    def __init__(self, node: ExecutorNode) -> None:
+        self._node = node
+
+    async def LoadStage(  # noqa: N802
+        self, request: executor_pb2.LoadStageRequest, context: Any
+    ) -> AsyncIterator[executor_pb2.LoadStageResponse]:
+        """Brings a stage up."""
+        async for progress in self._node.load_stage(request):
+            yield progress
+
+    async def UnloadStage(  # noqa: N802
+        self, request: executor_pb2.UnloadStageRequest, context: Any
+    ) -> executor_pb2.UnloadStageResponse:
+        """Lets a stage go."""
+        await self._node.unload_stage(request.deployment)
+        return executor_pb2.UnloadStageResponse()
+
+    async def ListStages(  # noqa: N802
+        self, request: executor_pb2.ListStagesRequest, context: Any
+    ) -> executor_pb2.ListStagesResponse:
+        """Lists the stages."""
+        stages = [self._node.stage_message(name) for name in sorted(self._node.runners)]
+        return executor_pb2.ListStagesResponse(stages=stages)
+
+    async def OpenGeneration(  # noqa: N802
+        self, request: executor_pb2.OpenGenerationRequest, context: Any
+    ) -> executor_pb2.OpenGenerationResponse:
+        """Reserves a generation's cache."""
+        runner = self._node.runner(request.deployment)
+        generation = runner.open(request, current_caller().spiffe)
+        return executor_pb2.OpenGenerationResponse(
+            reserved_bytes=generation.cache.reserved_bytes,
+            free_bytes=runner.pool.free_bytes,
+            clock_ns=time.monotonic_ns(),
+        )
+
+    async def CloseGeneration(  # noqa: N802
+        self, request: executor_pb2.CloseGenerationRequest, context: Any
+    ) -> executor_pb2.CloseGenerationResponse:
+        """Ends a generation."""
+        runner = self._node.runners.get(request.deployment)
+        response = executor_pb2.CloseGenerationResponse() if runner is None else runner.close(request.generation)
+        response.clock_ns = time.monotonic_ns()
+        return response
+
+    async def Probe(self, request: executor_pb2.ProbeRequest, context: Any) -> executor_pb2.ProbeResponse:  # noqa: N802
+        """Echoes."""
+        if request.reply_bytes > FRAME_BODY_BYTES:
+            raise InvalidInputError(f"a probe replies with at most {FRAME_BODY_BYTES} bytes", reason="LIMIT_EXCEEDED")
+        response = executor_pb2.ProbeResponse(payload=bytes(request.reply_bytes), clock_ns=time.monotonic_ns())
+        response.at.GetCurrentTime()
+        return response
+
+
+async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
+    """Runs an executor until it is asked to stop.
+
+    Args:
+        host: The server, not yet started.
+        node: The executor.
+        advertise: host:port where others reach it; empty means the address it listens on.
+    """
+    host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node))
+    host.add_stream(SERVICE, "Exchange", exchange_handler(node.acceptor))
+    port = await host.start()
+    address = advertise or f"127.0.0.1:{port}"
+    membership = Membership(node, address)
+    host.on_drain(membership.drain)
+    host.log.info("listening", address=address)
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            beside = [tasks.create_task(membership.run()), tasks.create_task(node.sweep())]
+            await host.run_until_stopped()
+            for task in beside:
+                task.cancel()
+    finally:
+        await node.close()

@@ -1,0 +1,208 @@
+"""Starts, watches and ends a local mesh."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from orbitmesh.errors import InvalidInputError, TransportError
+from orbitmesh.rpc import open_channel
+from orbitmesh.trust import Role, init_mesh, issue, load_identity
+from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
+from services.links import LinksProcess, RelaySpec, Shape
+from services.localmesh.children import Child
+from services.localmesh.topology import GROUND, MeshSpec, role, ways
+
+READY_WAIT_S = 60.0
+"""How long the nodes may take to join and to measure their links."""
+POLL_S = 0.05
+"""How often the scheduler is asked whether all have."""
+IDENTITY_LIFE = timedelta(days=7)
+"""How long the identities of a local mesh are good for."""
+NOWHERE = "127.0.0.1:9"
+"""Where a relay leads until its target listens."""
+
+Tell = Callable[[dict[str, Any]], None]
+
+
+class LocalMesh:
+    """A mesh on this machine.
+
+    Args:
+        spec: What to start.
+        tell: Called with events on the way up.
+    """
+
+    def __init__(self, spec: MeshSpec, tell: Tell) -> None:
+        self.spec = spec
+        self._tell = tell
+        self._temporary = spec.directory is None
+        self.directory = Path(spec.directory or tempfile.mkdtemp(prefix="orbitmesh-"))
+        self._children: dict[str, Child] = {}
+        self._addresses: dict[str, str] = {}
+        self._links: LinksProcess | None = None
+        self._relays: dict[tuple[str, str], str] = {}
+
+    async def start(self) -> dict[str, Any]:
+        """Brings everything up; returns the event `ready`.
+
+        Raises:
+            TransportError: Where a service does not come up; its log is quoted.
+        """
+        await asyncio.to_thread(self._identities)
+        await self._start_links()
+        self._tell({"event": "starting", "what": "scheduler"})
+        await self._start_child("scheduler")
+        self._tell({"event": "starting", "what": "gateway and executors"})
+        names = ["gateway", *self.spec.node_names]
+        async with asyncio.TaskGroup() as tasks:
+            for name in names:
+                tasks.create_task(self._start_child(name))
+        self._tell({"event": "starting", "what": "measuring links"})
+        await self._wait_until_joined()
+        return {
+            "event": "ready",
+            "gateway": self._addresses["gateway"],
+            "identity": str(self._identity("client", "local")),
+            "operator_identity": str(self._identity("operator", "local")),
+            "directory": str(self.directory),
+            "nodes": {
+                name: {"pid": self._children[name].process.pid, "address": self._addresses[name]}
+                for name in self.spec.node_names
+            },
+            "services": {name: self._children[name].process.pid for name in ("scheduler", "gateway")},
+        }
+
+    async def perform(self, request: dict[str, Any]) -> dict[str, Any]:
+        """One operation: kill, restart, cut, restore, stats.
+
+        Raises:
+            InvalidInputError: Where it is none of these or names what is not there.
+        """
+        operation = request.get("op")
+        if operation in ("kill", "restart"):
+            name = str(request.get("node"))
+            if name not in self._children:
+                raise InvalidInputError(f"there is no {name!r}; there are: {', '.join(self._children)}")
+            self._children[name].kill()
+            await self._children[name].stop()
+            if operation == "restart":
+                await self._start_child(name)
+            return {"node": name, "pid": self._children[name].process.pid}
+        if operation in ("cut", "restore", "stats"):
+            if self._links is None:
+                raise InvalidInputError("this mesh was started without links: there is nothing to cut")
+            if operation == "stats":
+                return {"relays": {f"{a}>{b}": await self._links.stats(f"{a}>{b}") for a, b in self._relays}}
+            names = self._named_links(str(request.get("link")))
+            for name in names:
+                await (self._links.cut(name) if operation == "cut" else self._links.restore(name))
+            return {"links": names}
+        raise InvalidInputError(f"unknown operation {operation!r}: kill, restart, cut, restore, stats")
+
+    async def stop(self) -> None:
+        """Ends everything, in the order in which work flows, and removes a temporary directory."""
+        gateway, scheduler = self._children.pop("gateway", None), self._children.pop("scheduler", None)
+        for group in ([gateway], list(self._children.values()), [scheduler]):
+            await asyncio.gather(*(child.stop() for child in group if child is not None))
+        if self._links is not None:
+            await self._links.close()
+        if self._temporary:
+            await asyncio.to_thread(shutil.rmtree, self.directory, ignore_errors=True)
+
+    def _identity(self, name_role: str, name: str) -> Path:
+        return self.directory / "identities" / f"{name_role}-{name}"
+
+    def _identities(self) -> None:
+        ca = self.directory / "ca"
+        if not (ca / "ca.pem").exists():
+            init_mesh(ca, mesh="local")
+        wanted = [(role(name), name) for name in ("scheduler", "gateway", *self.spec.node_names)]
+        for name_role, name in [*wanted, ("client", "local"), ("operator", "local")]:
+            issue(ca, name_role, name, self._identity(name_role, name), IDENTITY_LIFE)
+        (self.directory / "logs").mkdir(exist_ok=True)
+
+    async def _start_links(self) -> None:
+        link, pairs = self.spec.link, ways(self.spec)
+        if link is None or not pairs:
+            return
+        self._tell({"event": "starting", "what": f"{len(pairs)} emulated links"})
+        self._links = await LinksProcess.start()
+        shape = Shape(latency_ms=link.latency_ms, rate_bps=link.rate_mbps * 1e6)
+        for source, target in pairs:
+            spec = RelaySpec(f"{source}>{target}", NOWHERE, forward=shape, reverse=shape)
+            self._relays[source, target] = await self._links.add(spec)
+
+    async def _start_child(self, name: str) -> None:
+        child = await Child.start(
+            name, self._arguments(name), self.directory / "logs" / f"{name}.log", self.spec.torch_threads
+        )
+        self._children[name] = child
+        self._addresses[name] = await child.address()
+        for source, target in self._relays:
+            if target == name and self._links is not None:
+                await self._links.set(f"{source}>{target}", target=self._addresses[name])
+
+    def _arguments(self, name: str) -> list[str]:
+        name_role = role(name)
+        module = "gateway" if name == "gateway" else f"services.{name_role}"
+        arguments = [
+            module,
+            "--identity", str(self._identity(name_role, name)),
+            "--listen", "127.0.0.1:0",
+            "--state", str(self.directory / "state" / name),
+        ]  # fmt: skip
+        for source, target in self._relays:
+            if source == name:
+                arguments += ["--peers", f"{role(target)}/{target}={self._relays[source, target]}"]
+        if name_role in ("executor", "gateway"):
+            arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
+        if name_role == "executor":
+            kind = "ground" if name == GROUND else "satellite"
+            arguments += ["--kind", kind, "--threads", str(self.spec.torch_threads)]
+        return arguments
+
+    async def _wait_until_joined(self) -> None:
+        identity = load_identity(self._identity("client", "local"))
+        async with open_channel(self._addresses["gateway"], identity, Role.GATEWAY, "gateway") as channel:
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+            missing = "nothing answered"
+            try:
+                async with asyncio.timeout(READY_WAIT_S):
+                    while missing:
+                        await asyncio.sleep(POLL_S)
+                        try:
+                            answer = await stub.ListNodes(scheduler_pb2.ListNodesRequest(), timeout=5.0)
+                        except grpc.RpcError:
+                            continue
+                        missing = self._missing(answer)
+            except TimeoutError:
+                raise TransportError(f"the mesh is not complete: {missing}; logs: {self.directory / 'logs'}") from None
+
+    def _missing(self, answer: scheduler_pb2.ListNodesResponse) -> str:
+        up = {node.name: node for node in answer.nodes if node.state == scheduler_pb2.NODE_STATE_UP}
+        for name in self.spec.node_names:
+            if name not in up:
+                return f"{name} has not joined"
+            measured = {link.peer for link in up[name].measures.links if link.up}
+            lacking = set(self.spec.node_names) - measured - {name}
+            if lacking:
+                return f"{name} has not measured its links to {', '.join(sorted(lacking))}"
+        return ""
+
+    def _named_links(self, name: str) -> list[str]:
+        """One way `a>b`, or both ways `a-b` with a comma between the names: `a,b`."""
+        known = {f"{source}>{target}" for source, target in self._relays}
+        first, comma, second = name.partition(",")
+        names = [f"{first}>{second}", f"{second}>{first}"] if comma else [name]
+        wrong = [each for each in names if each not in known]
+        if wrong:
+            raise InvalidInputError(f"there is no link {wrong[0]!r}; links are written sat-1>sat-2, or sat-1,sat-2")
+        return names

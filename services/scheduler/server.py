@@ -1,0 +1,141 @@
+"""The scheduler on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
+from orbitmesh.trust import IdentitySource
+from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
+from services.runtime.caller import current_caller
+from services.runtime.logs import EventLog
+from services.runtime.process import ways_table
+from services.runtime.server import ServiceHost
+from services.scheduler.deployments import Deployments
+from services.scheduler.registry import Registry
+from services.scheduler.store import DeploymentStore
+
+SERVICE = "orbitmesh.v1.SchedulerService"
+
+
+@dataclass(frozen=True)
+class SchedulerSettings:
+    """The configuration of a scheduler."""
+
+    identity: Path
+    """Directory of its identity (`orbitmesh pki issue --role scheduler`)."""
+    listen: str
+    """host:port to listen on; port 0 takes a free one."""
+    state: Path
+    """Directory of its database."""
+    lease_s: float = LEASE_S
+    """For how long a heartbeat makes a node a member, in seconds."""
+    heartbeat_s: float = HEARTBEAT_INTERVAL_S
+    """How often nodes are asked to speak, in seconds."""
+    peers: tuple[str, ...] = ()
+    """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
+
+
+class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
+    """Answers `SchedulerService`; what it means is in `registry` and `deployments`."""
+
+    def __init__(
+        self, registry: Registry, deployments: Deployments, heartbeat_s: float, draining: asyncio.Event, log: EventLog
+    ) -> None:
+        self._registry = registry
+        self._deployments = deployments
+        self._heartbeat_s = heartbeat_s
+        self._draining = draining
+        self._log = log
+
+    async def Heartbeat(  # noqa: N802
+        self, request_iterator: AsyncIterator[scheduler_pb2.HeartbeatRequest], context: Any
+    ) -> AsyncIterator[scheduler_pb2.HeartbeatResponse]:
+        """Keeps one node's lease; a node speaks for itself: its name is the one in its certificate."""
+        name = current_caller().name
+        async for measures in request_iterator:
+            if self._draining.is_set():
+                return
+            now_s = time.monotonic()
+            record = self._registry.heartbeat(name, measures, now_s, time.time_ns())
+            if record.beats == 1:
+                self._log.info("node_joined", node=name, address=measures.address, kind=measures.kind)
+            answer = scheduler_pb2.HeartbeatResponse(peers=self._registry.peers_of(name, now_s))
+            answer.lease.FromNanoseconds(int(self._registry.lease_s * 1e9))
+            answer.interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
+            yield answer
+        self._registry.leave(name)
+        self._log.info("node_left", node=name)
+
+    async def ListNodes(  # noqa: N802
+        self, request: scheduler_pb2.ListNodesRequest, context: Any
+    ) -> scheduler_pb2.ListNodesResponse:
+        """Lists the nodes."""
+        now_s = time.monotonic()
+        return scheduler_pb2.ListNodesResponse(
+            nodes=[self._registry.message(record, now_s) for record in self._registry.all()]
+        )
+
+    async def Plan(self, request: scheduler_pb2.PlanRequest, context: Any) -> scheduler_pb2.PlanResponse:  # noqa: N802
+        """Plans."""
+        found = await asyncio.to_thread(
+            self._deployments.plan,
+            request.manifest,
+            request.objective,
+            request.stages,
+            list(request.nodes),
+            request.kv_tokens,
+        )
+        return scheduler_pb2.PlanResponse(plan=found)
+
+    async def CreateDeployment(  # noqa: N802
+        self, request: scheduler_pb2.CreateDeploymentRequest, context: Any
+    ) -> AsyncIterator[scheduler_pb2.CreateDeploymentResponse]:
+        """Deploys."""
+        async for answer in self._deployments.create(request):
+            yield answer
+
+    async def ListDeployments(  # noqa: N802
+        self, request: scheduler_pb2.ListDeploymentsRequest, context: Any
+    ) -> scheduler_pb2.ListDeploymentsResponse:
+        """Lists the deployments."""
+        messages = [self._deployments.message(name) for name in self._deployments.names()]
+        return scheduler_pb2.ListDeploymentsResponse(deployments=messages)
+
+    async def GetDeployment(  # noqa: N802
+        self, request: scheduler_pb2.GetDeploymentRequest, context: Any
+    ) -> scheduler_pb2.GetDeploymentResponse:
+        """Gets one."""
+        return scheduler_pb2.GetDeploymentResponse(deployment=self._deployments.message(request.name))
+
+    async def DeleteDeployment(  # noqa: N802
+        self, request: scheduler_pb2.DeleteDeploymentRequest, context: Any
+    ) -> scheduler_pb2.DeleteDeploymentResponse:
+        """Takes one down."""
+        await self._deployments.delete(request.name)
+        return scheduler_pb2.DeleteDeploymentResponse()
+
+
+async def run(settings: SchedulerSettings) -> None:
+    """Runs a scheduler until it is asked to stop."""
+    identities = IdentitySource(settings.identity)
+    host = ServiceHost(identities, listen=settings.listen)
+    registry = Registry(settings.lease_s)
+    store = DeploymentStore(settings.state / "scheduler.sqlite")
+    deployments = Deployments(registry, store, identities, ways_table(settings.peers), host.log)
+    servicer = SchedulerServicer(registry, deployments, settings.heartbeat_s, host.draining, host.log)
+    host.add(SERVICE, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer)
+    port = await host.start()
+    host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            repairing = tasks.create_task(deployments.repair())
+            await host.run_until_stopped()
+            repairing.cancel()
+    finally:
+        await deployments.close()
