@@ -21,7 +21,9 @@ from services.scheduler.planner_packing import Packing
 
 BEAM_LABELS = 48
 """Labels kept per stage while a threshold that works is looked for."""
-REACH_BUDGET = 60_000
+WIDE_LABELS = 512
+"""Labels kept per stage once a proof is out of reach."""
+REACH_BUDGET = 40_000
 """Labels that one exact answer for one threshold may keep before it is given up as unknown."""
 
 Bits = npt.NDArray[np.bool_]
@@ -67,6 +69,10 @@ def smallest(costs: Costs, stages: int | None) -> Threshold:
     def works(at: int, width: int | None) -> bool:
         nonlocal unknown
         question = Question(costs, float(values[at]), stages)
+        if width is None and unknown:
+            width = (
+                WIDE_LABELS  # One open threshold already rules the proof out: only look for better, cheaply.
+            )
         known = question.answer(width)
         unknown = unknown or (known is None and width is None)
         if known:
@@ -108,7 +114,7 @@ class _Reach:
     done: Bits
     """[R, J]: whether layers [0, j) can be done."""
 
-    def pick(self, rows: Ints | Bits) -> _Reach:
+    def pick(self, rows: Ints) -> _Reach:
         """Only these labels."""
         return _Reach(self.first[rows], self.mask[rows], self.last[rows], self.done[rows])
 
@@ -157,13 +163,14 @@ class Question:
         labels, levels, dropped, kept = _Reach(first, np.int64(1) << first, first, done), [], False, 0
         for left in range(self.packing.most - 1, 0, -1):
             labels.done[~self.packing.may_finish(labels.mask, left)] = False
-            labels = labels.pick(labels.done.any(axis=1))
+            labels = labels.pick(np.flatnonzero(labels.done.any(axis=1)))
             kept += labels.first.size
             if not labels.first.size:
                 break
             if width is not None and labels.first.size > width:
                 slack = self.packing.slack(labels.mask, labels.furthest(), left)
-                labels, dropped = labels.pick(np.argpartition(-slack, width)[:width]), True
+                kept_rows: Ints = np.argpartition(-slack, width)[:width]
+                labels, dropped = labels.pick(kept_rows), True
             elif width is None and kept > REACH_BUDGET:
                 return None
             levels.append(labels)

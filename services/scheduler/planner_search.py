@@ -87,14 +87,19 @@ class _RangeMin:
     def __call__(self, values: Floats, node: Ints) -> Floats:
         """Minima of `values` [Q, J], row q over the ranges of `node[q]`; `inf` over an empty range."""
         rows, columns = values.shape
-        table = np.full((rows, self.levels, columns), np.inf)
+        table = np.empty((rows, self.levels, columns))
         table[:, 0] = values
         for level in range(1, self.levels):
-            half = 1 << (level - 1)
-            np.minimum(table[:, level - 1, :-half], table[:, level - 1, half:], out=table[:, level, :-half])
+            half, valid = 1 << (level - 1), columns - (1 << level) + 1
+            below = table[:, level - 1]
+            np.minimum(below[:, :valid], below[:, half : half + valid], out=table[:, level, :valid])
         flat = table.reshape(-1)
         offset = (np.arange(rows) * (self.levels * columns))[:, None]
-        found = np.minimum(flat[self.left[node] + offset], flat[self.right[node] + offset])
+        left, right = self.left[node], self.right[node]
+        left += offset
+        right += offset
+        found: Floats = flat.take(left)
+        np.minimum(found, flat.take(right), out=found)
         found[self.empty[node]] = np.inf
         return found
 
@@ -190,11 +195,12 @@ def complete(problem: Problem, firsts: Ints, price: Floats) -> Completion:
 
 def _over_links(cross: Floats, enter: Floats) -> Floats:
     """min over m of cross[n, m] + enter[m]: [N, F, J]."""
-    if enter.shape[1] <= 2:
+    if enter.shape[1] == 1:
         return np.asarray((cross[:, :, None, None] + enter[None]).min(axis=1))
-    out = np.full_like(enter, np.inf)
+    out, work = np.full_like(enter, np.inf), np.empty_like(enter)
     for m in range(cross.shape[0]):
-        np.minimum(out, cross[:, m, None, None] + enter[m][None], out=out)
+        np.add(cross[:, m, None, None], enter[m], out=work)
+        np.minimum(out, work, out=out)
     return out
 
 
