@@ -1,0 +1,95 @@
+"""orbitmesh: run AI models that are split over satellites, edge nodes and the ground.
+
+    from orbitmesh import Link, Mesh
+
+    with Mesh.local(nodes=4, link=Link(latency_ms=20, rate_mbps=100)) as mesh:
+        mesh.deploy("models/pydoc", name="demo", stages=3)
+        for token in mesh.generate("demo", prompt="Space is"):
+            print(token.text, end="")
+
+`Mesh` and `AsyncMesh` are the same client for sync and async code. What they return are frozen values; what
+they raise is a `MeshError`, see `orbitmesh.errors` for the tree.
+"""
+
+from orbitmesh._generation import AsyncGeneration
+from orbitmesh.aio import AsyncMesh
+from orbitmesh.client import Generation, Local, Mesh
+from orbitmesh.errors import (
+    AuthError,
+    CancelledError_,
+    CapacityError,
+    DeadlineError,
+    IdentityError,
+    InfeasiblePlanError,
+    IntegrityError,
+    InternalError,
+    InvalidInputError,
+    MeshError,
+    NodeLostError,
+    PackError,
+    PermissionError_,
+    SealError,
+    TransportError,
+    UnknownModelError,
+)
+from orbitmesh.local import AsyncLocal
+from orbitmesh.results import (
+    CutCosts,
+    Deployment,
+    Link,
+    LinkMeasure,
+    LocalNode,
+    Node,
+    Plan,
+    PlannedCrossing,
+    PlannedStage,
+    Progress,
+    Stage,
+    Status,
+    Token,
+)
+from orbitmesh.trace.breakdown import Breakdown, BreakdownRow, ClockOffset
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AsyncGeneration",
+    "AsyncLocal",
+    "AsyncMesh",
+    "AuthError",
+    "Breakdown",
+    "BreakdownRow",
+    "CancelledError_",
+    "CapacityError",
+    "ClockOffset",
+    "CutCosts",
+    "DeadlineError",
+    "Deployment",
+    "Generation",
+    "IdentityError",
+    "InfeasiblePlanError",
+    "IntegrityError",
+    "InternalError",
+    "InvalidInputError",
+    "Link",
+    "LinkMeasure",
+    "Local",
+    "LocalNode",
+    "Mesh",
+    "MeshError",
+    "Node",
+    "NodeLostError",
+    "PackError",
+    "PermissionError_",
+    "Plan",
+    "PlannedCrossing",
+    "PlannedStage",
+    "Progress",
+    "SealError",
+    "Stage",
+    "Status",
+    "Token",
+    "TransportError",
+    "UnknownModelError",
+    "__version__",
+]

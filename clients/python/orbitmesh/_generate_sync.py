@@ -1,0 +1,217 @@
+"""Writes `client.py`, the sync face, from the async core: `python -m orbitmesh._generate_sync` (`--check`
+only compares).
+
+Signatures, types and docstrings are taken from the source text of the core as they stand there, so they
+cannot drift apart; only the bodies are new: they hand the work to the core on a private loop thread. A public
+`async def` becomes a `def`, properties and plain methods are passed through, private methods stay behind.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TARGET = HERE / "client.py"
+SOURCES = (
+    ("local.py", ("AsyncLocal",)),
+    ("_generation.py", ("AsyncGeneration",)),
+    ("aio.py", ("AsyncMesh",)),
+)
+"""The classes to turn, in the order in which they are needed."""
+COPIED = ("AsyncLocalEntry", "AsyncLocalAccess")
+"""Classes of `aio.py` that need no more than other names."""
+LINE_COLUMNS = 110
+"""The longest line, in columns."""
+
+_WORDS = (
+    (r"\bAsync(Mesh|Generation|LocalEntry|LocalAccess|Local)\b", r"\1"),
+    (r"\bAsyncIterator\b", "Iterator"),
+    (r"\basync (with|for|def)\b", r"\1"),
+    (r"\(await ((?:[^()]|\([^()]*\))*)\)\.", r"\1."),
+    (r"\(await ((?:[^()]|\([^()]*\))*)\)\[", r"\1["),
+    (r"\bawait ", ""),
+    (r"__a(iter|enter|exit)__", r"__\1__"),
+)
+
+_HEAD = '''"""The sync client of a mesh. Made by `python -m orbitmesh._generate_sync`: change `aio.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+from orbitmesh._generation import AsyncGeneration
+from orbitmesh._loop import LoopThread
+from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
+from orbitmesh.limits import CONTROL_DEADLINE_S
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_target
+from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, Plan, Status, Token
+from orbitmesh.trace.breakdown import Breakdown
+'''
+
+_INIT = {
+    "AsyncLocal": """
+    def __init__(self, core: AsyncLocal, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+""",
+    "AsyncGeneration": """
+    def __init__(self, core: AsyncGeneration, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+""",
+    "AsyncMesh": """
+    local = LocalAccess()
+
+    def __init__(
+        self,
+        target: Remote | AsyncLocal,
+        *,
+        timeout: float = CONTROL_DEADLINE_S,
+        open_timeout: float | None = None,
+    ) -> None:
+        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout)
+        self._loop = LoopThread()
+
+    def _local_handle(self) -> Local:
+        return Local(self._core._local_handle(), self._loop)
+""",
+}
+# What is not "hand it to the core and wait".
+_BODIES = {
+    ("AsyncMesh", "connect"): """        core = AsyncMesh.connect(address, identity=identity, timeout=timeout)
+        return cls(core._target, timeout=timeout)
+""",
+    ("AsyncMesh", "generate"): """        core = self._loop.run({call})
+        return Generation(core, self._loop)
+""",
+    ("AsyncMesh", "__aenter__"): """        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+""",
+    ("AsyncMesh", "close"): """        if not self._loop.stopped:
+            self._loop.run(self._core.close())
+            self._loop.stop()
+""",
+    ("AsyncMesh", "__aexit__"): """        self.close()
+""",
+    ("AsyncGeneration", "__aenter__"): """        return self
+""",
+    ("AsyncGeneration", "__aexit__"): """        self.cancel()
+""",
+    ("AsyncGeneration", "__aiter__"): """        index = 0
+        try:
+            while (token := self._loop.run(self._core._token(index))) is not None:
+                yield token
+                index += 1
+        finally:
+            self.cancel()
+""",
+    ("AsyncGeneration", "cancel"): """        # Where the mesh is closed already, the call went with it.
+        if self.finish_reason is None and not self._loop.stopped:
+            self._loop.run(self._core.cancel())
+""",
+    ("AsyncGeneration", "wait"): """        self._loop.run(self._core.wait())
+        return self
+""",
+}
+
+
+def generate() -> str:
+    """The text of `client.py`."""
+    parts = [_HEAD]
+    for file, names in SOURCES:
+        text = (HERE / file).read_text(encoding="utf-8")
+        found = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
+        if file == "aio.py":
+            parts += [_words(_source(text, found[name])) for name in COPIED]
+        parts += [_class(text, found[name]) for name in names]
+    return "\n\n".join(part.strip("\n") + "\n" for part in parts)
+
+
+def _class(text: str, node: ast.ClassDef) -> str:
+    docstring = _source(text, node.body[0])
+    pieces = [_words(f"class {node.name}:\n    {docstring}\n") + _INIT[node.name]]
+    pieces += [
+        _method(text, node.name, method)
+        for method in node.body
+        if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef) and _is_public(method.name)
+    ]
+    return "\n".join(pieces)
+
+
+def _is_public(name: str) -> bool:
+    return not name.startswith("_") or name in ("__aiter__", "__aenter__", "__aexit__")
+
+
+def _method(text: str, owner: str, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    lines = text.splitlines(keepends=True)
+    first = min([method.lineno, *(decorator.lineno for decorator in method.decorator_list)])
+    documented = ast.get_docstring(method) is not None
+    # A signature ends where its body begins; one that is documented keeps its docstring as it stands.
+    head_end = method.body[0].end_lineno if documented else method.body[0].lineno - 1
+    head = _words("".join(lines[first - 1 : head_end]))
+    if head and not head.endswith("\n"):
+        head += "\n"
+    return head + _body(owner, method)
+
+
+def _body(owner: str, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    decorators = {ast.unparse(decorator) for decorator in method.decorator_list}
+    call = f"self._core.{method.name}({', '.join(_passed(method))})"
+    special = _BODIES.get((owner, method.name))
+    if special is not None:
+        return _wrapped(special.replace("{call}", call), call, method)
+    if "property" in decorators:
+        return f"        return self._core.{method.name}\n"
+    if isinstance(method, ast.AsyncFunctionDef):
+        returns = "" if method.returns is None or ast.unparse(method.returns) == "None" else "return "
+        return _wrapped(f"        {returns}self._loop.run({call})\n", call, method)
+    return f"        return {call}\n"
+
+
+def _wrapped(text: str, call: str, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
+    """The body, with the arguments of its call below each other where one line would be too long."""
+    if max(map(len, text.splitlines())) <= LINE_COLUMNS:
+        return text
+    arguments = "".join(f"                {argument},\n" for argument in _passed(method))
+    return text.replace(call, f"\n            self._core.{method.name}(\n{arguments}            )\n        ")
+
+
+def _passed(method: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
+    positional = [argument.arg for argument in method.args.args[1:]]
+    return [*positional, *(f"{argument.arg}={argument.arg}" for argument in method.args.kwonlyargs)]
+
+
+def _source(text: str, node: ast.AST) -> str:
+    return ast.get_source_segment(text, node) or ""
+
+
+def _words(text: str) -> str:
+    for pattern, replacement in _WORDS:
+        text = re.sub(pattern, replacement, text)
+    return text
+
+
+def main(arguments: list[str]) -> int:
+    """Writes `client.py`, or with `--check` says whether it is fresh."""
+    text = generate()
+    if "--check" not in arguments:
+        TARGET.write_text(text, encoding="utf-8")
+        return 0
+    if TARGET.read_text(encoding="utf-8") == text:
+        return 0
+    sys.stderr.write("client.py is not what aio.py makes of it; run `python -m orbitmesh._generate_sync`\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

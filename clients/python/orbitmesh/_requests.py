@@ -1,0 +1,206 @@
+"""From what a user asks for to the messages of the wire, checked before anything is sent. Pure."""
+
+from __future__ import annotations
+
+import math
+import operator
+import re
+from collections.abc import Sequence
+from typing import SupportsIndex
+
+from orbitmesh import _from_proto
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.limits import CONTEXT_TOKENS
+from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2
+
+STAGES_MAX = 4096
+"""The most stages that may be asked for."""
+PROMPT_BYTES = 1 << 21
+"""The longest prompt as text, in bytes of UTF-8."""
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_TRACE = re.compile(r"[0-9a-f]{32}")
+
+
+def generate_request(
+    deployment: str,
+    prompt: str | Sequence[int],
+    *,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    ignore_end: bool,
+    timings: bool,
+) -> gateway_pb2.GenerateRequest:
+    """The request for one answer.
+
+    Raises:
+        InvalidInputError: an argument is out of range; the message names it.
+    """
+    request = gateway_pb2.GenerateRequest(
+        deployment=checked_name(deployment, "the deployment's name"),
+        max_new_tokens=_whole(max_new_tokens, "max_new_tokens", 1, CONTEXT_TOKENS),
+        sampling=executor_pb2.Sampling(
+            temperature=_between(temperature, "temperature", 0.0, 1e3),
+            top_p=_between(top_p, "top_p", 0.0, 1.0),
+            seed=_whole(seed, "seed", 0, (1 << 64) - 1),
+        ),
+        ignore_end=ignore_end,
+        no_timings=not timings,
+    )
+    if isinstance(prompt, str):
+        request.text = _checked_text(prompt)
+    else:
+        request.token_ids.CopyFrom(gateway_pb2.TokenIds(ids=_checked_ids(prompt)))
+    return request
+
+
+def plan_request(
+    manifest: bytes, *, stages: int | None, objective: str, nodes: Sequence[str] | None, kv_tokens: int | None
+) -> scheduler_pb2.PlanRequest:
+    """The request for a plan.
+
+    Raises:
+        InvalidInputError: an argument is out of range; the message names it.
+    """
+    return scheduler_pb2.PlanRequest(
+        manifest=manifest,
+        objective=_from_proto.objective_number(objective),
+        stages=_optional(stages, "stages", STAGES_MAX),
+        nodes=_checked_nodes(nodes),
+        kv_tokens=_optional(kv_tokens, "kv_tokens", 1 << 40),
+    )
+
+
+def deployment_request(
+    name: str,
+    *,
+    stages: int | None,
+    objective: str,
+    codec: str,
+    nodes: Sequence[str] | None,
+    kv_tokens: int | None,
+    request_id: str,
+) -> scheduler_pb2.CreateDeploymentRequest:
+    """The request for a deployment, still without its pack.
+
+    Raises:
+        InvalidInputError: an argument is out of range; the message names it.
+    """
+    return scheduler_pb2.CreateDeploymentRequest(
+        request_id=request_id,
+        name=checked_name(name, "the deployment's name"),
+        objective=_from_proto.objective_number(objective),
+        stages=_optional(stages, "stages", STAGES_MAX),
+        nodes=_checked_nodes(nodes),
+        kv_tokens=_optional(kv_tokens, "kv_tokens", 1 << 40),
+        codec=_from_proto.codec_number(codec),
+    )
+
+
+def checked_name(name: str, what: str) -> str:
+    """The name, where it is one.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"{what} is {name!r:.80}; expected a letter or digit and then up to 62 letters, digits, dots, "
+            "underscores or hyphens"
+        )
+    return name
+
+
+def deployment_name(model: str) -> str:
+    """A deployment's name for a model that was not given one."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model.rpartition("/")[2]).lstrip("._-")[:63] or "model"
+
+
+def checked_trace(trace_id: str | None) -> str:
+    """The trace id, empty for the last one that ended.
+
+    Raises:
+        InvalidInputError: it is not 32 hex digits.
+    """
+    if trace_id is None or trace_id == "":
+        return ""
+    if not isinstance(trace_id, str) or not _TRACE.fullmatch(trace_id.lower()):
+        raise InvalidInputError(f"{trace_id!r:.80} is no trace id; expected 32 hexadecimal digits")
+    return trace_id.lower()
+
+
+def checked_timeout(timeout: float, what: str = "timeout") -> float:
+    """The time, where it is one that ends.
+
+    Raises:
+        InvalidInputError: it is not above 0 and finite.
+    """
+    if not isinstance(timeout, int | float) or not math.isfinite(timeout) or timeout <= 0:
+        raise InvalidInputError(f"{what} is {timeout!r}; expected seconds, above 0 and finite")
+    return float(timeout)
+
+
+def _checked_text(prompt: str) -> str:
+    if not prompt:
+        raise InvalidInputError("the prompt is empty; give some text or token ids", reason="EMPTY_PROMPT")
+    try:
+        size = len(prompt.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError(
+            "the prompt holds half a surrogate pair and is no valid Unicode text"
+        ) from None
+    if size > PROMPT_BYTES:
+        raise InvalidInputError(
+            f"the prompt is {size} bytes; at most {PROMPT_BYTES} are accepted", reason="PROMPT_TOO_LONG"
+        )
+    return prompt
+
+
+def _checked_ids(prompt: Sequence[SupportsIndex]) -> list[int]:
+    try:
+        # `operator.index` takes every kind of whole number, numpy's and torch's too, and refuses 1.5 and "1".
+        ids = [operator.index(token) for token in prompt]
+    except TypeError as error:
+        raise InvalidInputError(f"the prompt is neither text nor a sequence of token ids ({error})") from None
+    if not ids:
+        raise InvalidInputError("the prompt is empty; give some text or token ids", reason="EMPTY_PROMPT")
+    if len(ids) > CONTEXT_TOKENS:
+        raise InvalidInputError(
+            f"the prompt has {len(ids)} tokens; at most {CONTEXT_TOKENS} are served", reason="PROMPT_TOO_LONG"
+        )
+    for token in ids:
+        if not 0 <= token < 1 << 32:
+            raise InvalidInputError(f"{token} is no token id; expected 0 to {(1 << 32) - 1}")
+    return ids
+
+
+def _checked_nodes(nodes: Sequence[str] | None) -> list[str]:
+    if nodes is None:
+        return []
+    if isinstance(nodes, str) or not nodes:
+        raise InvalidInputError(
+            f"nodes is {nodes!r:.80}; expected a list of node names, or None for all that are up"
+        )
+    return [checked_name(node, "a node's name") for node in nodes]
+
+
+def _optional(value: int | None, what: str, most: int) -> int:
+    return 0 if value is None else _whole(value, what, 1, most)
+
+
+def _whole(value: int, what: str, least: int, most: int) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise InvalidInputError(f"{what} is {value!r:.80}; expected a whole number") from None
+    if not least <= number <= most:
+        raise InvalidInputError(f"{what} is {number}; expected {least} to {most}")
+    return number
+
+
+def _between(value: float, what: str, least: float, most: float) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
+        raise InvalidInputError(f"{what} is {value!r:.80}; expected a number from {least:g} to {most:g}")
+    return float(value)

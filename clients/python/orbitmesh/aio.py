@@ -1,0 +1,527 @@
+"""The async client of a mesh: the one core that every face of the SDK stands on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, overload
+
+from orbitmesh import _from_proto, _packs, _requests
+from orbitmesh._generation import AsyncGeneration
+from orbitmesh._loop import ForkGuard
+from orbitmesh._stubs import Stubs
+from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError, TransportError
+from orbitmesh.limits import CONTROL_DEADLINE_S
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_target
+from orbitmesh.results import Deployment, Link, Node, OnProgress, Plan, Progress, Status
+from orbitmesh.rpc import mapped_errors
+from orbitmesh.trace.breakdown import Breakdown
+from orbitmesh.transfer_files import upload
+from orbitmesh.trust import load_identity
+from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2
+
+GENERATE_DEADLINE_S = 600.0
+"""How long a generation may take where the caller names no time, in seconds."""
+DEPLOY_DEADLINE_S = 3600.0
+"""How long packing, sending and loading a model may take together where the caller names no time, in
+seconds."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A mesh that runs elsewhere."""
+
+    address: str
+    """Its gateway, host:port."""
+    identity: Path
+    """The directory of our identity."""
+
+
+class AsyncLocalEntry:
+    """What `AsyncMesh.local` is on the class: a call that makes a mesh of real processes on this machine.
+
+    Example:
+        >>> async with AsyncMesh.local(nodes=4, link=Link(latency_ms=20, rate_mbps=100)) as mesh:
+        ...     print(await mesh.nodes())
+    """
+
+    def __call__(
+        self,
+        nodes: int = 4,
+        link: Link | None = None,
+        *,
+        directory: str | Path | None = None,
+        torch_threads: int = 1,
+        timeout: float = CONTROL_DEADLINE_S,
+        start_timeout: float = START_DEADLINE_S,
+        on_progress: OnProgress | None = None,
+    ) -> AsyncMesh:
+        """A mesh of real processes with real gRPC on this machine; it starts on entering and ends on leaving.
+
+        Args:
+            nodes: How many executors: satellites, and one ground node.
+            link: What an emulator puts between every two of them; None joins them directly.
+            directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
+            torch_threads: Threads that each executor computes with.
+            timeout: How long a control call may take, in seconds.
+            start_timeout: How long the start may take, in seconds.
+            on_progress: Called as its processes start.
+
+        Raises:
+            InvalidInputError: a number is out of range.
+        """
+        target = local_target(nodes, link, directory, torch_threads, on_progress)
+        return AsyncMesh(target, timeout=timeout, open_timeout=start_timeout)
+
+
+class AsyncLocalAccess:
+    """`AsyncMesh.local` makes a local mesh; `mesh.local` is the handle on the processes of one.
+
+    Example:
+        >>> async with AsyncMesh.local(nodes=4) as mesh:
+        ...     await mesh.local.kill("sat-2")
+    """
+
+    @overload
+    def __get__(self, mesh: None, owner: type[AsyncMesh]) -> AsyncLocalEntry: ...
+
+    @overload
+    def __get__(self, mesh: AsyncMesh, owner: type[AsyncMesh]) -> AsyncLocal: ...
+
+    def __get__(self, mesh: AsyncMesh | None, owner: type[AsyncMesh]) -> AsyncLocalEntry | AsyncLocal:
+        return AsyncLocalEntry() if mesh is None else mesh._local_handle()
+
+
+class AsyncMesh:
+    """A connection to a mesh. Use it as a context manager, or call `open` and `close`.
+
+    Example:
+        >>> async with AsyncMesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
+        ...     generation = await mesh.generate("demo", prompt="Space is")
+        ...     async for token in generation:
+        ...         print(token.text, end="")
+    """
+
+    local = AsyncLocalAccess()
+
+    def __init__(
+        self,
+        target: Remote | AsyncLocal,
+        *,
+        timeout: float = CONTROL_DEADLINE_S,
+        open_timeout: float | None = None,
+    ) -> None:
+        self._target = target
+        self._timeout = _requests.checked_timeout(timeout)
+        self._open_timeout = _requests.checked_timeout(open_timeout or timeout)
+        self._guard = ForkGuard()
+        self._opening = asyncio.Lock()
+        self._opened: Stubs | None = None
+        self._closed = False
+
+    @classmethod
+    def connect(cls, address: str, *, identity: str | Path, timeout: float = CONTROL_DEADLINE_S) -> AsyncMesh:
+        """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
+
+        Args:
+            address: The gateway, host:port.
+            identity: The directory of an identity that `orbitmesh pki issue` made.
+            timeout: How long a control call may take, in seconds.
+
+        Raises:
+            InvalidInputError: the address is not host:port, or the timeout not above 0.
+
+        Example:
+            >>> async with AsyncMesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
+            ...     print(await mesh.status())
+        """
+        host, colon, port = address.rpartition(":")
+        if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+            raise InvalidInputError(
+                f"the address is {address!r:.80}; expected host:port, such as gateway.example:7443"
+            )
+        return cls(Remote(address=address, identity=Path(identity).expanduser()), timeout=timeout)
+
+    async def __aenter__(self) -> AsyncMesh:
+        await self.open()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def open(self) -> None:
+        """Connects and makes sure that the gateway answers; starts the processes of a local mesh. Repeating
+        it is harmless.
+
+        Raises:
+            IdentityError: our identity is missing, expired or of another mesh.
+            TransportError: the gateway cannot be reached.
+            DeadlineError: it did not answer in time.
+
+        Example:
+            >>> mesh = AsyncMesh.connect("gateway.example:7443", identity="~/.orbitmesh/me")
+            >>> await mesh.open()
+        """
+        await self._ready()
+
+    async def close(self) -> None:
+        """Ends the connection, and the processes of a local mesh. Repeating it changes nothing.
+
+        Example:
+            >>> await mesh.close()
+        """
+        self._guard.check()
+        self._closed = True
+        async with self._opening:
+            opened, self._opened = self._opened, None
+            try:
+                if opened is not None:
+                    await opened.close()
+            finally:
+                if isinstance(self._target, AsyncLocal):
+                    await self._target._stop()
+
+    async def status(self, *, timeout: float | None = None) -> Status:
+        """What the gateway is doing.
+
+        Example:
+            >>> (await mesh.status()).generations
+            2
+        """
+        stubs = await self._ready()
+        request = gateway_pb2.GetStatusRequest()
+        return _from_proto.status(await self._call(stubs.gateway.GetStatus, request, timeout))
+
+    async def nodes(self, *, timeout: float | None = None) -> list[Node]:
+        """The nodes of the mesh with what they measured, by name.
+
+        Example:
+            >>> [node.name for node in await mesh.nodes()]
+            ['ground-1', 'sat-1', 'sat-2', 'sat-3']
+        """
+        stubs = await self._ready()
+        answer = await self._call(stubs.scheduler.ListNodes, scheduler_pb2.ListNodesRequest(), timeout)
+        return [_from_proto.node(message) for message in answer.nodes]
+
+    async def deployments(self, *, timeout: float | None = None) -> list[Deployment]:
+        """The deployments, by name.
+
+        Example:
+            >>> [(deployment.name, deployment.state) for deployment in await mesh.deployments()]
+            [('demo', 'ready')]
+        """
+        stubs = await self._ready()
+        answer = await self._call(
+            stubs.scheduler.ListDeployments, scheduler_pb2.ListDeploymentsRequest(), timeout
+        )
+        return [_from_proto.deployment(message) for message in answer.deployments]
+
+    async def deployment(self, name: str, *, timeout: float | None = None) -> Deployment:
+        """One deployment.
+
+        Raises:
+            UnknownModelError: there is none of this name.
+
+        Example:
+            >>> (await mesh.deployment("demo")).stages[0].node
+            'sat-1'
+        """
+        stubs = await self._ready()
+        request = scheduler_pb2.GetDeploymentRequest(
+            name=_requests.checked_name(name, "the deployment's name")
+        )
+        answer = await self._call(stubs.scheduler.GetDeployment, request, timeout)
+        return _from_proto.deployment(answer.deployment)
+
+    async def delete(self, name: str, *, timeout: float | None = None) -> None:
+        """Takes a deployment down on every node. Repeating it changes nothing.
+
+        Example:
+            >>> await mesh.delete("demo")
+        """
+        stubs = await self._ready()
+        request = scheduler_pb2.DeleteDeploymentRequest(
+            request_id=str(uuid.uuid4()), name=_requests.checked_name(name, "the deployment's name")
+        )
+        await self._call(stubs.scheduler.DeleteDeployment, request, timeout)
+
+    async def plan(
+        self,
+        source: str | Path,
+        *,
+        stages: int | None = None,
+        objective: str = "latency",
+        nodes: Sequence[str] | None = None,
+        kv_tokens: int | None = None,
+        timeout: float = DEPLOY_DEADLINE_S,
+        on_progress: OnProgress | None = None,
+    ) -> Plan:
+        """How a model would be cut over the nodes, and why; changes nothing in the mesh.
+
+        Args:
+            source: A pack, a model directory or a hub id, as for `deploy`.
+            stages: How many stages; None lets the planner choose.
+            objective: `latency` of one generation or `throughput` of many.
+            nodes: Only these nodes; None means all that are up.
+            kv_tokens: Tokens of cache that each stage must hold; None means the model's context length.
+            timeout: How long packing and planning may take together, in seconds.
+            on_progress: Called while a model directory is packed.
+
+        Raises:
+            InfeasiblePlanError: no placement satisfies this; the message names what binds.
+
+        Example:
+            >>> (await mesh.plan("models/pydoc", stages=3)).reasons[0]
+            'Stage 0 is on sat-1: ...'
+        """
+        request = _requests.plan_request(
+            b"", stages=stages, objective=objective, nodes=nodes, kv_tokens=kv_tokens
+        )
+        async with _bounded(timeout, f"planning {source}"):
+            stubs = await self._ready()
+            pack = await _packs.signed_pack(source, stubs.identity, on_progress or _silent)
+            request.manifest = pack.manifest_bytes
+            answer = await self._call(stubs.scheduler.Plan, request, None)
+        return _from_proto.plan(answer.plan)
+
+    async def deploy(
+        self,
+        source: str | Path,
+        *,
+        name: str | None = None,
+        stages: int | None = None,
+        objective: str = "latency",
+        codec: str = "auto",
+        nodes: Sequence[str] | None = None,
+        kv_tokens: int | None = None,
+        timeout: float = DEPLOY_DEADLINE_S,
+        on_progress: OnProgress | None = None,
+    ) -> Deployment:
+        """Packs a model where needed, sends what the mesh lacks of it, plans, places, loads and verifies it.
+
+        Args:
+            source: A pack (it holds manifest.json), a model directory in Hugging Face layout, or a hub id.
+                The latter two are packed first, into `$XDG_CACHE_HOME/orbitmesh/packs`, which needs
+                `orbitmesh[mesh]`.
+            name: The deployment's name; None takes the model's.
+            stages: How many stages; None lets the planner choose.
+            objective: `latency` of one generation or `throughput` of many.
+            codec: How tensors cross links: `auto` (lossless), `raw`, `zstd`, `exponent-split`, `bf16`,
+                `fp16`, `int8`.
+            nodes: Only these nodes; None means all that are up.
+            kv_tokens: Tokens of cache that each stage must hold, over all generations; None means four
+                contexts.
+            timeout: How long all of it may take, in seconds.
+            on_progress: Called as it goes on.
+
+        Raises:
+            UnknownModelError: there is no such model.
+            InfeasiblePlanError: no placement satisfies this; the message names what binds.
+            PackError: the pack is damaged, or its signer is not trusted by this mesh.
+            CapacityError: a node has no room.
+
+        Example:
+            >>> deployment = await mesh.deploy("models/pydoc", name="demo", stages=3)
+            >>> deployment.stages[0]
+            Stage(node='sat-1', layers=range(0, 2), ...)
+        """
+        request = _requests.deployment_request(
+            name or "model",
+            stages=stages,
+            objective=objective,
+            codec=codec,
+            nodes=nodes,
+            kv_tokens=kv_tokens,
+            request_id=str(uuid.uuid4()),
+        )
+        tell = on_progress or _silent
+        async with _bounded(timeout, f"deploying {source}"):
+            deadline = asyncio.get_running_loop().time() + timeout
+            stubs = await self._ready()
+            pack = await _packs.signed_pack(source, stubs.identity, tell)
+            await upload(stubs, pack, tell)
+            request.name = name or _requests.deployment_name(pack.manifest.name)
+            request.manifest, request.signature = pack.manifest_bytes, pack.signature
+            status = await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None)
+            request.source.CopyFrom(
+                executor_pb2.PeerAddress(role="gateway", name=status.name, address=status.address)
+            )
+            tell(Progress(phase="planning", subject=request.name))
+            left = max(deadline - asyncio.get_running_loop().time(), 0.001)
+            return await self._until_served(stubs, request, left, tell)
+
+    async def generate(
+        self,
+        name: str,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ignore_end: bool = False,
+        timings: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncGeneration:
+        """Answers a prompt; returns once every stage has accepted it. Iterate over the result to get the
+        tokens.
+
+        Args:
+            name: The deployment.
+            prompt: Text, or token ids that are taken as they are.
+            max_new_tokens: How many tokens to produce at the most.
+            temperature: 0 takes the most probable token; otherwise logits are divided by it and a token is
+                drawn.
+            top_p: Draw from the smallest set of most probable tokens with at least this probability.
+            seed: The random number of each position is a function of this seed and the position.
+            ignore_end: True goes on past the model's end token.
+            timings: False leaves out the timings, and with them the breakdown.
+            timeout: How long the whole answer may take, in seconds; None means 600.
+
+        Raises:
+            UnknownModelError: there is no such deployment.
+            InvalidInputError: the prompt is empty or longer than the context, or a number is out of range.
+            CapacityError: the caches are full; `metadata` says what is free.
+
+        Example:
+            >>> generation = await mesh.generate("demo", prompt="Space is", max_new_tokens=64)
+            >>> async for token in generation:
+            ...     print(token.text, end="")
+        """
+        request = _requests.generate_request(
+            name,
+            prompt,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            seed=seed,
+            ignore_end=ignore_end,
+            timings=timings,
+        )
+        bound = _requests.checked_timeout(GENERATE_DEADLINE_S if timeout is None else timeout)
+        stubs = await self._ready()
+        generation = AsyncGeneration(stubs.gateway.Generate(request, timeout=bound))
+        await generation._begin()
+        return generation
+
+    async def explain(self, trace_id: str | None = None, *, timeout: float | None = None) -> Breakdown:
+        """Where the time of a generation went: rows that sum to the total, ready to print.
+
+        Args:
+            trace_id: The generation's `.trace_id`; None means the last one that ended.
+            timeout: How long the call may take, in seconds.
+
+        Raises:
+            InvalidInputError: the gateway does not remember this trace.
+
+        Example:
+            >>> print(await mesh.explain(generation.trace_id))
+        """
+        stubs = await self._ready()
+        request = gateway_pb2.ExplainRequest(trace_id=_requests.checked_trace(trace_id))
+        answer = await self._call(stubs.gateway.Explain, request, timeout)
+        return _from_proto.breakdown(answer.breakdown)
+
+    def _local_handle(self) -> AsyncLocal:
+        if not isinstance(self._target, AsyncLocal):
+            raise InvalidInputError(
+                "this mesh runs elsewhere: only a mesh made with `local(...)` has processes to look at",
+                reason="FAILED_PRECONDITION",
+            )
+        return self._target
+
+    async def _ready(self) -> Stubs:
+        self._guard.check()
+        if self._closed:
+            raise InvalidInputError("this mesh is closed; connect again", reason="FAILED_PRECONDITION")
+        if self._opened is None:
+            async with self._opening:
+                if self._opened is None:
+                    self._opened = await self._open_now()
+        return self._opened
+
+    async def _open_now(self) -> Stubs:
+        target = self._target
+        if isinstance(target, AsyncLocal):
+            await target._start(self._open_timeout)
+            target_address, directory = target.gateway, target.identity
+        else:
+            target_address, directory = target.address, target.identity
+        stubs: Stubs | None = None
+        try:
+            async with _bounded(self._timeout, f"connecting to {target_address}"):
+                identity = await asyncio.to_thread(load_identity, directory)
+                stubs = Stubs.open(target_address, identity)
+                await self._call(
+                    stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None, target_address
+                )
+        except BaseException:
+            if stubs is not None:
+                await stubs.close()
+            if isinstance(target, AsyncLocal):
+                await target._stop()
+            raise
+        return stubs
+
+    async def _call(
+        self,
+        method: Callable[..., Awaitable[T]],
+        request: Any,
+        timeout: float | None,
+        address: str | None = None,
+    ) -> T:
+        bound = self._timeout if timeout is None else _requests.checked_timeout(timeout)
+        with mapped_errors(address=address or (self._opened.address if self._opened else None)):
+            return await method(request, timeout=bound)
+
+    async def _until_served(
+        self, stubs: Stubs, request: scheduler_pb2.CreateDeploymentRequest, timeout: float, tell: OnProgress
+    ) -> Deployment:
+        told: dict[str, Progress] = {}
+        last = scheduler_pb2.Deployment()
+        call = stubs.scheduler.CreateDeployment(request, timeout=timeout)
+        try:
+            with mapped_errors(address=stubs.address):
+                async for message in call:
+                    last = message.deployment
+                    for stage in message.progress:
+                        progress = _from_proto.stage_progress(stage)
+                        if told.get(progress.subject) != progress:
+                            told[progress.subject] = progress
+                            tell(progress)
+        finally:
+            call.cancel()
+        if last.state == scheduler_pb2.DEPLOYMENT_STATE_FAILED:
+            raise InfeasiblePlanError(f"{request.name} could not be brought up: {last.failure}")
+        if last.state != scheduler_pb2.DEPLOYMENT_STATE_READY:
+            raise TransportError(
+                f"the scheduler stopped reporting before {request.name} served; see `deployments`"
+            )
+        return _from_proto.deployment(last)
+
+
+@contextlib.asynccontextmanager
+async def _bounded(timeout: float, what: str) -> AsyncIterator[None]:
+    seconds = _requests.checked_timeout(timeout)
+    try:
+        async with asyncio.timeout(seconds) as bound:
+            yield
+    except TimeoutError:
+        if not bound.expired():
+            raise
+        raise DeadlineError(
+            f"{what} did not end within {seconds:g} s and was stopped; allow more time"
+        ) from None
+
+
+def _silent(_: Progress) -> None:
+    """Where nobody wants to know."""

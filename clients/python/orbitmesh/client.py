@@ -1,0 +1,674 @@
+"""The sync client of a mesh. Made by `python -m orbitmesh._generate_sync`: change `aio.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+from orbitmesh._generation import AsyncGeneration
+from orbitmesh._loop import LoopThread
+from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
+from orbitmesh.limits import CONTROL_DEADLINE_S
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_target
+from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, Plan, Status, Token
+from orbitmesh.trace.breakdown import Breakdown
+
+
+class Local:
+    """The processes under a local mesh: which they are, and how to break them. `Mesh.local` has made it.
+
+    Example:
+        >>> with Mesh.local(nodes=4) as mesh:
+        ...     mesh.local.kill("sat-2")
+    """
+
+    def __init__(self, core: AsyncLocal, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+
+    @property
+    def gateway(self) -> str:
+        """Where the gateway listens, host:port.
+
+        Example:
+            >>> mesh.local.gateway
+            '127.0.0.1:40771'
+        """
+        return self._core.gateway
+
+    @property
+    def identity(self) -> Path:
+        """The directory of the identity that this mesh gave its user.
+
+        Example:
+            >>> mesh.local.identity.name
+            'client-local'
+        """
+        return self._core.identity
+
+    @property
+    def operator_identity(self) -> Path:
+        """The directory of the identity that this mesh gave its operator.
+
+        Example:
+            >>> mesh.local.operator_identity.name
+            'operator-local'
+        """
+        return self._core.operator_identity
+
+    @property
+    def directory(self) -> Path:
+        """Where it keeps its state.
+
+        Example:
+            >>> (mesh.local.directory / "ca").is_dir()
+            True
+        """
+        return self._core.directory
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process, 0 before the mesh has started.
+
+        Example:
+            >>> mesh.local.pid
+            40310
+        """
+        return self._core.pid
+
+    def processes(self) -> dict[str, LocalNode]:
+        """The nodes' processes by name, as they were started.
+
+        Example:
+            >>> sorted(mesh.local.processes())
+            ['ground-1', 'sat-1', 'sat-2', 'sat-3']
+        """
+        return self._core.processes()
+
+    def kill(self, node: str) -> None:
+        """Kills a node's process with SIGKILL, as a failing machine would.
+
+        Raises:
+            InvalidInputError: there is no node of this name.
+
+        Example:
+            >>> mesh.local.kill("sat-2")
+        """
+        self._loop.run(self._core.kill(node))
+
+    def restart(self, node: str) -> None:
+        """Kills a node's process and starts it again: it comes back without what it held in memory.
+
+        Raises:
+            InvalidInputError: there is no node of this name.
+
+        Example:
+            >>> mesh.local.restart("sat-2")
+        """
+        self._loop.run(self._core.restart(node))
+
+    def cut(self, a: str, b: str, *, both_ways: bool = True) -> None:
+        """Cuts the link between two nodes: what is under way is lost and nothing passes until `restore`.
+
+        Args:
+            a: A node.
+            b: Another node.
+            both_ways: False cuts only the direction from `a` to `b`.
+
+        Raises:
+            InvalidInputError: there is no node of one of these names, or the mesh was made without `link`.
+
+        Example:
+            >>> mesh.local.cut("sat-1", "sat-2")
+        """
+        self._loop.run(self._core.cut(a, b, both_ways=both_ways))
+
+    def restore(self, a: str, b: str, *, both_ways: bool = True) -> None:
+        """Brings a link back that was cut.
+
+        Args:
+            a: A node.
+            b: Another node.
+            both_ways: False restores only the direction from `a` to `b`.
+
+        Raises:
+            InvalidInputError: there is no node of one of these names, or the mesh was made without `link`.
+
+        Example:
+            >>> mesh.local.restore("sat-1", "sat-2")
+        """
+        self._loop.run(self._core.restore(a, b, both_ways=both_ways))
+
+    def stats(self) -> Mapping[str, Any]:
+        """What the supervisor and the link emulator have counted.
+
+        Example:
+            >>> sorted(mesh.local.stats())
+            ['ok', 'relays']
+        """
+        return self._loop.run(self._core.stats())
+
+
+class Generation:
+    """An answer on its way. Iterate to get its tokens as they are produced; afterwards it knows its figures.
+
+    Leaving the loop early, an exception in it, `cancel()` and the end of a `with` block stop the work on
+    every node.
+
+    Example:
+        >>> generation = mesh.generate("demo", prompt="Space is", max_new_tokens=64)
+        >>> for token in generation:
+        ...     print(token.text, end="")
+        >>> generation.tokens_per_second
+        14.2
+    """
+
+    def __init__(self, core: AsyncGeneration, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+
+    @property
+    def trace_id(self) -> str:
+        """The trace of this generation, 32 hex digits: what `explain` asks for.
+
+        Example:
+            >>> generation.trace_id
+            '5b8aa5a2d2c872e8321cf37308d69df2'
+        """
+        return self._core.trace_id
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many tokens the prompt has.
+
+        Example:
+            >>> generation.prompt_tokens
+            3
+        """
+        return self._core.prompt_tokens
+
+    @property
+    def tokens(self) -> tuple[Token, ...]:
+        """The tokens that have arrived so far.
+
+        Example:
+            >>> generation.tokens[0]
+            Token(id=262, text=' the', position=3)
+        """
+        return self._core.tokens
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The ids of the tokens that have arrived so far.
+
+        Example:
+            >>> generation.token_ids
+            (262, 17, 904)
+        """
+        return self._core.token_ids
+
+    @property
+    def text(self) -> str:
+        """The text that has arrived so far, without the prompt.
+
+        Example:
+            >>> generation.text
+            ' the place between the stars'
+        """
+        return self._core.text
+
+    @property
+    def finish_reason(self) -> str | None:
+        """Why it ended: `length`, `stop` (the model's end token), `cancelled`, `failed`; None while it goes
+        on.
+
+        Example:
+            >>> generation.finish_reason
+            'length'
+        """
+        return self._core.finish_reason
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Tokens per second after the first, as the gateway measured them; None until it ended well.
+
+        Example:
+            >>> generation.tokens_per_second
+            14.2
+        """
+        return self._core.tokens_per_second
+
+    @property
+    def first_token_s(self) -> float | None:
+        """From the request to the first token, in seconds; None until it ended well.
+
+        Example:
+            >>> generation.first_token_s
+            0.212
+        """
+        return self._core.first_token_s
+
+    @property
+    def total_s(self) -> float | None:
+        """From the request to the last token, in seconds; None until it ended well.
+
+        Example:
+            >>> generation.total_s
+            4.71
+        """
+        return self._core.total_s
+
+    @property
+    def raw_bytes(self) -> int | None:
+        """Bytes of hidden states and tokens that crossed links, before codec and seal; None until it ended
+        well.
+
+        Example:
+            >>> generation.raw_bytes
+            98816
+        """
+        return self._core.raw_bytes
+
+    @property
+    def wire_bytes(self) -> int | None:
+        """The same as messages on the wire: headers, bodies and seals; None until it ended well.
+
+        Example:
+            >>> generation.wire_bytes
+            91204
+        """
+        return self._core.wire_bytes
+
+    def __iter__(self) -> Iterator[Token]:
+        index = 0
+        try:
+            while (token := self._loop.run(self._core._token(index))) is not None:
+                yield token
+                index += 1
+        finally:
+            self.cancel()
+
+    def __enter__(self) -> Generation:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+    def wait(self) -> Generation:
+        """Waits for the end, keeping the tokens, and returns the generation itself.
+
+        Raises:
+            MeshError: as iterating does.
+
+        Example:
+            >>> generation.wait().text
+            ' the place between the stars'
+        """
+        self._loop.run(self._core.wait())
+        return self
+
+    def cancel(self) -> None:
+        """Stops the work on every node and frees its caches; what has arrived stays readable. Repeating it
+        changes nothing.
+
+        Example:
+            >>> generation.cancel()
+            >>> generation.finish_reason
+            'cancelled'
+        """
+        # Where the mesh is closed already, the call went with it.
+        if self.finish_reason is None and not self._loop.stopped:
+            self._loop.run(self._core.cancel())
+
+
+class LocalEntry:
+    """What `Mesh.local` is on the class: a call that makes a mesh of real processes on this machine.
+
+    Example:
+        >>> with Mesh.local(nodes=4, link=Link(latency_ms=20, rate_mbps=100)) as mesh:
+        ...     print(mesh.nodes())
+    """
+
+    def __call__(
+        self,
+        nodes: int = 4,
+        link: Link | None = None,
+        *,
+        directory: str | Path | None = None,
+        torch_threads: int = 1,
+        timeout: float = CONTROL_DEADLINE_S,
+        start_timeout: float = START_DEADLINE_S,
+        on_progress: OnProgress | None = None,
+    ) -> Mesh:
+        """A mesh of real processes with real gRPC on this machine; it starts on entering and ends on leaving.
+
+        Args:
+            nodes: How many executors: satellites, and one ground node.
+            link: What an emulator puts between every two of them; None joins them directly.
+            directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
+            torch_threads: Threads that each executor computes with.
+            timeout: How long a control call may take, in seconds.
+            start_timeout: How long the start may take, in seconds.
+            on_progress: Called as its processes start.
+
+        Raises:
+            InvalidInputError: a number is out of range.
+        """
+        target = local_target(nodes, link, directory, torch_threads, on_progress)
+        return Mesh(target, timeout=timeout, open_timeout=start_timeout)
+
+
+class LocalAccess:
+    """`Mesh.local` makes a local mesh; `mesh.local` is the handle on the processes of one.
+
+    Example:
+        >>> with Mesh.local(nodes=4) as mesh:
+        ...     mesh.local.kill("sat-2")
+    """
+
+    @overload
+    def __get__(self, mesh: None, owner: type[Mesh]) -> LocalEntry: ...
+
+    @overload
+    def __get__(self, mesh: Mesh, owner: type[Mesh]) -> Local: ...
+
+    def __get__(self, mesh: Mesh | None, owner: type[Mesh]) -> LocalEntry | Local:
+        return LocalEntry() if mesh is None else mesh._local_handle()
+
+
+class Mesh:
+    """A connection to a mesh. Use it as a context manager, or call `open` and `close`.
+
+    Example:
+        >>> with Mesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
+        ...     generation = mesh.generate("demo", prompt="Space is")
+        ...     for token in generation:
+        ...         print(token.text, end="")
+    """
+
+    local = LocalAccess()
+
+    def __init__(
+        self,
+        target: Remote | AsyncLocal,
+        *,
+        timeout: float = CONTROL_DEADLINE_S,
+        open_timeout: float | None = None,
+    ) -> None:
+        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout)
+        self._loop = LoopThread()
+
+    def _local_handle(self) -> Local:
+        return Local(self._core._local_handle(), self._loop)
+
+    @classmethod
+    def connect(cls, address: str, *, identity: str | Path, timeout: float = CONTROL_DEADLINE_S) -> Mesh:
+        """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
+
+        Args:
+            address: The gateway, host:port.
+            identity: The directory of an identity that `orbitmesh pki issue` made.
+            timeout: How long a control call may take, in seconds.
+
+        Raises:
+            InvalidInputError: the address is not host:port, or the timeout not above 0.
+
+        Example:
+            >>> with Mesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
+            ...     print(mesh.status())
+        """
+        core = AsyncMesh.connect(address, identity=identity, timeout=timeout)
+        return cls(core._target, timeout=timeout)
+
+    def __enter__(self) -> Mesh:
+        try:
+            self.open()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def open(self) -> None:
+        """Connects and makes sure that the gateway answers; starts the processes of a local mesh. Repeating
+        it is harmless.
+
+        Raises:
+            IdentityError: our identity is missing, expired or of another mesh.
+            TransportError: the gateway cannot be reached.
+            DeadlineError: it did not answer in time.
+
+        Example:
+            >>> mesh = Mesh.connect("gateway.example:7443", identity="~/.orbitmesh/me")
+            >>> mesh.open()
+        """
+        self._loop.run(self._core.open())
+
+    def close(self) -> None:
+        """Ends the connection, and the processes of a local mesh. Repeating it changes nothing.
+
+        Example:
+            >>> mesh.close()
+        """
+        if not self._loop.stopped:
+            self._loop.run(self._core.close())
+            self._loop.stop()
+
+    def status(self, *, timeout: float | None = None) -> Status:
+        """What the gateway is doing.
+
+        Example:
+            >>> mesh.status().generations
+            2
+        """
+        return self._loop.run(self._core.status(timeout=timeout))
+
+    def nodes(self, *, timeout: float | None = None) -> list[Node]:
+        """The nodes of the mesh with what they measured, by name.
+
+        Example:
+            >>> [node.name for node in mesh.nodes()]
+            ['ground-1', 'sat-1', 'sat-2', 'sat-3']
+        """
+        return self._loop.run(self._core.nodes(timeout=timeout))
+
+    def deployments(self, *, timeout: float | None = None) -> list[Deployment]:
+        """The deployments, by name.
+
+        Example:
+            >>> [(deployment.name, deployment.state) for deployment in mesh.deployments()]
+            [('demo', 'ready')]
+        """
+        return self._loop.run(self._core.deployments(timeout=timeout))
+
+    def deployment(self, name: str, *, timeout: float | None = None) -> Deployment:
+        """One deployment.
+
+        Raises:
+            UnknownModelError: there is none of this name.
+
+        Example:
+            >>> mesh.deployment("demo").stages[0].node
+            'sat-1'
+        """
+        return self._loop.run(self._core.deployment(name, timeout=timeout))
+
+    def delete(self, name: str, *, timeout: float | None = None) -> None:
+        """Takes a deployment down on every node. Repeating it changes nothing.
+
+        Example:
+            >>> mesh.delete("demo")
+        """
+        self._loop.run(self._core.delete(name, timeout=timeout))
+
+    def plan(
+        self,
+        source: str | Path,
+        *,
+        stages: int | None = None,
+        objective: str = "latency",
+        nodes: Sequence[str] | None = None,
+        kv_tokens: int | None = None,
+        timeout: float = DEPLOY_DEADLINE_S,
+        on_progress: OnProgress | None = None,
+    ) -> Plan:
+        """How a model would be cut over the nodes, and why; changes nothing in the mesh.
+
+        Args:
+            source: A pack, a model directory or a hub id, as for `deploy`.
+            stages: How many stages; None lets the planner choose.
+            objective: `latency` of one generation or `throughput` of many.
+            nodes: Only these nodes; None means all that are up.
+            kv_tokens: Tokens of cache that each stage must hold; None means the model's context length.
+            timeout: How long packing and planning may take together, in seconds.
+            on_progress: Called while a model directory is packed.
+
+        Raises:
+            InfeasiblePlanError: no placement satisfies this; the message names what binds.
+
+        Example:
+            >>> mesh.plan("models/pydoc", stages=3).reasons[0]
+            'Stage 0 is on sat-1: ...'
+        """
+        return self._loop.run(
+            self._core.plan(
+                source,
+                stages=stages,
+                objective=objective,
+                nodes=nodes,
+                kv_tokens=kv_tokens,
+                timeout=timeout,
+                on_progress=on_progress,
+            )
+        )
+
+    def deploy(
+        self,
+        source: str | Path,
+        *,
+        name: str | None = None,
+        stages: int | None = None,
+        objective: str = "latency",
+        codec: str = "auto",
+        nodes: Sequence[str] | None = None,
+        kv_tokens: int | None = None,
+        timeout: float = DEPLOY_DEADLINE_S,
+        on_progress: OnProgress | None = None,
+    ) -> Deployment:
+        """Packs a model where needed, sends what the mesh lacks of it, plans, places, loads and verifies it.
+
+        Args:
+            source: A pack (it holds manifest.json), a model directory in Hugging Face layout, or a hub id.
+                The latter two are packed first, into `$XDG_CACHE_HOME/orbitmesh/packs`, which needs
+                `orbitmesh[mesh]`.
+            name: The deployment's name; None takes the model's.
+            stages: How many stages; None lets the planner choose.
+            objective: `latency` of one generation or `throughput` of many.
+            codec: How tensors cross links: `auto` (lossless), `raw`, `zstd`, `exponent-split`, `bf16`,
+                `fp16`, `int8`.
+            nodes: Only these nodes; None means all that are up.
+            kv_tokens: Tokens of cache that each stage must hold, over all generations; None means four
+                contexts.
+            timeout: How long all of it may take, in seconds.
+            on_progress: Called as it goes on.
+
+        Raises:
+            UnknownModelError: there is no such model.
+            InfeasiblePlanError: no placement satisfies this; the message names what binds.
+            PackError: the pack is damaged, or its signer is not trusted by this mesh.
+            CapacityError: a node has no room.
+
+        Example:
+            >>> deployment = mesh.deploy("models/pydoc", name="demo", stages=3)
+            >>> deployment.stages[0]
+            Stage(node='sat-1', layers=range(0, 2), ...)
+        """
+        return self._loop.run(
+            self._core.deploy(
+                source,
+                name=name,
+                stages=stages,
+                objective=objective,
+                codec=codec,
+                nodes=nodes,
+                kv_tokens=kv_tokens,
+                timeout=timeout,
+                on_progress=on_progress,
+            )
+        )
+
+    def generate(
+        self,
+        name: str,
+        prompt: str | Sequence[int],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        ignore_end: bool = False,
+        timings: bool = True,
+        timeout: float | None = None,
+    ) -> Generation:
+        """Answers a prompt; returns once every stage has accepted it. Iterate over the result to get the
+        tokens.
+
+        Args:
+            name: The deployment.
+            prompt: Text, or token ids that are taken as they are.
+            max_new_tokens: How many tokens to produce at the most.
+            temperature: 0 takes the most probable token; otherwise logits are divided by it and a token is
+                drawn.
+            top_p: Draw from the smallest set of most probable tokens with at least this probability.
+            seed: The random number of each position is a function of this seed and the position.
+            ignore_end: True goes on past the model's end token.
+            timings: False leaves out the timings, and with them the breakdown.
+            timeout: How long the whole answer may take, in seconds; None means 600.
+
+        Raises:
+            UnknownModelError: there is no such deployment.
+            InvalidInputError: the prompt is empty or longer than the context, or a number is out of range.
+            CapacityError: the caches are full; `metadata` says what is free.
+
+        Example:
+            >>> generation = mesh.generate("demo", prompt="Space is", max_new_tokens=64)
+            >>> for token in generation:
+            ...     print(token.text, end="")
+        """
+        core = self._loop.run(
+            self._core.generate(
+                name,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                ignore_end=ignore_end,
+                timings=timings,
+                timeout=timeout,
+            )
+        )
+        return Generation(core, self._loop)
+
+    def explain(self, trace_id: str | None = None, *, timeout: float | None = None) -> Breakdown:
+        """Where the time of a generation went: rows that sum to the total, ready to print.
+
+        Args:
+            trace_id: The generation's `.trace_id`; None means the last one that ended.
+            timeout: How long the call may take, in seconds.
+
+        Raises:
+            InvalidInputError: the gateway does not remember this trace.
+
+        Example:
+            >>> print(mesh.explain(generation.trace_id))
+        """
+        return self._loop.run(self._core.explain(trace_id, timeout=timeout))

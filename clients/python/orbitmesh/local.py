@@ -1,0 +1,418 @@
+"""A mesh of real processes on this machine, for trying, for tests and for demonstrations."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orbitmesh._loop import ForkGuard
+from orbitmesh.errors import DeadlineError, InvalidInputError, TransportError, error_for
+from orbitmesh.results import Link, LocalNode, OnProgress, Progress
+
+NODES_MAX = 64
+"""The most nodes of a local mesh."""
+START_DEADLINE_S = 120.0
+"""How long a local mesh may take to start where the caller names no time, in seconds."""
+ANSWER_DEADLINE_S = 30.0
+"""How long the supervisor may take to do one thing, in seconds."""
+STOP_WAIT_S = 20.0
+"""How long a local mesh may take to end by itself before it is killed, in seconds."""
+LINE_BYTES = 1 << 20
+"""The longest line that the supervisor may say, in bytes."""
+STDERR_BYTES = 16 * 1024
+"""How much of the supervisor's complaints is kept for an error, in bytes."""
+NEEDED_MODULES = ("services.localmesh", "torch", "transformers")
+"""What a local mesh needs beyond the base install."""
+
+
+@dataclass(frozen=True)
+class LocalSpec:
+    """What a local mesh is to be."""
+
+    nodes: int
+    """How many executors: satellites, and one ground node."""
+    link: Link | None
+    """What the emulator puts between every two of them; None joins them directly."""
+    directory: Path | None
+    """Where it keeps its state; None takes a temporary directory and removes it at the end."""
+    torch_threads: int
+    """Threads that each executor computes with."""
+
+    def to_json(self) -> dict[str, object]:
+        """The spec as the supervisor reads it."""
+        link = (
+            None
+            if self.link is None
+            else {"latency_ms": self.link.latency_ms, "rate_mbps": self.link.rate_mbps}
+        )
+        return {
+            "nodes": self.nodes,
+            "link": link,
+            "directory": None if self.directory is None else str(self.directory),
+            "torch_threads": self.torch_threads,
+        }
+
+
+def local_spec(nodes: int, link: Link | None, directory: str | Path | None, torch_threads: int) -> LocalSpec:
+    """A checked spec.
+
+    Raises:
+        InvalidInputError: a number is out of range.
+    """
+    if not 1 <= nodes <= NODES_MAX:
+        raise InvalidInputError(f"a local mesh of {nodes} nodes cannot be made; expected 1 to {NODES_MAX}")
+    if torch_threads < 1:
+        raise InvalidInputError(f"torch_threads is {torch_threads}; expected at least 1")
+    if link is not None and not (0 <= link.latency_ms < math.inf and 0 < link.rate_mbps < math.inf):
+        raise InvalidInputError(f"{link} cannot be emulated; expected a latency from 0 and a rate above 0")
+    place = None if directory is None else Path(directory).expanduser().absolute()
+    return LocalSpec(nodes=nodes, link=link, directory=place, torch_threads=torch_threads)
+
+
+def local_target(
+    nodes: int,
+    link: Link | None,
+    directory: str | Path | None,
+    torch_threads: int,
+    on_progress: OnProgress | None,
+) -> AsyncLocal:
+    """A local mesh that is yet to start.
+
+    Raises:
+        InvalidInputError: a number is out of range.
+    """
+    return AsyncLocal(local_spec(nodes, link, directory, torch_threads), on_progress)
+
+
+def check_can_run() -> None:
+    """Raises `InvalidInputError`, naming the extra to install, unless a local mesh can run here."""
+    missing = []
+    for name in NEEDED_MODULES:
+        try:
+            found = importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:
+            found = False
+        if not found:
+            missing.append(name)
+    if missing:
+        raise InvalidInputError(
+            f"a local mesh needs {', '.join(missing)}, which the base install leaves out; "
+            "run `pip install 'orbitmesh[mesh]'`",
+            reason="FAILED_PRECONDITION",
+            metadata={"missing": " ".join(missing)},
+        )
+
+
+class AsyncLocal:
+    """The processes under a local mesh: which they are, and how to break them. `AsyncMesh.local` has made it.
+
+    Example:
+        >>> async with AsyncMesh.local(nodes=4) as mesh:
+        ...     await mesh.local.kill("sat-2")
+    """
+
+    def __init__(self, spec: LocalSpec, on_progress: OnProgress | None = None) -> None:
+        self._spec = spec
+        self._on_progress = on_progress
+        self._guard = ForkGuard()
+        self._lock = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._complaints: asyncio.Task[str] | None = None
+        self._ready: Mapping[str, Any] = {}
+
+    @property
+    def gateway(self) -> str:
+        """Where the gateway listens, host:port.
+
+        Example:
+            >>> mesh.local.gateway
+            '127.0.0.1:40771'
+        """
+        return str(self._ready.get("gateway", ""))
+
+    @property
+    def identity(self) -> Path:
+        """The directory of the identity that this mesh gave its user.
+
+        Example:
+            >>> mesh.local.identity.name
+            'client-local'
+        """
+        return Path(str(self._ready.get("identity", "")))
+
+    @property
+    def operator_identity(self) -> Path:
+        """The directory of the identity that this mesh gave its operator.
+
+        Example:
+            >>> mesh.local.operator_identity.name
+            'operator-local'
+        """
+        return Path(str(self._ready.get("operator_identity") or self._ready.get("identity", "")))
+
+    @property
+    def directory(self) -> Path:
+        """Where it keeps its state.
+
+        Example:
+            >>> (mesh.local.directory / "ca").is_dir()
+            True
+        """
+        return Path(str(self._ready.get("directory", "")))
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process, 0 before the mesh has started.
+
+        Example:
+            >>> mesh.local.pid
+            40310
+        """
+        return self._process.pid if self._process is not None else 0
+
+    def processes(self) -> dict[str, LocalNode]:
+        """The nodes' processes by name, as they were started.
+
+        Example:
+            >>> sorted(mesh.local.processes())
+            ['ground-1', 'sat-1', 'sat-2', 'sat-3']
+        """
+        return {
+            name: LocalNode(
+                name=name, pid=int(facts["pid"]), address=str(facts["address"]), facts=dict(facts)
+            )
+            for name, facts in self._ready.get("nodes", {}).items()
+        }
+
+    async def kill(self, node: str) -> None:
+        """Kills a node's process with SIGKILL, as a failing machine would.
+
+        Raises:
+            InvalidInputError: there is no node of this name.
+
+        Example:
+            >>> await mesh.local.kill("sat-2")
+        """
+        self._check_node(node)
+        await self._ask({"op": "kill", "node": node})
+
+    async def restart(self, node: str) -> None:
+        """Kills a node's process and starts it again: it comes back without what it held in memory.
+
+        Raises:
+            InvalidInputError: there is no node of this name.
+
+        Example:
+            >>> await mesh.local.restart("sat-2")
+        """
+        self._check_node(node)
+        await self._ask({"op": "restart", "node": node})
+
+    async def cut(self, a: str, b: str, *, both_ways: bool = True) -> None:
+        """Cuts the link between two nodes: what is under way is lost and nothing passes until `restore`.
+
+        Args:
+            a: A node.
+            b: Another node.
+            both_ways: False cuts only the direction from `a` to `b`.
+
+        Raises:
+            InvalidInputError: there is no node of one of these names, or the mesh was made without `link`.
+
+        Example:
+            >>> await mesh.local.cut("sat-1", "sat-2")
+        """
+        await self._ask_for_links("cut", a, b, both_ways)
+
+    async def restore(self, a: str, b: str, *, both_ways: bool = True) -> None:
+        """Brings a link back that was cut.
+
+        Args:
+            a: A node.
+            b: Another node.
+            both_ways: False restores only the direction from `a` to `b`.
+
+        Raises:
+            InvalidInputError: there is no node of one of these names, or the mesh was made without `link`.
+
+        Example:
+            >>> await mesh.local.restore("sat-1", "sat-2")
+        """
+        await self._ask_for_links("restore", a, b, both_ways)
+
+    async def stats(self) -> Mapping[str, Any]:
+        """What the supervisor and the link emulator have counted.
+
+        Example:
+            >>> sorted(await mesh.local.stats())
+            ['ok', 'relays']
+        """
+        return await self._ask({"op": "stats"})
+
+    async def _start(self, timeout: float = START_DEADLINE_S) -> None:
+        check_can_run()
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # a folder of the user's that is called `services` must not stand in for ours
+            "-m",
+            "services.localmesh",
+            "--spec",
+            "-",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=LINE_BYTES,
+            # Ctrl-C in a terminal reaches the whole group: the mesh must end in order, when its stdin closes.
+            start_new_session=True,
+        )
+        self._complaints = asyncio.create_task(_tail(self._process), name="localmesh-stderr")
+        try:
+            async with asyncio.timeout(timeout):
+                await self._say(self._spec.to_json())
+                self._ready = await self._until_ready()
+        except TimeoutError:
+            await self._stop()
+            raise DeadlineError(
+                f"the local mesh was not ready after {timeout:g} s; allow more time or close what else "
+                "computes here"
+            ) from None
+        except BaseException:
+            await self._stop()
+            raise
+
+    async def _stop(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        if process.stdin is not None:
+            process.stdin.close()
+        if not self._ready:
+            # It looks at its input only once it is up; told by a signal it ends at once.
+            _signal_down(process)
+        stop = asyncio.ensure_future(_end(process))
+        try:
+            await asyncio.shield(stop)
+        except asyncio.CancelledError:
+            # Given up while ending: no process may stay behind, so end it the hard way and then go.
+            _signal_down(process)
+            await stop
+            raise
+        finally:
+            if self._complaints is not None:
+                self._complaints.cancel()
+                with contextlib.suppress(asyncio.CancelledError):
+                    await self._complaints
+
+    async def _until_ready(self) -> Mapping[str, Any]:
+        while True:
+            event = await self._hear()
+            if event.get("event") == "ready":
+                return event
+            if event.get("event") == "failed" or "error" in event:
+                raise _refusal(event)
+            if self._on_progress is not None:
+                subject = event.get("process") or event.get("node") or event.get("what") or "local mesh"
+                self._on_progress(Progress(phase=str(event.get("event", "starting")), subject=str(subject)))
+
+    async def _ask_for_links(self, op: str, a: str, b: str, both_ways: bool) -> None:
+        self._check_node(a)
+        self._check_node(b)
+        if self._spec.link is None:
+            raise InvalidInputError(
+                "this local mesh has no emulated links to cut; make it with link=Link(...)"
+            )
+        for one, other in ((a, b), (b, a)) if both_ways else ((a, b),):
+            await self._ask({"op": op, "link": f"{one}>{other}"})
+
+    async def _ask(self, order: Mapping[str, object]) -> Mapping[str, Any]:
+        self._guard.check()
+        async with self._lock:
+            try:
+                async with asyncio.timeout(ANSWER_DEADLINE_S):
+                    await self._say(order)
+                    answer = await self._hear()
+            except TimeoutError:
+                raise DeadlineError(
+                    f"the local mesh did not answer {order} within {ANSWER_DEADLINE_S:g} s"
+                ) from None
+        if answer.get("error") or answer.get("ok") is False:
+            raise _refusal(answer)
+        return answer
+
+    def _check_node(self, node: str) -> None:
+        known = {**self._ready.get("nodes", {}), **self._ready.get("services", {})}
+        if node not in known:
+            raise InvalidInputError(
+                f"this local mesh has no node {node!r}; expected one of {', '.join(sorted(known))}"
+            )
+
+    async def _say(self, line: Mapping[str, object]) -> None:
+        if self._process is None or self._process.stdin is None:
+            raise TransportError("the local mesh has ended; make another")
+        try:
+            self._process.stdin.write(json.dumps(line).encode() + b"\n")
+            await self._process.stdin.drain()
+        except (BrokenPipeError, ConnectionResetError):
+            raise await self._ended() from None
+
+    async def _hear(self) -> Mapping[str, Any]:
+        if self._process is None or self._process.stdout is None:
+            raise TransportError("the local mesh has ended; make another")
+        while raw := await self._process.stdout.readline():
+            try:
+                line = json.loads(raw)
+            except ValueError:
+                continue  # a library that prints
+            if isinstance(line, dict):
+                return line
+        raise await self._ended()
+
+    async def _ended(self) -> TransportError:
+        said = ""
+        if self._complaints is not None:
+            await asyncio.wait([self._complaints], timeout=1.0)
+            said = self._complaints.result()[-800:] if self._complaints.done() else ""
+        return TransportError(f"the local mesh ended unexpectedly; its last words: {said or 'none'}")
+
+
+def _refusal(answer: Mapping[str, Any]) -> Exception:
+    error = answer.get("error")
+    if isinstance(error, Mapping):
+        return error_for(str(error.get("reason", "INTERNAL")), str(error.get("message", "no word")))
+    return InvalidInputError(f"the local mesh refused: {error or answer}")
+
+
+async def _tail(process: asyncio.subprocess.Process) -> str:
+    assert process.stderr is not None  # noqa: S101 - PIPE was asked for
+    kept = b""
+    while chunk := await process.stderr.read(4096):
+        kept = (kept + chunk)[-STDERR_BYTES:]
+    return kept.decode(errors="replace").strip()
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    for down in (_signal_down, _kill):
+        try:
+            await asyncio.wait_for(process.wait(), STOP_WAIT_S)
+            return
+        except TimeoutError:
+            down(process)
+    await process.wait()
+
+
+def _signal_down(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.terminate()
+
+
+def _kill(process: asyncio.subprocess.Process) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        process.kill()
