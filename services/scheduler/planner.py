@@ -9,10 +9,11 @@ How: `planner_search` solves latency by relaxed dynamic programming, node prices
 `planner_bottleneck` finds the smallest reachable bottleneck, under which the latency search then decides.
 
 The worst case is exponential in the number of nodes. Measured with 80 layers on 16 nodes (CPU ms, one shared
-core, medians; all in `bench/results/planner.json`): latency 5-35 where memory is slack, 95-112 where 10 or more
-stages are needed, always proven; throughput 24-114 with 3 to 8 stages or equal nodes, 270-580 where all 16
-unequal nodes take part, and there only about half are proven. Beyond the named label budgets the best plan found
-is returned with `proven_optimal=False` and its lower bound (up to 5 % below it there) instead of running on.
+core, medians; all in `bench/results/planner.json`): latency 5-35 where memory is slack, 95-112 where 10 or
+more stages are needed, always proven; throughput 24-114 with 3 to 8 stages or equal nodes, 270-580 where all
+16 unequal nodes take part, and there only about half are proven. Beyond the named label budgets the best
+plan found is returned with `proven_optimal=False` and its lower bound (up to 5 % below it there) instead of
+running on.
 """
 
 from __future__ import annotations
