@@ -222,11 +222,13 @@ def _begin(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int,
     """The first token: admission, the prompt's way to the first stage, the last chunk's way through all stages."""
     names = record.nodes
     ledger.add(GATEWAY, "admit", record.admitted_ns - record.began_ns)
-    ledger.add(GATEWAY, "send", record.fed_ns - record.admitted_ns)
     path = [steps[record.prompt_tokens - 1] for steps in stages]
-    links = [(f"{GATEWAY}>{names[0]}", path[0].received - record.fed_ns)]
-    spent = _through(ledger, names, path, links, stages)
-    _share_links(ledger, links, ended - record.fed_ns - spent)
+    hops = [
+        _Hop(GATEWAY, names[0], record.fed_ns - record.admitted_ns, None, path[0].received - record.fed_ns),
+        *_hops(names, path),
+    ]
+    worked = _work(ledger, names, path, stages)
+    _cross(ledger, hops, ended - record.admitted_ns - worked)
 
 
 def _decode(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, _Step]], position: int) -> None:
@@ -234,35 +236,71 @@ def _decode(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int
     names = record.nodes
     path = [steps[position] for steps in stages]
     before = stages[-1][position - 1]
-    links: list[tuple[str, int]] = []
-    spent = 0
-    if len(names) > 1:
-        spent += _sending(ledger, names[-1], before)
-        links.append((f"{names[-1]}>{names[0]}", path[0].received - before.sent))
-    spent += _through(ledger, names, path, links, None)
-    left = path[-1].ended - before.ended - spent
-    if links:
-        _share_links(ledger, links, left)
-    else:
+    worked = _work(ledger, names, path, None)
+    left = path[-1].ended - before.ended - worked
+    if len(names) == 1:
         ledger.add(names[0], "queue", left)
+        return
+    back = _Hop(names[-1], names[0], before.sent - before.ended, before, path[0].received - before.sent)
+    _cross(ledger, [back, *_hops(names, path)], left)
 
 
-def _through(
-    ledger: _Ledger,
-    names: Sequence[str],
-    path: Sequence[_Step],
-    links: list[tuple[str, int]],
-    own: Sequence[dict[int, _Step]] | None,
+@dataclass(frozen=True, slots=True)
+class _Hop:
+    """One crossing, nanoseconds."""
+
+    source: str
+    target: str
+    sending: int
+    """From the end of the work until the sender had handed everything over."""
+    step: _Step | None
+    """The sender's step, for the parts of `sending`."""
+    crossing: int
+    """From there to the receiver's first frame, by the two clocks; negative where they are read wrong, or where the
+    receiver had it before the sender's call returned."""
+
+
+def _hops(names: Sequence[str], path: Sequence[_Step]) -> list[_Hop]:
+    return [
+        _Hop(names[index], names[index + 1], step.sent - step.ended, step, path[index + 1].received - step.sent)
+        for index, step in enumerate(path[:-1])
+    ]
+
+
+def _work(
+    ledger: _Ledger, names: Sequence[str], path: Sequence[_Step], own: Sequence[dict[int, _Step]] | None
 ) -> int:
-    """Adds the work of every stage on one step; returns the time named, and appends the links between them."""
-    spent = 0
+    """Adds what every stage did on one step; returns its time."""
     for place, step in enumerate(path):
         _working(ledger, names[place], step, own[place] if own is not None else None)
-        spent += step.ended - step.received
-        if place + 1 < len(path):
-            spent += _sending(ledger, names[place], step)
-            links.append((f"{names[place]}>{names[place + 1]}", path[place + 1].received - step.sent))
-    return spent
+    return sum(step.ended - step.received for step in path)
+
+
+def _cross(ledger: _Ledger, hops: Sequence[_Hop], left: int) -> None:
+    """Divides the time between the stages' work among sending and links, so that the parts sum to it.
+
+    The sum is known exactly, from clocks that are read once each. Two things blur the parts: a sender's call returns
+    after the receiver has the frame already, and an offset may be wrong by more than a fast link takes. So sending is
+    cut first to what is there at all, and links share the rest in proportion to what the clocks say of each.
+    """
+    left = max(0, left)
+    sending = sum(hop.sending for hop in hops)
+    scale = min(1.0, left / sending) if sending else 1.0
+    for hop in hops:
+        _sending(ledger, hop, scale)
+    rest = max(0, left - round(sending * scale))
+    positive = [max(0, hop.crossing) for hop in hops]
+    measured = sum(positive)
+    for hop, crossing in zip(hops, positive, strict=True):
+        share = crossing / measured if measured else 1 / len(hops)
+        ledger.add(f"{hop.source}>{hop.target}", "link", round(rest * share))
+
+
+def _sending(ledger: _Ledger, hop: _Hop, scale: float) -> None:
+    parts = (0, 0, 0) if hop.step is None else (hop.step.codec, hop.step.seal, hop.step.credit)
+    for what, part in zip(("codec", "seal", "credit"), parts, strict=True):
+        ledger.add(hop.source, what, round(part * scale))
+    ledger.add(hop.source, "send", round((hop.sending - sum(parts)) * scale))
 
 
 def _working(ledger: _Ledger, node: str, step: _Step, own_steps: dict[int, _Step] | None) -> None:
@@ -279,26 +317,3 @@ def _working(ledger: _Ledger, node: str, step: _Step, own_steps: dict[int, _Step
         waited -= min(own, waited)
     ledger.add(node, "queue", waited)
     ledger.add(node, "compute", step.ended - step.started)
-
-
-def _sending(ledger: _Ledger, node: str, step: _Step) -> int:
-    """Adds what came after the computation; returns its time."""
-    ledger.add(node, "codec", step.codec)
-    ledger.add(node, "seal", step.seal)
-    ledger.add(node, "credit", step.credit)
-    ledger.add(node, "send", step.sent - step.ended - step.codec - step.seal - step.credit)
-    return step.sent - step.ended
-
-
-def _share_links(ledger: _Ledger, links: list[tuple[str, int]], budget: int) -> None:
-    """Gives the links the time that is left, in proportion to what the clocks say of each.
-
-    An offset that is wrong by more than a fast link takes makes its difference negative; the sum around the ring is
-    right whatever the offsets are, so the parts are scaled to it.
-    """
-    positive = [(name, max(0, time_ns)) for name, time_ns in links]
-    measured = sum(time_ns for _, time_ns in positive)
-    left = max(0, budget)
-    for name, time_ns in positive:
-        share = time_ns / measured if measured else 1 / len(positive)
-        ledger.add(name, "link", round(left * share))

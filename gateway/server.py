@@ -123,9 +123,9 @@ async def run(settings: GatewaySettings) -> None:
         async with asyncio.TaskGroup() as tasks:
             generations = Generations(upstream, shelf, traces, tasks)
             servicer = GatewayServicer(generations, traces, shelf, upstream, identities.current().name)
+            host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
             host.add(GATEWAY_SERVICE, gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)
             host.add(PACK_SERVICE, gateway_pb2_grpc.add_PackServiceServicer_to_server, PackServicer(shelf))
-            host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
             host.add(
                 SCHEDULER_SERVICE,
                 scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,

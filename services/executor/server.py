@@ -84,8 +84,8 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
         node: The executor.
         advertise: host:port where others reach it; empty means the address it listens on.
     """
-    host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node))
     host.add_stream(SERVICE, "Exchange", exchange_handler(node.acceptor))
+    host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node))
     port = await host.start()
     address = advertise or f"127.0.0.1:{port}"
     membership = Membership(node, address)

@@ -137,7 +137,7 @@ def _add_flag(parser: argparse.ArgumentParser, key: _Key) -> None:
             key.flag,
             dest=key.dotted,
             default=None,
-            nargs="*" if typing.get_origin(key.kind) is tuple else None,
+            **({"nargs": "*", "action": "extend"} if typing.get_origin(key.kind) is tuple else {}),
             metavar=key.path[-1].upper(),
             help=text,
         )

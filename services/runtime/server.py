@@ -95,6 +95,7 @@ class ServiceHost:
         self._served = self._source.current()
         self._services: list[str] = []
         self._hooks: list[DrainHook] = []
+        self._own: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
         self._stop = asyncio.Event()
         self._stopped = False
         self.in_flight = InFlight(calls_in_flight)
@@ -123,22 +124,26 @@ class ServiceHost:
             adder: The generated `add_..._to_server`.
             servicer: What answers.
         """
+        own = self._own.get(service, {})
+        if own:
+            self.server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, own),))
         adder(servicer, self.server)
+        if own:
+            self.server.add_registered_method_handlers(service, own)
         self._services.append(service)
 
     def add_stream(self, service: str, method: str, handler: grpc.RpcMethodHandler) -> None:
         """Answer one method by a handler of its own, with its own reading and writing of messages.
 
-        Call it after `add`: the last handler that was registered for a method answers.
+        Call it before `add` for the same service: of generic handlers gRPC asks the first, of registered ones the
+        last, and its generated code adds both.
 
         Args:
             service: The service's full name.
             method: The method's name in it.
             handler: What answers.
         """
-        self.server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, {method: handler}),)
-        )
+        self._own.setdefault(service, {})[method] = handler
 
     def on_drain(self, hook: DrainHook) -> None:
         """Run `hook` when draining begins, before the calls under way are waited for."""

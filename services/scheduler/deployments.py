@@ -41,6 +41,8 @@ UNLOAD_DEADLINE_S = 5.0
 """How long one node is given to let a stage go."""
 REPAIR_INTERVAL_S = 2.0
 """How often lost stages are looked for."""
+REPORT_WITHIN_S = 2.0
+"""How long after loading a stage a heartbeat without it is still believed to be an old one, in seconds."""
 BEATS_BEFORE_REPAIR = 2
 """Heartbeats without the stage before it is loaded again."""
 SIGNERS = frozenset({Role.CLIENT, Role.OPERATOR})
@@ -61,7 +63,7 @@ class Deployments:
         self._log = log
         self._held = {deployment.name: (deployment, request) for deployment, request in store.all()}
         self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
-        self._repairing: set[tuple[str, str]] = set()
+        self._loaded_s: dict[tuple[str, str], float] = {}
         for deployment, request in self._held.values():
             if deployment.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING:
                 deployment.state = scheduler_pb2.DEPLOYMENT_STATE_FAILED
@@ -234,6 +236,7 @@ class Deployments:
             async for answer in stub.LoadStage(load, timeout=LOAD_DEADLINE_S):
                 tell(answer)
                 if answer.phase == executor_pb2.STAGE_PHASE_READY:
+                    self._loaded_s[deployment.name, target.name] = time.monotonic()
                     return answer.stage
         except grpc.RpcError as error:
             raise _on_node(map_rpc_error(error, address=target.address), target.name) from error
@@ -257,6 +260,9 @@ class Deployments:
     def _lost_stage(self, name: str, node: str, now_s: float) -> bool:
         record = self._registry.get(node)
         if record is None or not self._registry.is_member(record, now_s) or record.beats < BEATS_BEFORE_REPAIR:
+            return False
+        # A heartbeat that left the node before it had loaded says nothing about the stage.
+        if record.last_seen_s < self._loaded_s.get((name, node), 0.0) + REPORT_WITHIN_S:
             return False
         return all(stage.deployment != name for stage in record.measures.stages)
 

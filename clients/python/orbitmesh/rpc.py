@@ -43,6 +43,8 @@ METADATA_BYTES = 64 * 1024
 """The most metadata one call may carry each way, in bytes: trailers bring timings home."""
 RECONNECT_MIN_MS = 100
 """The shortest pause before a lost connection is dialled again, in milliseconds."""
+CONNECT_ATTEMPT_MS = 10_000
+"""How long one attempt to connect may last, in milliseconds."""
 RECONNECT_MAX_MS = 5_000
 """The longest pause before a lost connection is dialled again, in milliseconds."""
 STATUS_WAIT_S = 2.0
@@ -75,7 +77,8 @@ def channel_options(idempotent_methods: Sequence[str] = ()) -> list[ChannelOptio
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
-        ("grpc.min_reconnect_backoff_ms", RECONNECT_MIN_MS),
+        # gRPC also takes this as the time that one attempt may last: a handshake over a late link is three round trips.
+        ("grpc.min_reconnect_backoff_ms", CONNECT_ATTEMPT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
         # A call above this size would silently not be retried; the default is 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", MESSAGE_BYTES),
