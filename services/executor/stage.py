@@ -388,7 +388,7 @@ def _tensors(manifest: Manifest, directory: Path, name: str, device: str) -> dic
 def _aligned(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor in memory that kernels treat like any they allocated themselves.
 
-    Hidden states arrive wherever a network buffer put them; left there, they could give other last bits.
+    Hidden states arrive wherever a network buffer put them; there, a kernel might take another path.
     """
     if tensor.data_ptr() % ALIGNMENT_BYTES == 0 and tensor.is_contiguous():
         return tensor

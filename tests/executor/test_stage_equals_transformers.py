@@ -62,6 +62,7 @@ CASES: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
         {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}},
         (90,),
     ),
+    "llama to the last position of its context": ("llama", {"max_position_embeddings": 64}, (51,)),
     "qwen2 tied": ("qwen2", {}, (1, 64, 511)),
     "qwen2 untied": ("qwen2", {"tie_word_embeddings": False}, (33,)),
     "qwen2 sliding window": (
@@ -313,18 +314,19 @@ def test_a_step_that_fails_leaves_the_cache_as_it_was(llama: Prepared) -> None:
 def test_rolling_back_forgets_exactly_the_tokens_behind_the_mark(
     name: str, request: pytest.FixtureRequest
 ) -> None:
-    """A generation that took 30 wrong tokens back continues like one that never had them."""
+    """A generation that took wrong tokens back continues like one that never had them."""
     prepared: Prepared = request.getfixturevalue(name)
     (stage,) = _load(prepared, [range(prepared.manifest.layer_count)])
-    cache, clean = _caches([stage, stage], 200)
-    for each in (cache, clean):
-        stage.forward(_prompt(60), each, 0)
-    for position in range(60, 90):
-        stage.forward(torch.tensor([position]), cache, position)
-    cache.truncate(60)
-    for position in range(60, 75):
-        token = torch.tensor([255 - position])
-        assert torch.equal(stage.forward(token, cache, position), stage.forward(token, clean, position))
+    for mark in (10, 60):
+        cache, clean = _caches([stage, stage], 200)
+        for each in (cache, clean):
+            stage.forward(_prompt(mark), each, 0)
+        for position in range(mark, mark + 30):
+            stage.forward(torch.tensor([position]), cache, position)
+        cache.truncate(mark)
+        for position in range(mark, mark + 15):
+            token = torch.tensor([255 - position])
+            assert torch.equal(stage.forward(token, cache, position), stage.forward(token, clean, position))
 
 
 def test_a_stage_reads_its_own_files_and_no_others(llama: Prepared, tmp_path: Path) -> None:
