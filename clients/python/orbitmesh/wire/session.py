@@ -49,6 +49,9 @@ from orbitmesh.wire.records import (
 from orbitmesh.wire.seal import TAG_BYTES, SessionKeys, TransferCipher
 from orbitmesh.wire.tensors import Buffer, DType, flat_bytes
 
+MIN_WINDOW_BYTES = 2 * FRAME_BODY_BYTES
+"""The smallest window: one whole frame must fit with room to spare."""
+
 INLINE_BYTES = 64 << 10
 """Up to this size a frame is coded on the event loop: handing it to a thread would cost more than the
 work."""
@@ -71,6 +74,8 @@ ACK_DELAY_S = 0.05
 
 REFUSALS = 3
 """How often the same frame may be refused before the session fails."""
+
+_NEVER = 1 << 30
 
 CLOSE_S = 5.0
 """How long `close` waits for the other end to have everything."""
@@ -106,6 +111,8 @@ class Session:
     def __init__(
         self, session_id: bytes, peer: SessionPeer, keys: SessionKeys, *, window: int = SESSION_CREDIT_BYTES
     ) -> None:
+        if window < MIN_WINDOW_BYTES:
+            raise ValueError(f"a window of {window} bytes is too small; at least {MIN_WINDOW_BYTES}")
         self.session_id = session_id
         self.peer = peer
         self._keys = keys.sealing
@@ -262,7 +269,7 @@ class Session:
                     await self._send_end()
                     await self.flush()
             except (TimeoutError, MeshError):
-                pass
+                self.end()
             self._shut = True
             self._wake_writer()
         try:
@@ -481,13 +488,13 @@ class Session:
         delivery = self._deliveries.get(incoming.number)
         if delivery is None:
             delivery = self._deliveries[incoming.number] = _Delivery(incoming)
-        if opened.complete:
-            del self._deliveries[incoming.number]
-            self._ready.append(delivery)
         if opened.coded is not None and opened.out is not None:
             dtype = incoming.info.tensor.dtype
             if len(opened.out) <= INLINE_BYTES:
-                _decode(opened.codec, opened.coded, dtype, opened.out)
+                try:
+                    _decode(opened.codec, opened.coded, dtype, opened.out)
+                except MeshError as error:
+                    raise self._refuse_for_good(error) from None
             else:
                 delivery.decoding += 1
                 self._decodes += 1
@@ -495,8 +502,11 @@ class Session:
                     self._threads(), _decode, opened.codec, opened.coded, dtype, opened.out
                 )
                 work.add_done_callback(lambda done: self._decoded(delivery, done))
-        if opened.complete and not delivery.decoding:
-            self._wake_receiver()
+        if opened.complete:
+            del self._deliveries[incoming.number]
+            self._ready.append(delivery)
+            if not delivery.decoding:
+                self._wake_receiver()
 
     def _decoded(self, delivery: _Delivery, work: asyncio.Future[int]) -> None:
         delivery.decoding -= 1
@@ -510,7 +520,8 @@ class Session:
             delivery.incoming.open_ns += work.result()
             if not delivery.decoding:
                 self._wake_receiver()
-        elif self._error is None:
+        else:
+            delivery.decoding = _NEVER
             self._refuse_for_good(error if isinstance(error, MeshError) else InternalError("a codec failed"))
 
     def _wake_receiver(self) -> None:
@@ -600,6 +611,11 @@ class Session:
         """
         self._outbox.rewind(next_number)
         self._acknowledged(next_number, self._outbox.credit_limit if credit_limit is None else credit_limit)
+        for number in [each for each in self._written if each < next_number]:
+            # It arrived although the connection broke while it was being written.
+            written = self._written.pop(number)
+            if not written.done():
+                written.set_result(None)
         self._ack_due = True
         self._stats.resumes += 1
 
@@ -725,10 +741,11 @@ class Session:
             self.fail(error)
         return refusal
 
-    def _refuse_for_good(self, error: MeshError) -> None:
+    def _refuse_for_good(self, error: MeshError) -> RefusedError:
         """A frame was authentic and its content is not: asking again would bring the same."""
         self._refusal = RefusedError(error, True)
         self.fail(error)
+        return self._refusal
 
     def fail(self, error: MeshError) -> None:
         """Ends the session with an error for everybody who uses it."""
