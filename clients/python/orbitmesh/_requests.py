@@ -115,7 +115,7 @@ def checked_name(name: str, what: str) -> str:
 
 def deployment_name(model: str) -> str:
     """A deployment's name for a model that was not given one."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", model.rpartition("/")[2]).lstrip("._-")[:63] or "model"
+    return re.sub(r"[^a-z0-9._-]+", "-", model.rpartition("/")[2].lower()).lstrip("._-")[:63] or "model"
 
 
 def checked_trace(trace_id: str | None) -> str:

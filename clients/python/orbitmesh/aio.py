@@ -502,7 +502,8 @@ class AsyncMesh:
             call.cancel()
         if last.state == scheduler_pb2.DEPLOYMENT_STATE_FAILED:
             raise InfeasiblePlanError(f"{request.name} could not be brought up: {last.failure}")
-        if last.state != scheduler_pb2.DEPLOYMENT_STATE_READY:
+        # Degraded: all stages came up, and a node was lost since; the state says so to who looks.
+        if last.state not in (scheduler_pb2.DEPLOYMENT_STATE_READY, scheduler_pb2.DEPLOYMENT_STATE_DEGRADED):
             raise TransportError(
                 f"the scheduler stopped reporting before {request.name} served; see `deployments`"
             )

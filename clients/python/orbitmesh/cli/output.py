@@ -74,6 +74,8 @@ def plain(value: Any) -> Any:
 
 def advice(error: MeshError) -> str:
     """What to do about an error."""
+    if error.reason == "ALREADY_EXISTS":
+        return "take another name, or remove what is there first (`orbitmesh delete`, `orbitmesh down`)"
     return next((text for kind, text in _ADVICE if isinstance(error, kind)), "retry")
 
 
@@ -114,7 +116,7 @@ class Output:
     def say(self, text: str, style: str = "") -> None:
         """Without `--json`, writes a line of text as it is."""
         if not self.as_json:
-            self.console.print(text, style=style, markup=False, highlight=False)
+            self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def piece(self, text: str) -> None:
         """Without `--json`, writes a piece of a stream at once: no markup, no wrapping, no newline."""

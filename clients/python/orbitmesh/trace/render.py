@@ -12,7 +12,7 @@ from rich.text import Text
 
 from orbitmesh.trace.breakdown import UNATTRIBUTED, Breakdown, BreakdownRow, grouped
 
-BAR_COLUMNS = 28
+BAR_COLUMNS = 24
 """The width of a bar of 100 %, in columns."""
 TEXT_COLUMNS = 100
 """The width of the plain text, in columns."""
@@ -58,7 +58,8 @@ def breakdown_table(breakdown: Breakdown) -> Table:
     table.add_column("share", f"{_sum_share(breakdown):.1%}", justify="right", no_wrap=True)
     table.add_column("times", justify="right", no_wrap=True)
     table.add_column("median", justify="right", no_wrap=True)
-    table.add_column("", min_width=BAR_COLUMNS, no_wrap=True)
+    # The one column that a narrow terminal may cut.
+    table.add_column("", overflow="crop")
     for place, rows in grouped(breakdown.rows):
         for index, row in enumerate(rows):
             table.add_row(
