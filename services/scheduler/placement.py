@@ -39,14 +39,9 @@ def plan_model(manifest: Manifest, kv_tokens: int) -> PlanModel:
         head_bytes=head,
         activation_bytes=manifest.hidden_size * ITEM_BYTES[manifest.dtype],
         token_bytes=TOKEN_BYTES,
-        kv_bytes_per_token=kv_bytes_per_token(manifest),
+        kv_bytes_per_token=manifest.kv_bytes_per_token,
         kv_tokens=kv_tokens,
     )
-
-
-def kv_bytes_per_token(manifest: Manifest) -> tuple[int, ...]:
-    """x"""
-    return (2 * manifest.hidden_size * ITEM_BYTES[manifest.dtype],) * manifest.layer_count
 
 
 def plan_node(record: NodeRecord, model: PlanModel, measured: MeasuredTimes) -> PlanNode:

@@ -177,6 +177,8 @@ EDITS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "a million layers": lambda m: m.update(layer_count=10**6),
     "another layer size": lambda m: m["layer_bytes"].__setitem__(0, 1),
     "a layer size too few": lambda m: m["layer_bytes"].pop(),
+    "a cache size too few": lambda m: m["kv_bytes_per_token"].pop(),
+    "a cache without size": lambda m: m["kv_bytes_per_token"].__setitem__(0, 0),
     "a file twice": lambda m: m["files"].append(m["files"][0]),
     "a file twice but for case": lambda m: m["files"].append(m["files"][0] | {"name": "CONFIG.json"}),
     "no head": lambda m: m.update(files=[f for f in m["files"] if f["name"] != "head.safetensors"]),

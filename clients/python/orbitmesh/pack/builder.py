@@ -289,11 +289,21 @@ def _describe(model: Any, files: list[PackFile], name: str, dtype: str, at: date
         tied=_is_tied(model),
         eos_token_ids=() if eos is None else tuple(eos) if isinstance(eos, list) else (eos,),
         layer_bytes=tuple(sizes[layer_file(index)] for index in range(config.num_hidden_layers)),
+        kv_bytes_per_token=_kv_bytes_per_token(model),
         files=tuple(files),
         created_at=at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         transformers_version=transformers.__version__,
     )
     return Manifest.parse(manifest.to_bytes())
+
+
+def _kv_bytes_per_token(model: Any) -> tuple[int, ...]:
+    """What one token leaves in each layer's cache, in bytes: read off a real step, so that no family needs a formula."""
+    with torch.inference_mode():
+        past = model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True).past_key_values
+    return tuple(
+        sum(part.numel() * part.element_size() for part in (layer.keys, layer.values)) for layer in past.layers
+    )
 
 
 def _write_synced(path: Path, data: bytes) -> None:

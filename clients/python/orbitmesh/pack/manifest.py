@@ -102,6 +102,9 @@ class Manifest:
     """The token ids that end an answer; may be empty."""
     layer_bytes: tuple[int, ...]
     """The size of each decoder layer's file, in bytes, in order: what a planner weighs."""
+    kv_bytes_per_token: tuple[int, ...]
+    """What one token takes in the cache of each decoder layer, in bytes, measured on the model: the planner's other
+    weight."""
     files: tuple[PackFile, ...]
     """Every file but the manifest and its signature, ordered by name."""
     created_at: str
@@ -357,6 +360,10 @@ def _manifest_from(raw: dict[str, Any]) -> Manifest:
             _whole(size, "layer_bytes", 1, FILE_MAX_BYTES)
             for size in _list(raw["layer_bytes"], "layer_bytes", LAYERS_MAX)
         ),
+        kv_bytes_per_token=tuple(
+            _whole(size, "kv_bytes_per_token", 1, 1 << 31)
+            for size in _list(raw["kv_bytes_per_token"], "kv_bytes_per_token", LAYERS_MAX)
+        ),
         files=tuple(_file_from(file) for file in _list(raw["files"], "files", PACK_MAX_FILES)),
         created_at=_text(raw["created_at"], "created_at", re.compile(r"[0-9T:.+Z-]{10,40}")),
         transformers_version=_text(raw["transformers_version"], "transformers_version", _PLAIN_NAME),
@@ -393,3 +400,5 @@ def _check_consistent(manifest: Manifest) -> None:
         )
     if manifest.layer_bytes != tuple(sizes[layer_file(index)] for index in range(manifest.layer_count)):
         raise PackError("layer_bytes differs from the sizes of the layer files")
+    if len(manifest.kv_bytes_per_token) != manifest.layer_count:
+        raise PackError("kv_bytes_per_token must have one entry per layer")
