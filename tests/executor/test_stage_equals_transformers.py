@@ -369,6 +369,7 @@ def test_cache_bytes_per_token_are_those_of_the_architecture(
     """The measured bytes equal the papers' formulas, and a cache holds just what it reserved."""
     prepared = _prepare(family, tmp_path, {})
     stage = Stage.load(prepared.manifest, prepared.pack, range(2))
+    assert prepared.manifest.kv_bytes_per_token[:2] == (bytes_per_layer, bytes_per_layer)
     assert stage.kv_bytes_per_token() == 2 * bytes_per_layer
     cache = CachePool(1 << 20, stage.kv_bytes_per_token()).open("g", 77)
     stage.forward(_prompt(5), cache, 0)
