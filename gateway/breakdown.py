@@ -131,8 +131,8 @@ def breakdown(record: GenerationRecord) -> gateway_pb2.Breakdown:
             node=name, offset_ns=reading.offset_ns, uncertainty_ns=reading.round_trip_ns // 2
         )
     ledger = _Ledger()
-    stages = _steps(record)
-    message.incomplete = stages is None
+    stages = _steps(record) if arrived else None
+    message.incomplete = bool(arrived) and stages is None
     if stages is not None:
         _path(ledger, record, stages, message)
     elif arrived:
@@ -203,16 +203,19 @@ def _path(
     tail = stages[-1]
     first = record.prompt_tokens - 1
     ends = [tail[first + index].ended for index in range(len(record.arrived_ns))]
-    # A clock that is read wrong can make a token arrive before it left; the sum of the rows must not grow by that.
-    early = min(0, *(came - ended for came, ended in zip(record.arrived_ns, ends, strict=True)))
-    _begin(ledger, record, stages, ends[0] + early)
-    walls = [ends[0] + early - record.began_ns, *(later - earlier for earlier, later in pairwise(ends))]
+    # By how much the last node's clock must be read differently, at the least, for no token to arrive before it left and
+    # for the first not to be there before the work on it was done. Without it the rows could sum to more than the total.
+    worked = sum(step.ended - step.received for step in (steps[first] for steps in stages))
+    shift = max(0, record.admitted_ns + worked - ends[0])
+    shift = min(shift, *(came - ended for came, ended in zip(record.arrived_ns, ends, strict=True)))
+    _begin(ledger, record, stages, ends[0] + shift)
+    walls = [ends[0] + shift - record.began_ns, *(later - earlier for earlier, later in pairwise(ends))]
     named = [ledger.total()]
     for index in range(1, len(ends)):
         before = ledger.total()
         _decode(ledger, record, stages, first + index)
         named.append(ledger.total() - before)
-    ledger.add(f"{record.nodes[-1]}>{GATEWAY}", "link", record.arrived_ns[-1] - ends[-1] - early)
+    ledger.add(f"{record.nodes[-1]}>{GATEWAY}", "link", record.arrived_ns[-1] - ends[-1] - shift)
     for wall, part in zip(walls, named, strict=True):
         message.token_s.append(wall * NS)
         message.token_attributed.append(min(1.0, part / wall) if wall > 0 else 1.0)
