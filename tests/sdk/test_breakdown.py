@@ -98,7 +98,8 @@ def test_a_narrow_terminal_loses_bars_before_numbers() -> None:
 
 @given(st.floats(-1, 3), st.integers(1, 60))
 def test_a_bar_never_overflows_and_grows_with_its_share(share: float, columns: int) -> None:
-    """Its length is the share of the columns to an eighth, cut off at both ends; something is never nothing."""
+    """Its length is the share of the columns to an eighth, cut off at both ends; something is never
+    nothing."""
     drawn = bar(share, columns)
     assert len(drawn) <= columns
     assert (drawn == "") == (share <= 0)
@@ -109,7 +110,14 @@ def test_a_bar_never_overflows_and_grows_with_its_share(share: float, columns: i
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0"), (2e-9, "2 ns"), (1.5e-6, "1.50 µs"), (0.0213, "21.3 ms"), (0.9994, "999.4 ms"), (12.34, "12.3 s")],
+    [
+        (0, "0"),
+        (2e-9, "2 ns"),
+        (1.5e-6, "1.50 µs"),
+        (0.0213, "21.3 ms"),
+        (0.9994, "999.4 ms"),
+        (12.34, "12.3 s"),
+    ],
 )
 def test_times_take_the_unit_that_suits_them(seconds: float, text: str) -> None:
     """From nanoseconds to seconds."""

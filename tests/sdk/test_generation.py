@@ -57,13 +57,24 @@ async def test_what_was_asked_reaches_the_gateway(mesh: AsyncMesh, gateway: Smal
             return 11
 
     generation = await mesh.generate(
-        "demo", [5, Number()], max_new_tokens=2, temperature=0.5, top_p=0.25, seed=2**64 - 1, ignore_end=True, timings=False  # type: ignore[list-item]
+        "demo",
+        [5, Number()],
+        max_new_tokens=2,
+        temperature=0.5,
+        top_p=0.25,
+        seed=2**64 - 1,
+        ignore_end=True,
+        timings=False,  # type: ignore[list-item]
     )
     await generation.wait()
     request = gateway.requests[0]
     assert request.deployment == "demo"
     assert list(request.token_ids.ids) == [5, 11]
-    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.seed) == (0.5, 0.25, 2**64 - 1)
+    assert (request.sampling.temperature, request.sampling.top_p, request.sampling.seed) == (
+        0.5,
+        0.25,
+        2**64 - 1,
+    )
     assert request.ignore_end
     assert request.no_timings
 
@@ -87,7 +98,9 @@ async def test_leaving_the_loop_stops_the_work_in_the_mesh(mesh: AsyncMesh, gate
     assert generation.token_ids[:3] == (0, 1, 2)
 
 
-async def test_an_exception_in_the_loop_stops_the_work_in_the_mesh(mesh: AsyncMesh, gateway: SmallGateway) -> None:
+async def test_an_exception_in_the_loop_stops_the_work_in_the_mesh(
+    mesh: AsyncMesh, gateway: SmallGateway
+) -> None:
     """Whatever ends the loop ends the work."""
     gateway.behaviour = forever
 
@@ -114,7 +127,9 @@ async def test_cancelling_the_task_stops_the_work_in_the_mesh(mesh: AsyncMesh, g
     assert generation.finish_reason == "cancelled"
 
 
-async def test_cancel_by_another_task_ends_the_loop_with_a_typed_error(mesh: AsyncMesh, gateway: SmallGateway) -> None:
+async def test_cancel_by_another_task_ends_the_loop_with_a_typed_error(
+    mesh: AsyncMesh, gateway: SmallGateway
+) -> None:
     """Who waits for tokens of a generation that someone cancels is told so, and not left waiting."""
     gateway.behaviour = forever
     generation = await mesh.generate("demo", prompt="x")
@@ -154,7 +169,8 @@ async def test_a_refusal_is_raised_by_generate_itself(mesh: AsyncMesh, gateway: 
 
 
 async def test_an_error_in_the_middle_keeps_what_arrived(mesh: AsyncMesh, gateway: SmallGateway) -> None:
-    """A failure after two tokens is raised with the trace, the two tokens stay, and asking again raises again."""
+    """A failure after two tokens is raised with the trace, the two tokens stay, and asking again raises
+    again."""
 
     async def breaks(request: gateway_pb2.GenerateRequest, context: Any) -> Responses:
         yield started()

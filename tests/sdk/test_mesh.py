@@ -28,7 +28,9 @@ async def test_a_gateway_that_does_not_exist_is_named(identities: Identities) ->
         await mesh.close()
 
 
-async def test_a_server_that_accepts_and_is_silent_costs_the_timeout_and_no_more(identities: Identities) -> None:
+async def test_a_server_that_accepts_and_is_silent_costs_the_timeout_and_no_more(
+    identities: Identities,
+) -> None:
     """The total bounds connecting too: a port that never speaks TLS ends in DeadlineError."""
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -57,7 +59,9 @@ async def test_an_identity_of_another_mesh_is_refused(gateway: SmallGateway, tmp
     await mesh.close()
 
 
-async def test_an_expired_identity_is_refused_before_connecting(gateway: SmallGateway, tmp_path: Path) -> None:
+async def test_an_expired_identity_is_refused_before_connecting(
+    gateway: SmallGateway, tmp_path: Path
+) -> None:
     """Our own expired certificate is named as such, with what to do."""
     init_mesh(tmp_path / "ca")
     before = datetime.now(UTC) - timedelta(days=3)
@@ -76,7 +80,9 @@ async def test_a_missing_identity_is_named(gateway: SmallGateway, tmp_path: Path
     await mesh.close()
 
 
-@pytest.mark.parametrize("address", ["", "gateway", "gateway:", ":7443", "gateway:0", "gateway:99999", "gateway:x"])
+@pytest.mark.parametrize(
+    "address", ["", "gateway", "gateway:", ":7443", "gateway:0", "gateway:99999", "gateway:x"]
+)
 def test_an_address_is_host_and_port(address: str) -> None:
     """Anything else is refused at once."""
     with pytest.raises(InvalidInputError, match="host:port"):
@@ -91,7 +97,9 @@ async def test_a_mesh_that_was_closed_says_so(mesh: AsyncMesh) -> None:
         await mesh.status()
 
 
-async def test_concurrent_first_calls_share_one_connection(gateway: SmallGateway, identities: Identities) -> None:
+async def test_concurrent_first_calls_share_one_connection(
+    gateway: SmallGateway, identities: Identities
+) -> None:
     """A mesh opens itself at the first call, once."""
     mesh = AsyncMesh.connect(gateway.address, identity=identities.client)
     answers = await asyncio.gather(*(mesh.nodes() for _ in range(8)))
@@ -109,7 +117,8 @@ def test_a_forked_child_is_told_so(gateway_elsewhere: SmallGateway, identities: 
     """Using a connected mesh in a forked child raises instead of hanging; the parent goes on."""
     with Mesh.connect(gateway_elsewhere.address, identity=identities.client) as mesh:
         reader, writer = os.pipe()
-        # What is checked is a child of a process with threads, which newer Pythons warn of: that is the case at hand.
+        # What is checked is a child of a process with threads, which newer Pythons warn of: that is the case
+        # at hand.
         child = os.fork()
         if child == 0:
             try:

@@ -1,4 +1,5 @@
-"""From a source to a signed pack, and from there to a gateway: what is sent, what is not, and what is refused."""
+"""From a source to a signed pack, and from there to a gateway: what is sent, what is not, and what is
+refused."""
 
 from __future__ import annotations
 
@@ -6,7 +7,6 @@ import asyncio
 import hashlib
 import json
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,47 +15,23 @@ import grpc.aio
 import pytest
 
 from gateway.packs import PackShelf
-from orbitmesh import InvalidInputError, PackError, Progress, UnknownModelError, _packs, transfer_files
+from orbitmesh import (
+    InvalidInputError,
+    MeshError,
+    PackError,
+    Progress,
+    UnknownModelError,
+    _packs,
+    transfer_files,
+)
 from orbitmesh._packs import SignedPack
 from orbitmesh._stubs import Stubs
-from orbitmesh.pack.manifest import FORMAT_VERSION, Manifest, PackFile
 from orbitmesh.trust import IdentitySource, Role, init_mesh, issue, load_identity, verify_signature
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 from services.runtime.logs import EventLog
-
-
-def write_pack(directory: Path, layer_bytes: int = 9 << 20) -> Manifest:
-    """A pack whose files hold patterns and no model: sending does not look into them."""
-    directory.mkdir()
-    contents = {
-        "config.json": b"{}",
-        "embed.safetensors": bytes(range(256)) * 40,
-        "head.safetensors": b"h" * 5000,
-        "layer-00.safetensors": bytes(range(251)) * (layer_bytes // 251),
-    }
-    files = []
-    for name, data in sorted(contents.items()):
-        (directory / name).write_bytes(data)
-        files.append(PackFile(name, len(data), hashlib.sha256(data).hexdigest()))
-    manifest = Manifest(
-        format_version=FORMAT_VERSION,
-        name="pattern",
-        architecture="llama",
-        dtype="float32",
-        layer_count=1,
-        hidden_size=8,
-        vocab_size=16,
-        context_tokens=64,
-        tied=False,
-        eos_token_ids=(2,),
-        layer_bytes=(len(contents["layer-00.safetensors"]),),
-        files=tuple(files),
-        created_at="2026-01-01T00:00:00Z",
-        transformers_version="5.23.0",
-    )
-    (directory / "manifest.json").write_bytes(manifest.to_bytes())
-    return manifest
+from tests.sdk.pattern_pack import write_pack
+from tests.sdk.small_gateway import refuse
 
 
 class Shelf(gateway_pb2_grpc.PackServiceServicer):
@@ -66,7 +42,11 @@ class Shelf(gateway_pb2_grpc.PackServiceServicer):
 
     async def CreatePack(self, request: Any, context: Any) -> gateway_pb2.CreatePackResponse:  # noqa: N802
         """Registers."""
-        return await asyncio.to_thread(self.shelf.create, request)
+        try:
+            return await asyncio.to_thread(self.shelf.create, request)
+        except MeshError as error:
+            await refuse(context, error.reason, error.message)
+            raise
 
 
 @pytest.fixture
@@ -81,7 +61,9 @@ async def shelf_and_stubs(tmp_path: Path) -> AsyncIterator[tuple[PackShelf, Stub
     server = grpc.aio.server()
     add: Any = gateway_pb2_grpc.add_PackServiceServicer_to_server
     add(Shelf(shelf), server)
-    server.add_registered_method_handlers("orbitmesh.v1.PackService", {"Transfer": exchange_handler(acceptor)})
+    server.add_registered_method_handlers(
+        "orbitmesh.v1.PackService", {"Transfer": exchange_handler(acceptor)}
+    )
     credentials = grpc.ssl_server_credentials(
         [(identity.tls_key_pem, identity.tls_cert_pem)], identity.ca_pem, require_client_auth=True
     )
@@ -200,16 +182,18 @@ async def test_a_file_of_another_size_is_refused_before_anything_is_sent(
     assert steps == []
 
 
-async def test_an_untrusted_signer_is_refused(tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]) -> None:
+async def test_an_untrusted_signer_is_refused(
+    tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
+) -> None:
     """A pack signed by another mesh's user is not taken."""
     _, stubs = shelf_and_stubs
     init_mesh(tmp_path / "other")
     stranger = issue(tmp_path / "other", Role.CLIENT, "me", tmp_path / "stranger")
     write_pack(tmp_path / "pack")
     pack = await _packs.signed_pack(tmp_path / "pack", stranger, lambda _: None)
-    with pytest.raises(Exception, match="mesh") as caught:
-        await transfer_files.upload(stubs, replace(pack), lambda _: None)
-    assert caught.value is not None
+    with pytest.raises(PackError) as caught:
+        await transfer_files.upload(stubs, pack, lambda _: None)
+    assert caught.value.reason == "PACK_SIGNER_UNTRUSTED"
 
 
 @pytest.mark.parametrize("source", ["nowhere", "./a/b/c", "/does/not/exist"])
@@ -238,8 +222,20 @@ async def test_a_model_that_cannot_be_packed_is_refused_with_the_builders_own_er
     """The packing process's refusal comes through typed, and nothing is left behind."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2"]}))
+    (tmp_path / "model" / "config.json").write_text(
+        json.dumps({"model_type": "gpt2", "architectures": ["GPT2"]})
+    )
     with pytest.raises(InvalidInputError) as caught:
         await _packs.build(tmp_path / "model", tmp_path / "dest", lambda _: None)
     assert caught.value.reason == "UNSUPPORTED_MODEL"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
+
+
+def test_a_cached_pack_of_another_format_is_made_anew(tmp_path: Path) -> None:
+    """A pack that an older version left in the cache is not taken for one of today's."""
+    write_pack(tmp_path / "pack", layer_bytes=512)
+    assert _packs._is_readable(tmp_path / "pack")
+    manifest = tmp_path / "pack" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"vocab_size"', '"words"'))
+    assert not _packs._is_readable(tmp_path / "pack")
+    assert not (tmp_path / "pack").exists()

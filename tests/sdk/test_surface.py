@@ -1,4 +1,5 @@
-"""What the package shows: exactly this, documented, light to import, and the same in its sync and async face."""
+"""What the package shows: exactly this, documented, light to import, and the same in its sync and async
+face."""
 
 from __future__ import annotations
 

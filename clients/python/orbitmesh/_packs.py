@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orbitmesh.errors import InternalError, InvalidInputError, UnknownModelError, error_for
+from orbitmesh.errors import InternalError, InvalidInputError, PackError, UnknownModelError, error_for
 from orbitmesh.pack.manifest import MANIFEST_NAME, SIGNATURE_NAME, Manifest, read_manifest_bytes
 from orbitmesh.results import OnProgress, Progress
 from orbitmesh.trust import Identity, sign_bytes
@@ -154,7 +154,7 @@ async def _cached(source: Path | str, on_progress: OnProgress) -> Path:
     check_can_pack()
     cache = cache_directory()
     target = cache / await asyncio.to_thread(_fingerprint, source)
-    if (target / MANIFEST_NAME).is_file():
+    if await asyncio.to_thread(_is_readable, target):
         return target
     await asyncio.to_thread(cache.mkdir, parents=True, exist_ok=True)
     # The builder calls the model by the last part of its source, and refuses a place that exists: two that
@@ -167,6 +167,18 @@ async def _cached(source: Path | str, on_progress: OnProgress) -> Path:
         await asyncio.to_thread(shutil.rmtree, fresh, True)
     await asyncio.to_thread(_forget_old, cache, target)
     return target
+
+
+def _is_readable(directory: Path) -> bool:
+    """Whether there is a pack of the format that this code reads; one of another format is removed."""
+    if not (directory / MANIFEST_NAME).is_file():
+        return False
+    try:
+        Manifest.parse(read_manifest_bytes(directory))
+    except PackError:
+        shutil.rmtree(directory)
+        return False
+    return True
 
 
 def _read_pack(directory: Path, identity: Identity, sign_anew: bool) -> SignedPack:
