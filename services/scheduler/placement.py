@@ -77,7 +77,7 @@ def plan_links(records: Iterable[NodeRecord]) -> dict[tuple[str, str], PlanLink]
         (record.name, link.peer): PlanLink(link.rtt_ns / 2e9, link.rate_bps)
         for record in records
         for link in record.measures.links
-        if link.up and link.peer in names and link.rate_bps > 0
+        if link.up and link.peer in names and link.peer != record.name and link.rate_bps > 0
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -189,6 +190,40 @@ def test_the_tokenizer_gives_any_text_back_unchanged(loaded: Loaded, text: str) 
     assert loaded.tokenizer.decode(ids, skip_special_tokens=True) == text
 
 
+@given(step=st.integers(min_value=1, max_value=20_000))
+def test_a_training_told_to_end_at_a_step_is_the_training_of_some_number_of_steps(
+    on_path: None, step: int
+) -> None:
+    """The rate falls from exactly that step, and before it no rate depends on the number of steps."""
+    from models.training.optimiser import decay_start, rate_share, steps_from_decay_start
+
+    steps = steps_from_decay_start(step)
+    assert decay_start(steps) == step
+    assert rate_share(step - 1, steps) == rate_share(step - 1, 10 * steps)
+    assert 0 < rate_share(steps - 1, steps) <= rate_share(step, steps)
+
+
+def test_ctrl_c_ends_a_training_early_and_a_second_one_stops_it(on_path: None) -> None:
+    """The first lets the rate fall from the next step on; the second is the usual interrupt."""
+    from models.train import Ending
+    from models.training.optimiser import decay_start
+
+    ending = Ending(steps=1000)
+    try:
+        ending.look(10)
+        assert ending.steps == 1000
+        signal.raise_signal(signal.SIGINT)
+        ending.look(11)
+        assert decay_start(ending.steps) == 11
+        ending.look(12)
+        assert decay_start(ending.steps) == 11
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        ending.restore()
+
+
+@pytest.mark.timeout(300)
 def test_two_trainings_from_one_seed_write_the_same_bytes(tmp_path: Path) -> None:
     """Three steps of the tiny setting, twice: all files are equal, and another seed's weights are not."""
 
