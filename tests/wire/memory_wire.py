@@ -1,4 +1,4 @@
-"""Connections in memory for the tests of sessions: seeded faults, and a record of every data frame that was written."""
+"""Connections in memory for the tests of sessions: seeded faults, and a record of what was written."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from orbitmesh.wire.frames import (
     data_header,
     join_message,
     malformed,
+    message_prefix,
     parse_header,
     split_message,
 )
@@ -122,6 +123,7 @@ class Session:
         self._stats = SessionStats()
         self._loop = asyncio.get_running_loop()
         self._pool: ThreadPoolExecutor | None = None
+        self._scratch = memoryview(b"")
         self._next_transfer = 0
         self._open_sends = 0
         self._open_send_bytes = 0
@@ -348,7 +350,7 @@ class Session:
                 header = data_header(
                     self._outbox.next_number, transfer, sealed, last, codec, len(chunk), about, total
                 )
-                message = join_message(header, cipher.seal(sealed, last, header, payload))
+                message = self._seal_large(cipher, sealed, last, header, payload)
                 seal_ns += time.monotonic_ns() - sealing
                 wire_bytes += len(message)
                 sealed += 1
@@ -367,6 +369,18 @@ class Session:
         codec_ns = 0 if coder is None else coder.work_ns
         total_ns = time.monotonic_ns() - started
         return SendReport(len(data), wire_bytes, len(chunks), codec_ns, seal_ns, credit_ns, total_ns)
+
+    def _seal_large(
+        self, cipher: TransferCipher, index: int, last: bool, header: bytes, payload: Buffer
+    ) -> bytes:
+        """The message of a large frame, sealed in memory that stays warm and copied once."""
+        prefix = message_prefix(header, len(payload) + TAG_BYTES)
+        size = len(prefix) + len(payload) + TAG_BYTES
+        if len(self._scratch) < size:
+            self._scratch = memoryview(bytearray(size + FRAME_BODY_BYTES // 16))
+        self._scratch[: len(prefix)] = prefix
+        cipher.seal_into(index, last, header, payload, self._scratch[len(prefix) : size])
+        return bytes(self._scratch[:size])
 
     async def _send_end(self) -> None:
         await self._wait_credit(cost_of(TAG_BYTES))
