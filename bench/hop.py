@@ -1,12 +1,13 @@
-"""How long 64 floats take there and back on loopback: ours sealed over mTLS, torch RPC in the clear, plain gRPC over mTLS.
+"""How long 64 floats take there and back: ours sealed over mTLS, torch RPC in the clear, plain gRPC.
 
     python bench/hop.py            a table
     python bench/hop.py --json     the same for machines
 
-Client and server are two processes. Each round runs every variant for a number of round trips, in an order shuffled anew;
-a round's figure is the median of its round trips, the result the median over the rounds with the least and the greatest,
-in microseconds. `torch rpc` is torch.distributed.rpc (TensorPipe over TCP loopback, shared memory off, no encryption). It
-runs in a process of its own that takes part in the same rounds. The result is also written to bench/results/hop.json.
+Client and server are two processes on loopback; the gRPC ones speak mTLS. Each round runs every variant for a
+number of round trips, in an order shuffled anew; a round's figure is the median of its round trips, the
+result the median over the rounds with the least and the greatest, in microseconds. `torch rpc` is
+torch.distributed.rpc (TensorPipe, as it chooses its channels itself, no encryption), measured in a process of
+its own that takes part in the same rounds. The result is also written to bench/results/hop.json.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import session_peers as peers
 
 RESULTS = Path(__file__).resolve().parent / "results" / "hop.json"
+HERE = str(Path(__file__).resolve())
 FLOATS = 64
 TARGET_TORCH = 1.0
 
@@ -98,7 +100,7 @@ async def torch_rpc(stack: AsyncExitStack, two: Identity) -> Round:
     await stack.enter_async_context(peers.peer(peers.TORCH, two, [port]))
     client = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(Path(__file__).resolve()),
+        HERE,
         "--torch-client",
         port,
         stdin=asyncio.subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The other end and the common ground of `bench/wire.py` and `bench/hop.py`: one process per server, mTLS identities.
+"""What `bench/wire.py` and `bench/hop.py` share: the servers, a process each, and mTLS identities.
 
 python bench/session_peers.py KIND IDENTITY_DIRECTORY        serves one kind; prints its port
 """
@@ -31,24 +31,29 @@ FLIGHT = "flight"
 GRPC = "grpc"
 TORCH = "torch"
 
+HERE = str(Path(__file__).resolve())
 ECHO_TAG = 1
 SINK_TAG = 2
 
 
 class NullCipher:
-    """Copies instead of sealing, with a tag of zeros, so that only the cipher differs. It exists in the benches only."""
+    """Copies instead of sealing, with a tag of zeros: only the cipher differs. For benches only."""
 
     def seal(self, index: int, last: bool, header: bytes, data: Any) -> bytes:
+        """Copies."""
         return b"".join((data, bytes(16)))
 
     def seal_into(self, index: int, last: bool, header: bytes, data: Any, out: memoryview) -> None:
+        """Copies."""
         out[:-16] = data
         out[-16:] = bytes(16)
 
     def open(self, index: int, last: bool, header: bytes, body: Any) -> bytes:
+        """Copies."""
         return bytes(body[:-16])
 
     def open_into(self, index: int, last: bool, header: bytes, body: Any, out: memoryview) -> None:
+        """Copies."""
         out[:] = body[:-16]
 
 
@@ -56,6 +61,7 @@ class NullKeys:
     """Gives every transfer the cipher that does nothing."""
 
     def transfer(self, number: int) -> NullCipher:
+        """The cipher that does nothing."""
         return NullCipher()
 
 
@@ -163,7 +169,7 @@ async def peer(kind: str, identity: Identity, extra: Sequence[str] = ()) -> Asyn
     """Runs one server process while in use; gives its port."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        str(Path(__file__).resolve()),
+        HERE,
         kind,
         str(identity.directory),
         *extra,

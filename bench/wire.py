@@ -1,11 +1,12 @@
-"""How fast a 64 MiB tensor crosses one mTLS connection on loopback: ours sealed and unsealed, Arrow Flight, plain gRPC.
+"""How fast 64 MiB tensors cross one mTLS connection: ours sealed and unsealed, Arrow Flight, plain gRPC.
 
     python bench/wire.py            a table
     python bench/wire.py --json     the same for machines
 
-Client and server are two processes. Each round sends every variant the same tensors, in an order shuffled anew, and
-waits until the receiver holds each tensor whole; figures are medians over the rounds with the least and the greatest, in
-MB (10^6 bytes) per second. The result is also written to bench/results/wire.json.
+Client and server are two processes on loopback. Each round sends the same tensors by every variant, in an
+order shuffled anew, and waits until the receiver holds each tensor whole (Flight: has every batch); figures
+are medians over the rounds with the least and the greatest, in MB (10^6 bytes) per second. The result is also
+written to bench/results/wire.json.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def test_a_data_header_is_the_bytes_that_the_generated_class_writes(
 ) -> None:  # fmt: skip
     """Every field, at every value, canonical."""
     data = wire_pb2.Data(
-        number=number, transfer=transfer, index=index, last=last, codec=wire_pb2.Codec.Name(codec), raw_size_bytes=raw,
-        info=info, total_size_bytes=total, abandoned=abandoned, ends_session=ends,
+        number=number, transfer=transfer, index=index, last=last, codec=wire_pb2.Codec.Name(codec),
+        raw_size_bytes=raw, info=info, total_size_bytes=total, abandoned=abandoned, ends_session=ends,
     )  # fmt: skip
     written = data_header(
         number, transfer, index, last, codec, raw, info.SerializeToString() if info else b"", total,

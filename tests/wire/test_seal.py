@@ -22,7 +22,8 @@ SECRET, SALT = bytes(range(32)), bytes(range(32, 64))
 CONTEXT = session_context(b"s" * 16, "spiffe://orbitmesh/executor/a", "spiffe://orbitmesh/executor/b", 1)
 INFO = wire_pb2.TransferInfo(blob=wire_pb2.BlobInfo(tag=1)).SerializeToString()
 REFUSALS = {
-    "SEAL_BROKEN", "FRAME_MALFORMED", "FRAME_REPLAYED", "FRAME_OUT_OF_ORDER", "FRAME_TRUNCATED", "LIMIT_EXCEEDED",
+    "SEAL_BROKEN", "FRAME_MALFORMED", "FRAME_REPLAYED", "FRAME_OUT_OF_ORDER", "FRAME_TRUNCATED",
+    "LIMIT_EXCEEDED",
 }  # fmt: skip
 
 
@@ -111,7 +112,7 @@ ATTACKS: dict[str, tuple[Attack, str]] = {
     "a frame repeated": (lambda k, m: (2, m[1]), "FRAME_REPLAYED"),
     "a frame left out": (lambda k, m: (1, m[2]), "FRAME_OUT_OF_ORDER"),
     "the first frame left out": (lambda k, m: (0, m[1]), "FRAME_OUT_OF_ORDER"),
-    "a frame renumbered into place": (lambda k, m: (1, _edit(m[2], number=1, index=1, last=False)), "SEAL_BROKEN"),
+    "a frame renumbered": (lambda k, m: (1, _edit(m[2], number=1, index=1, last=False)), "SEAL_BROKEN"),
     "a frame with another index": (lambda k, m: (1, _edit(m[1], index=2)), "FRAME_OUT_OF_ORDER"),
     "a frame of another session": (lambda k, m: (1, _elsewhere(bytes(32))), "SEAL_BROKEN"),
     "a finished transfer continued": (
@@ -145,7 +146,7 @@ def test_an_attack_is_refused_for_its_reason_and_the_true_frame_still_opens(name
 
 
 def test_a_tensor_that_does_not_fit_its_bytes_is_refused() -> None:
-    """A shape of another size than announced is refused before anything is allocated, however it is sealed."""
+    """A shape of another size than announced is refused before anything is allocated."""
     keys, inbox = ends()
     info = wire_pb2.TransferInfo(
         tensor=wire_pb2.TensorSpec(dtype=wire_pb2.DTYPE_FLOAT32, shape=[1 << 20, 1 << 20])
@@ -157,7 +158,7 @@ def test_a_tensor_that_does_not_fit_its_bytes_is_refused() -> None:
 
 @given(st.data())
 def test_no_flipped_bit_passes(data: st.DataObject) -> None:
-    """Any one bit of a frame: in the body it breaks the seal, in the header it is refused for what it says."""
+    """Any one bit: in the body it breaks the seal, in the header it is refused for what it says."""
     keys, inbox = ends()
     message = transfer(keys, 0, 0, [os.urandom(40)])[0]
     at = data.draw(st.integers(0, len(message) * 8 - 1))

@@ -138,7 +138,7 @@ async def test_cuts_lose_and_repeat_nothing(mesh: Mesh, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(12))
 async def test_damage_on_the_way_is_refused_and_sent_again(mesh: Mesh, seed: int) -> None:
-    """Flipped bits, lost, doubled and swapped frames never reach the application; the same frames come again."""
+    """Flipped bits, lost, doubled and swapped frames never reach the application; the frames come again."""
     faults = Faults(cut=0.02, corrupt=0.03, duplicate=0.03, drop=0.03, swap=0.03)
     await both_ways(mesh, 1000 + seed, faults)
 
@@ -249,7 +249,7 @@ async def test_an_acceptor_that_returns_closes_the_session(mesh: Mesh) -> None:
 
 
 async def test_a_receiver_that_was_restarted_is_a_lost_node(mesh: Mesh) -> None:
-    """A session that the other end does not know any more fails with NodeLostError for everybody who uses it."""
+    """A session that the other end does not know any more fails with NodeLostError for all its users."""
 
     async def on_session(session: Session) -> None:
         async for _ in session:
@@ -322,7 +322,7 @@ async def _tampered(
 
 
 async def test_a_frame_that_is_damaged_every_time_fails_the_session_at_both_ends(mesh: Mesh) -> None:
-    """The third refusal of the same frame is final, with the same reason at both ends, and nothing is delivered."""
+    """The third refusal of a frame is final, with one reason at both ends; nothing is delivered."""
 
     def flip(header: wire_pb2.FrameHeader, message: bytes) -> bytes:
         return message[:-1] + bytes((message[-1] ^ 1,))
