@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from orbitmesh import (
+    AsyncGeneration,
     AsyncMesh,
     CancelledError_,
     CapacityError,
@@ -33,6 +33,12 @@ async def forever(request: gateway_pb2.GenerateRequest, context: Any) -> Respons
     for number in itertools.count():
         yield token(number)
         await asyncio.sleep(0.005)
+
+
+async def first_token(generation: AsyncGeneration) -> None:
+    """Waits until a token is there."""
+    async with asyncio.timeout(10):
+        await generation._token(0)
 
 
 async def test_tokens_arrive_in_order_and_the_figures_afterwards(mesh: AsyncMesh) -> None:
@@ -118,8 +124,7 @@ async def test_cancelling_the_task_stops_the_work_in_the_mesh(mesh: AsyncMesh, g
     gateway.behaviour = forever
     generation = await mesh.generate("demo", prompt="x")
     task = asyncio.create_task(generation.wait())
-    while not generation.token_ids:
-        await asyncio.sleep(0.001)
+    await first_token(generation)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
@@ -134,8 +139,7 @@ async def test_cancel_by_another_task_ends_the_loop_with_a_typed_error(
     gateway.behaviour = forever
     generation = await mesh.generate("demo", prompt="x")
     waiting = asyncio.create_task(generation.wait())
-    while not generation.token_ids:
-        await asyncio.sleep(0.001)
+    await first_token(generation)
     await generation.cancel()
     with pytest.raises(CancelledError_) as caught:
         await asyncio.wait_for(waiting, 10)

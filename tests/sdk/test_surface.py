@@ -12,9 +12,8 @@ import types
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 import orbitmesh
+import pytest
 from orbitmesh import _generate_sync
 
 PAIRS = (

@@ -61,8 +61,7 @@ async def upload(stubs: Stubs, pack: SignedPack, on_progress: OnProgress) -> Non
         if not pieces:
             return
         try:
-            await _send_all(stubs, pieces, on_progress)
-            missing = await _settled(stubs, pack)
+            missing = await _send_all(stubs, pack, pieces, on_progress)
         except TransportError:
             if left == 0:
                 raise
@@ -105,7 +104,10 @@ def _piece(pack: SignedPack, file: gateway_pb2.MissingFile) -> Piece:
     return Piece(path, file.name, file.sha256, entry.size_bytes, file.offset)
 
 
-async def _send_all(stubs: Stubs, pieces: Sequence[Piece], on_progress: OnProgress) -> None:
+async def _send_all(
+    stubs: Stubs, pack: SignedPack, pieces: Sequence[Piece], on_progress: OnProgress
+) -> Sequence[gateway_pb2.MissingFile]:
+    """Sends the pieces and returns what is missing still once the gateway has written them."""
     # Here and not at the top: the base install starts without what the wire needs.
     from orbitmesh.wire.streams import dial, open_exchange
 
@@ -119,7 +121,11 @@ async def _send_all(stubs: Stubs, pieces: Sequence[Piece], on_progress: OnProgre
             for piece in pieces:
                 done = await _send_file(session, piece, done, total, on_progress)
             await session.flush()
+            # Whether the bytes are those of the hash shows only when the gateway has written them: listen
+            # until then.
+            missing = await _settled(stubs, pack)
             listening.cancel()
+            return missing
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     finally:
