@@ -6,15 +6,14 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-import grpc
 
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
-from orbitmesh.rpc import open_channel
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2
 from orbitmesh.wire.records import Received, SessionPeer
 from orbitmesh.wire.session import Session
-from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, dial, open_exchange
+from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, dial
+
 from services.executor.engine import StepEngine
 from services.executor.links import LinkTable
 from services.executor.loading import (
@@ -29,6 +28,7 @@ from services.executor.measures import Machine
 from services.executor.outbound import Outbound
 from services.executor.runner import Route, StageRunner
 from services.executor.settings import ExecutorSettings
+from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.runtime.process import ways_table
 
@@ -38,6 +38,8 @@ SWEEP_INTERVAL_S = 0.5
 """How often generations whose time is over are looked for."""
 GATEWAY_SESSION_WAIT_S = 10.0
 """How long a token waits for the session of the gateway that asked for it."""
+DRAIN_POLL_S = 0.05
+"""How often a node that drains looks whether its generations have ended."""
 STAGES_MAX = 16
 """How many stages one node holds."""
 
@@ -51,7 +53,7 @@ class ExecutorNode:
         self.settings = settings
         self.machine = machine
         self.log = log
-        self._ways = ways_table(settings.peers)
+        self.channels = ChannelPool(identities, ways_table(settings.peers))
         self.identities = identities
         self.name = identities.current().name
         self.runners: dict[str, StageRunner] = {}
@@ -66,7 +68,6 @@ class ExecutorNode:
         self._sessions: dict[tuple[str, str], Session] = {}
         self._accepted: dict[str, Session] = {}
         self._accepted_changed = asyncio.Event()
-        self._channels: dict[tuple[str, str, str], grpc.aio.Channel] = {}
 
     # Stages.
 
@@ -171,13 +172,11 @@ class ExecutorNode:
 
     # Ways to peers.
 
-    def channel(self, role: Role, name: str, address: str) -> grpc.aio.Channel:
-        """A connection to a peer, by the way that this node's settings name, else by the peer's own address."""
-        way = self._ways.get(f"{role}/{name}", address)
-        key = (role.value, name, way)
-        if key not in self._channels:
-            self._channels[key] = open_channel(way, self.identities.current(), role, name)
-        return self._channels[key]
+    async def drain(self) -> None:
+        """Lets open generations end, then closes the sessions of others: their streams would hold the server up."""
+        while any(runner.open_generations for runner in self.runners.values()):
+            await asyncio.sleep(DRAIN_POLL_S)
+        await self.acceptor.close()
 
     async def close(self) -> None:
         """Ends everything."""
@@ -186,8 +185,7 @@ class ExecutorNode:
         for session in [*self._sessions.values(), *self._accepted.values()]:
             await session.close()
         await self.acceptor.close()
-        for channel in self._channels.values():
-            await channel.close()
+        await self.channels.close()
         self.engine.close()
 
     async def sweep(self) -> None:
@@ -220,9 +218,8 @@ class ExecutorNode:
         return self._outbounds[key]
 
     async def _dial(self, role: Role, peer: executor_pb2.PeerAddress, method: str) -> Session:
-        channel = self.channel(role, peer.name, peer.address)
         return await dial(
-            open_exchange(channel, method),
+            self.channels.exchange(role, peer.name, peer.address, method),
             self.identities,
             receiver_role=role,
             receiver_name=peer.name,

@@ -11,6 +11,7 @@ from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
 from orbitmesh.wire.streams import exchange_handler
+
 from services.executor.membership import Membership
 from services.executor.node import ExecutorNode
 from services.runtime.caller import current_caller
@@ -90,6 +91,7 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     address = advertise or f"127.0.0.1:{port}"
     membership = Membership(node, address)
     host.on_drain(membership.drain)
+    host.on_drain(node.drain)
     host.log.info("listening", address=address)
     try:
         async with asyncio.TaskGroup() as tasks:
