@@ -116,6 +116,7 @@ class Network:
         self.pipes: list[Pipe] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.unreachable = False
+        self.struck: set[bytes] = set()
 
     def open(self) -> End:
         pipe = Pipe(self)
@@ -144,6 +145,11 @@ class Network:
             queue.append(message)
             return
         roll = self.rng.random()
+        if roll < self.faults.corrupt + self.faults.duplicate + self.faults.drop + self.faults.swap:
+            # The third refusal of the same frame ends a session, so chance may strike each frame only once.
+            if message in self.struck:
+                roll = 1.0
+            self.struck.add(message)
         if roll < self.faults.corrupt:
             at = self.rng.randrange(len(message))
             message = message[:at] + bytes((message[at] ^ (1 << self.rng.randrange(8)),)) + message[at + 1 :]
