@@ -53,8 +53,9 @@ endif
 	$(PIP) install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
-$(BUF): package.json package-lock.json
-	$(NPM) ci --no-audit --no-fund --ignore-scripts --silent
+# No lock file: it would hold only the platforms of the machine that wrote it; the version is pinned exactly.
+$(BUF): package.json
+	$(NPM) install --no-package-lock --no-audit --no-fund --ignore-scripts --loglevel=error
 	@touch $@
 
 .PHONY: lint
