@@ -58,9 +58,7 @@ class SmallGateway(gateway_pb2_grpc.GatewayServiceServicer, scheduler_pb2_grpc.S
     async def GetStatus(self, request: Any, context: Any) -> gateway_pb2.GetStatusResponse:  # noqa: N802
         """Says that it is there."""
         await asyncio.sleep(self.delay_s)
-        return gateway_pb2.GetStatusResponse(
-            name="gateway", version="0.1.0", address=self.address, scheduler_up=True
-        )
+        return gateway_pb2.GetStatusResponse(name="gateway", version="0.1.0", address=self.address, scheduler_up=True)
 
     async def ListNodes(self, request: Any, context: Any) -> scheduler_pb2.ListNodesResponse:  # noqa: N802
         """One node."""
@@ -69,9 +67,7 @@ class SmallGateway(gateway_pb2_grpc.GatewayServiceServicer, scheduler_pb2_grpc.S
         return scheduler_pb2.ListNodesResponse(nodes=[node])
 
 
-async def count(
-    request: gateway_pb2.GenerateRequest, context: Any
-) -> AsyncIterator[gateway_pb2.GenerateResponse]:
+async def count(request: gateway_pb2.GenerateRequest, context: Any) -> AsyncIterator[gateway_pb2.GenerateResponse]:
     """Token n is n; the end tells fixed figures."""
     yield started()
     for number in range(request.max_new_tokens):

@@ -104,9 +104,7 @@ async def test_leaving_the_loop_stops_the_work_in_the_mesh(mesh: AsyncMesh, gate
     assert generation.token_ids[:3] == (0, 1, 2)
 
 
-async def test_an_exception_in_the_loop_stops_the_work_in_the_mesh(
-    mesh: AsyncMesh, gateway: SmallGateway
-) -> None:
+async def test_an_exception_in_the_loop_stops_the_work_in_the_mesh(mesh: AsyncMesh, gateway: SmallGateway) -> None:
     """Whatever ends the loop ends the work."""
     gateway.behaviour = forever
 
@@ -132,9 +130,7 @@ async def test_cancelling_the_task_stops_the_work_in_the_mesh(mesh: AsyncMesh, g
     assert generation.finish_reason == "cancelled"
 
 
-async def test_cancel_by_another_task_ends_the_loop_with_a_typed_error(
-    mesh: AsyncMesh, gateway: SmallGateway
-) -> None:
+async def test_cancel_by_another_task_ends_the_loop_with_a_typed_error(mesh: AsyncMesh, gateway: SmallGateway) -> None:
     """Who waits for tokens of a generation that someone cancels is told so, and not left waiting."""
     gateway.behaviour = forever
     generation = await mesh.generate("demo", prompt="x")

@@ -59,9 +59,7 @@ async def test_an_identity_of_another_mesh_is_refused(gateway: SmallGateway, tmp
     await mesh.close()
 
 
-async def test_an_expired_identity_is_refused_before_connecting(
-    gateway: SmallGateway, tmp_path: Path
-) -> None:
+async def test_an_expired_identity_is_refused_before_connecting(gateway: SmallGateway, tmp_path: Path) -> None:
     """Our own expired certificate is named as such, with what to do."""
     init_mesh(tmp_path / "ca")
     before = datetime.now(UTC) - timedelta(days=3)
@@ -80,9 +78,7 @@ async def test_a_missing_identity_is_named(gateway: SmallGateway, tmp_path: Path
     await mesh.close()
 
 
-@pytest.mark.parametrize(
-    "address", ["", "gateway", "gateway:", ":7443", "gateway:0", "gateway:99999", "gateway:x"]
-)
+@pytest.mark.parametrize("address", ["", "gateway", "gateway:", ":7443", "gateway:0", "gateway:99999", "gateway:x"])
 def test_an_address_is_host_and_port(address: str) -> None:
     """Anything else is refused at once."""
     with pytest.raises(InvalidInputError, match="host:port"):
@@ -97,9 +93,7 @@ async def test_a_mesh_that_was_closed_says_so(mesh: AsyncMesh) -> None:
         await mesh.status()
 
 
-async def test_concurrent_first_calls_share_one_connection(
-    gateway: SmallGateway, identities: Identities
-) -> None:
+async def test_concurrent_first_calls_share_one_connection(gateway: SmallGateway, identities: Identities) -> None:
     """A mesh opens itself at the first call, once."""
     mesh = AsyncMesh.connect(gateway.address, identity=identities.client)
     answers = await asyncio.gather(*(mesh.nodes() for _ in range(8)))

@@ -62,9 +62,7 @@ async def shelf_and_stubs(tmp_path: Path) -> AsyncIterator[tuple[PackShelf, Stub
     server = grpc.aio.server()
     add: Any = gateway_pb2_grpc.add_PackServiceServicer_to_server
     add(Shelf(shelf), server)
-    server.add_registered_method_handlers(
-        "orbitmesh.v1.PackService", {"Transfer": exchange_handler(acceptor)}
-    )
+    server.add_registered_method_handlers("orbitmesh.v1.PackService", {"Transfer": exchange_handler(acceptor)})
     credentials = grpc.ssl_server_credentials(
         [(identity.tls_key_pem, identity.tls_cert_pem)], identity.ca_pem, require_client_auth=True
     )
@@ -116,9 +114,7 @@ async def test_a_signature_that_is_there_is_used_as_it_is(
         verify_signature(pack.manifest_bytes, pack.signature, stubs.identity.ca, {Role.CLIENT})
 
 
-async def test_a_pack_arrives_whole_and_is_sent_once(
-    tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
-) -> None:
+async def test_a_pack_arrives_whole_and_is_sent_once(tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]) -> None:
     """Every file is on the gateway's disk with its hash when `upload` returns; a second one sends nothing."""
     shelf, stubs = shelf_and_stubs
     pack = await pack_at(tmp_path / "pack", stubs)
@@ -134,9 +130,7 @@ async def test_a_pack_arrives_whole_and_is_sent_once(
     assert steps == []
 
 
-async def test_what_the_gateway_has_is_not_sent_again(
-    tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
-) -> None:
+async def test_what_the_gateway_has_is_not_sent_again(tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]) -> None:
     """After an upload that was given up in the middle of a file, only the rest goes over the wire."""
     shelf, stubs = shelf_and_stubs
     pack = await pack_at(tmp_path / "pack", stubs)
@@ -157,6 +151,18 @@ async def test_what_the_gateway_has_is_not_sent_again(
     assert 0 < held < pack.manifest.layer_bytes[0]
     assert steps[-1].total_bytes <= pack.manifest.layer_bytes[0] - held
     assert shelf.store.path(layer) is not None
+
+
+async def test_two_uploads_of_one_pack_at_once_both_end_well(
+    tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
+) -> None:
+    """Who comes second with a piece waits for the other and sends what is still missing then."""
+    shelf, stubs = shelf_and_stubs
+    pack = await pack_at(tmp_path / "pack", stubs)
+    async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+        for _ in range(2):
+            group.create_task(transfer_files.upload(stubs, pack, lambda _: None))
+    assert all(shelf.store.path(bytes.fromhex(file.sha256)) for file in pack.manifest.files)
 
 
 async def test_a_file_that_differs_from_the_manifest_is_refused(
@@ -190,9 +196,7 @@ async def test_a_file_of_another_size_is_refused_before_anything_is_sent(
     assert steps == []
 
 
-async def test_an_untrusted_signer_is_refused(
-    tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
-) -> None:
+async def test_an_untrusted_signer_is_refused(tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]) -> None:
     """A pack signed by another mesh's user is not taken."""
     _, stubs = shelf_and_stubs
     init_mesh(tmp_path / "other")
@@ -230,9 +234,7 @@ async def test_a_model_that_cannot_be_packed_is_refused_with_the_builders_own_er
     """The packing process's refusal comes through typed, and nothing is left behind."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(
-        json.dumps({"model_type": "gpt2", "architectures": ["GPT2"]})
-    )
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"model_type": "gpt2", "architectures": ["GPT2"]}))
     with pytest.raises(InvalidInputError) as caught:
         await _packs.build(tmp_path / "model", tmp_path / "dest", lambda _: None)
     assert caught.value.reason == "UNSUPPORTED_MODEL"

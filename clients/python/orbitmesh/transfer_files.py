@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orbitmesh._packs import SignedPack
 from orbitmesh._stubs import Stubs
-from orbitmesh.errors import PackError, TransportError, error_for
+from orbitmesh.errors import InvalidInputError, PackError, TransportError, error_for
 from orbitmesh.results import OnProgress, Progress
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.v1 import gateway_pb2, wire_pb2
@@ -25,7 +25,7 @@ PIECE_BYTES = 4 << 20
 """How much of a file one transfer carries, in bytes: what a lost gateway can cost again."""
 UPLOAD_ROUNDS = 4
 """How often the rest is sent after a session was lost for good."""
-SETTLE_S = 10.0
+SETTLE_S = 5.0
 """How long the gateway may take to have what was acknowledged on its disk, without getting on, in seconds."""
 SETTLE_POLL_S = 0.05
 """How often it is asked for that, in seconds."""
@@ -62,10 +62,12 @@ async def upload(stubs: Stubs, pack: SignedPack, on_progress: OnProgress) -> Non
             return
         try:
             missing = await _send_all(stubs, pack, pieces, on_progress)
-        except TransportError:
-            if left == 0:
+        except (TransportError, InvalidInputError) as error:
+            # `held_bytes` is in the refusal of a piece that comes too late: someone else sends the same file,
+            # perhaps an upload of ours that was given up and whose last pieces are still being written.
+            if left == 0 or not (isinstance(error, TransportError) or "held_bytes" in error.metadata):
                 raise
-            missing = await _still_missing(stubs, pack)
+            missing = await _settled(stubs, pack)
     if missing:
         raise TransportError(
             f"the gateway still lacks {', '.join(file.name for file in missing)} after {UPLOAD_ROUNDS} "
@@ -97,8 +99,7 @@ def _piece(pack: SignedPack, file: gateway_pb2.MissingFile) -> Piece:
     if found != entry.size_bytes:
         state = "missing" if found is None else f"{found} bytes"
         raise PackError(
-            f"{path} is {state} where the manifest says {entry.size_bytes} bytes; build the pack anew or "
-            "copy it again",
+            f"{path} is {state} where the manifest says {entry.size_bytes} bytes; build the pack anew or copy it again",
             metadata={"file": file.name},
         )
     return Piece(path, file.name, file.sha256, entry.size_bytes, file.offset)
@@ -139,9 +140,7 @@ async def _send_file(session: Session, piece: Piece, done: int, total: int, on_p
         while offset < piece.size_bytes or piece.size_bytes == 0:
             data = await asyncio.to_thread(file.read, min(PIECE_BYTES, piece.size_bytes - offset))
             if not data and piece.size_bytes:
-                raise PackError(
-                    f"{piece.path} became shorter while it was sent; copy the pack again and deploy it"
-                )
+                raise PackError(f"{piece.path} became shorter while it was sent; copy the pack again and deploy it")
             info = wire_pb2.FileInfo(sha256=piece.sha256, offset=offset, size_bytes=piece.size_bytes)
             await session.send(wire_pb2.TransferInfo(file=info), data)
             offset += len(data)
