@@ -58,7 +58,9 @@ def peer(kind: str, model: str) -> None:
         tokens = int(line)
         began = time.perf_counter()
         first = run(tokens)
-        sys.stdout.write(json.dumps({"s": time.perf_counter() - began, "after_first_s": time.perf_counter() - first}) + "\n")
+        sys.stdout.write(
+            json.dumps({"s": time.perf_counter() - began, "after_first_s": time.perf_counter() - first}) + "\n"
+        )
         sys.stdout.flush()
 
 
@@ -219,7 +221,10 @@ def measure(model: str, tokens: int, rounds: int, tell: Callable[[str], None]) -
             for name, run in cases.items():
                 rates.setdefault(name, []).append(run())
             late_runs.append(late(far, tokens))
-            tell(f"round {index + 1} of {rounds}: " + ", ".join(f"{name} {values[-1]:.0f}/s" for name, values in rates.items()))
+            tell(
+                f"round {index + 1} of {rounds}: "
+                + ", ".join(f"{name} {values[-1]:.0f}/s" for name, values in rates.items())
+            )
         sizes = bytes_per_hop(near, tokens)
     ratios = {
         "3 stages / transformers": _pairs(rates, "3 stages", "transformers"),
@@ -267,7 +272,10 @@ def main() -> int:
     if arguments.peer:
         peer(arguments.peer, models[0])
         return 0
-    result: dict[str, Any] = {"command": shlex.join(["python", "bench/generate.py", *sys.argv[1:]]), "machine": machine()}
+    result: dict[str, Any] = {
+        "command": shlex.join(["python", "bench/generate.py", *sys.argv[1:]]),
+        "machine": machine(),
+    }
     for model in models:
         name = Path(model).name
         result[name] = measure(model, arguments.tokens, arguments.rounds, lambda text: print(text, file=sys.stderr))

@@ -127,9 +127,7 @@ def breakdown(record: GenerationRecord) -> gateway_pb2.Breakdown:
     )
     message.started_at.FromNanoseconds(record.began_at_ns)
     for name, reading in record.clocks.items():
-        message.clock_offsets.add(
-            node=name, offset_ns=reading.offset_ns, uncertainty_ns=reading.round_trip_ns // 2
-        )
+        message.clock_offsets.add(node=name, offset_ns=reading.offset_ns, uncertainty_ns=reading.round_trip_ns // 2)
     ledger = _Ledger()
     stages = _steps(record) if arrived else None
     message.incomplete = bool(arrived) and stages is None
@@ -203,8 +201,8 @@ def _path(
     tail = stages[-1]
     first = record.prompt_tokens - 1
     ends = [tail[first + index].ended for index in range(len(record.arrived_ns))]
-    # By how much the last node's clock must be read differently, at the least, for no token to arrive before it left and
-    # for the first not to be there before the work on it was done. Without it the rows could sum to more than the total.
+    # By how much the last node's clock must be read differently, at the least, for no token to arrive before it left
+    # and for the first not to be there before the work on it was done: else rows could sum to more than the total.
     worked = sum(step.ended - step.received for step in (steps[first] for steps in stages))
     shift = max(0, record.admitted_ns + worked - ends[0])
     shift = min(shift, *(came - ended for came, ended in zip(record.arrived_ns, ends, strict=True)))
@@ -270,9 +268,7 @@ def _hops(names: Sequence[str], path: Sequence[_Step]) -> list[_Hop]:
     ]
 
 
-def _work(
-    ledger: _Ledger, names: Sequence[str], path: Sequence[_Step], own: Sequence[dict[int, _Step]] | None
-) -> int:
+def _work(ledger: _Ledger, names: Sequence[str], path: Sequence[_Step], own: Sequence[dict[int, _Step]] | None) -> int:
     """Adds what every stage did on one step; returns its time."""
     for place, step in enumerate(path):
         _working(ledger, names[place], step, own[place] if own is not None else None)

@@ -10,19 +10,18 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
 import grpc
-
 from orbitmesh.errors import CapacityError, DeadlineError, InvalidInputError, MeshError
 from orbitmesh.limits import CONTEXT_TOKENS, PREFILL_CHUNK_TOKENS
 from orbitmesh.pack import Manifest
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2, wire_pb2
-from services.runtime.caller import time_left_s
 
 from gateway.breakdown import ClockReading, GenerationRecord
 from gateway.packs import PackShelf
 from gateway.text import Text, TextStream
 from gateway.traces import Traces
 from gateway.upstream import Arrival, Upstream
+from services.runtime.caller import time_left_s
 
 MAX_NEW_TOKENS_DEFAULT = 64
 """Tokens where the request does not say."""
@@ -47,7 +46,15 @@ Send = Callable[[gateway_pb2.GenerateResponse], Awaitable[None]]
 class Generations:
     """The generations of one gateway."""
 
-    def __init__(self, upstream: Upstream, shelf: PackShelf, traces: Traces, tasks: asyncio.TaskGroup) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        shelf: PackShelf,
+        traces: Traces,
+        tasks: asyncio.TaskGroup,
+        slow_reader_s: float = SLOW_READER_S,
+    ) -> None:
+        self._slow_reader_s = slow_reader_s
         self._upstream = upstream
         self._shelf = shelf
         self._traces = traces
@@ -98,14 +105,14 @@ class Generations:
                 started = gateway_pb2.GenerationStarted(
                     trace_id=record.trace_id, generation=number, prompt_tokens=len(prompt)
                 )
-                await _write(send, gateway_pb2.GenerateResponse(started=started))
+                await self._write(send, gateway_pb2.GenerateResponse(started=started))
                 await flow.feed(prompt)
                 stream = TextStream(text, prompt)
                 async for arrival in _until_finished(arrivals):
                     piece = stream.add(arrival.token, last=arrival.finish != 0)
                     record.arrived_ns.append(arrival.at_ns)
                     token = gateway_pb2.GeneratedToken(id=arrival.token, position=arrival.position, text=piece)
-                    await _write(send, gateway_pb2.GenerateResponse(token=token))
+                    await self._write(send, gateway_pb2.GenerateResponse(token=token))
                     record.finish = arrival.finish
                 record.ended_ns = record.arrived_ns[-1]
                 finished = True
@@ -123,7 +130,18 @@ class Generations:
                 self._tasks.create_task(self._remember(closing, record))
         await asyncio.shield(closing)
         await self._remember(closing, record)
-        await _write(send, gateway_pb2.GenerateResponse(finished=_finished(record)))
+        await self._write(send, gateway_pb2.GenerateResponse(finished=_finished(record)))
+
+    async def _write(self, send: Send, message: gateway_pb2.GenerateResponse) -> None:
+        try:
+            async with asyncio.timeout(self._slow_reader_s):
+                await send(message)
+        except TimeoutError:
+            # The caller's own deadline also ends in TimeoutError; only ours means that the client does not read.
+            raise CapacityError(
+                f"the client took no message for {self._slow_reader_s:g} s; the generation was stopped",
+                reason="SLOW_READER",
+            ) from None
 
     async def _remember(self, closing: asyncio.Task[None], record: GenerationRecord) -> None:
         await asyncio.wait([closing])
@@ -160,7 +178,7 @@ def check_bounds(request: gateway_pb2.GenerateRequest, manifest: Manifest, promp
         )
     if request.WhichOneof("prompt") == "token_ids" and max(request.token_ids.ids) >= manifest.vocab_size:
         raise InvalidInputError(
-            f"token ids of {manifest.name!r} are 0 to {manifest.vocab_size - 1}; {max(request.token_ids.ids)} is not one"
+            f"{max(request.token_ids.ids)} is no token of {manifest.name!r}: they are 0 to {manifest.vocab_size - 1}"
         )
     temperature, top_p = request.sampling.temperature, request.sampling.top_p
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -260,24 +278,13 @@ async def _until_finished(arrivals: asyncio.Queue[Arrival]) -> AsyncIterator[Arr
             return
 
 
-async def _write(send: Send, message: gateway_pb2.GenerateResponse) -> None:
-    try:
-        async with asyncio.timeout(SLOW_READER_S):
-            await send(message)
-    except TimeoutError:
-        # The caller's own deadline also ends in TimeoutError; only ours means that the client does not read.
-        raise CapacityError(
-            f"the client took no message for {SLOW_READER_S:.0f} s; the generation was stopped", reason="SLOW_READER"
-        ) from None
-
-
 def _finished(record: GenerationRecord) -> gateway_pb2.GenerationFinished:
     first_s = (record.arrived_ns[0] - record.began_ns) / 1e9
     total_s = (record.ended_ns - record.began_ns) / 1e9
     after_first = len(record.arrived_ns) - 1
     rate = after_first / (total_s - first_s) if after_first and total_s > first_s else 1 / max(total_s, 1e-9)
     return gateway_pb2.GenerationFinished(
-        reason=record.finish,
+        reason=wire_pb2.FinishReason.Name(record.finish),
         prompt_tokens=record.prompt_tokens,
         new_tokens=len(record.arrived_ns),
         first_token_s=first_s,

@@ -13,9 +13,9 @@ from orbitmesh.pack.store import ContentStore
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import gateway_pb2, wire_pb2
 from orbitmesh.wire.session import Session
-from services.runtime.logs import EventLog
 
 from gateway.text import Text
+from services.runtime.logs import EventLog
 
 SIGNERS = frozenset({Role.CLIENT, Role.OPERATOR})
 PACKS_MAX = 1024
@@ -45,7 +45,9 @@ class PackShelf:
         path = self._manifests / f"{hashlib.sha256(request.manifest).hexdigest()}.json"
         if not path.exists():
             if sum(1 for _ in self._manifests.iterdir()) >= PACKS_MAX:
-                raise InvalidInputError(f"this gateway keeps {PACKS_MAX} packs, the most it takes", reason="LIMIT_EXCEEDED")
+                raise InvalidInputError(
+                    f"this gateway keeps {PACKS_MAX} packs, the most it takes", reason="LIMIT_EXCEEDED"
+                )
             partial = path.with_suffix(".partial")
             partial.write_bytes(request.manifest)
             partial.rename(path)
@@ -141,7 +143,5 @@ class PackShelf:
 
     async def _tell(self, session: Session, about: wire_pb2.TransferInfo, error: MeshError) -> None:
         sha256 = about.file.sha256 or about.file_request.sha256
-        failure = wire_pb2.Failure(
-            sha256=sha256, reason=error.reason, message=error.message, metadata=error.metadata
-        )
+        failure = wire_pb2.Failure(sha256=sha256, reason=error.reason, message=error.message, metadata=error.metadata)
         await session.send(wire_pb2.TransferInfo(failure=failure))

@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
-
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
-from services.runtime.caller import time_left_s
 
 from gateway.upstream import Upstream
+from services.runtime.caller import time_left_s
 
 DEPLOY_DEADLINE_S = 7200.0
 """How long a deployment may take where the caller sets no deadline."""
@@ -44,6 +43,8 @@ class SchedulerRelay(scheduler_pb2_grpc.SchedulerServiceServicer):
         try:
             with mapped_errors(address=self._upstream.scheduler_address):
                 async for answer in call:
+                    if answer.deployment.state == scheduler_pb2.DEPLOYMENT_STATE_READY:
+                        await self._upstream.warm(answer.deployment.pipeline)
                     yield answer
         finally:
             call.cancel()

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
-from services.runtime.process import ways_table
-from services.runtime.server import ServiceHost
 
-from gateway.generations import Generations
+from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
 from gateway.traces import Traces
 from gateway.upstream import Upstream
+from services.runtime.process import ways_table
+from services.runtime.server import ServiceHost
 
 GATEWAY_SERVICE = "orbitmesh.v1.GatewayService"
 PACK_SERVICE = "orbitmesh.v1.PackService"
@@ -47,12 +46,16 @@ class GatewaySettings:
     """host:port where executors fetch packs from; empty means the address it listens on."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
+    slow_reader_s: float = SLOW_READER_S
+    """How long a client may take no message while there are some for it, in seconds."""
 
 
 class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     """Answers `GatewayService`."""
 
-    def __init__(self, generations: Generations, traces: Traces, shelf: PackShelf, upstream: Upstream, name: str) -> None:
+    def __init__(
+        self, generations: Generations, traces: Traces, shelf: PackShelf, upstream: Upstream, name: str
+    ) -> None:
         self._generations = generations
         self._traces = traces
         self._shelf = shelf
@@ -113,15 +116,13 @@ async def run(settings: GatewaySettings) -> None:
     """Runs a gateway until it is asked to stop."""
     identities = IdentitySource(settings.identity)
     host = ServiceHost(identities, listen=settings.listen)
-    upstream = Upstream(
-        identities, settings.scheduler, settings.scheduler_name, ways_table(settings.peers), host.log
-    )
+    upstream = Upstream(identities, settings.scheduler, settings.scheduler_name, ways_table(settings.peers), host.log)
     shelf = PackShelf(settings.state / "packs", identities, host.log)
     acceptor = SessionAcceptor(identities, shelf.serve)
     traces = Traces()
     try:
         async with asyncio.TaskGroup() as tasks:
-            generations = Generations(upstream, shelf, traces, tasks)
+            generations = Generations(upstream, shelf, traces, tasks, settings.slow_reader_s)
             servicer = GatewayServicer(generations, traces, shelf, upstream, identities.current().name)
             host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
             host.add(GATEWAY_SERVICE, gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)

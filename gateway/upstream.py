@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
-
 from orbitmesh.errors import MeshError, NodeLostError, UnknownModelError, error_for
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.rpc import mapped_errors, open_channel
+from orbitmesh.rpc import mapped_errors
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, wire_pb2
 from orbitmesh.wire.session import Session
-from orbitmesh.wire.streams import EXCHANGE, dial, open_exchange
+from orbitmesh.wire.streams import EXCHANGE, dial
+
 from services.runtime.caller import time_left_s
+from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 
 SESSION_GIVE_UP_S = 5.0
@@ -44,13 +45,14 @@ Listener = Callable[[Arrival], None]
 class Upstream:
     """Channels and sessions from this gateway."""
 
-    def __init__(self, identities: IdentitySource, scheduler: str, scheduler_name: str, ways: dict[str, str], log: EventLog) -> None:
+    def __init__(
+        self, identities: IdentitySource, scheduler: str, scheduler_name: str, ways: dict[str, str], log: EventLog
+    ) -> None:
         self._identities = identities
-        self._ways = ways
         self._log = log
         self.scheduler_address = scheduler
         self._scheduler_name = scheduler_name
-        self._channels: dict[tuple[str, str, str], grpc.aio.Channel] = {}
+        self._channels = ChannelPool(identities, ways)
         self._sessions: dict[str, Session] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
         self._readers: set[asyncio.Task[None]] = set()
@@ -58,7 +60,7 @@ class Upstream:
 
     def scheduler_channel(self) -> grpc.aio.Channel:
         """The connection to the scheduler."""
-        return self._channel(Role.SCHEDULER, self._scheduler_name, self.scheduler_address)
+        return self._channels.get(Role.SCHEDULER, self._scheduler_name, self.scheduler_address)
 
     async def deployment(self, name: str) -> scheduler_pb2.Deployment:
         """A deployment that serves.
@@ -71,7 +73,7 @@ class Upstream:
         request = scheduler_pb2.GetDeploymentRequest(name=name)
         with mapped_errors(address=self.scheduler_address):
             answer = await stub.GetDeployment(request, timeout=min(CONTROL_DEADLINE_S, time_left_s(CONTROL_DEADLINE_S)))
-        held = answer.deployment
+        held: scheduler_pb2.Deployment = answer.deployment
         if held.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING:
             raise UnknownModelError(f"deployment {name!r} is still being loaded: wait until it is ready")
         if held.state != scheduler_pb2.DEPLOYMENT_STATE_READY:
@@ -80,7 +82,7 @@ class Upstream:
 
     def executor(self, node: executor_pb2.PeerAddress) -> executor_pb2_grpc.ExecutorServiceStub:
         """Calls to a node's executor."""
-        return executor_pb2_grpc.ExecutorServiceStub(self._channel(Role.EXECUTOR, node.name, node.address))
+        return executor_pb2_grpc.ExecutorServiceStub(self._channels.get(Role.EXECUTOR, node.name, node.address))
 
     async def session(self, node: executor_pb2.PeerAddress) -> Session:
         """The session to a node's executor; opened when first needed, and anew when the last one failed."""
@@ -89,9 +91,8 @@ class Upstream:
             held = self._sessions.get(node.name)
             if held is not None and not held.closed:
                 return held
-            channel = self._channel(Role.EXECUTOR, node.name, node.address)
             session = await dial(
-                open_exchange(channel, EXCHANGE),
+                self._channels.exchange(Role.EXECUTOR, node.name, node.address, EXCHANGE),
                 self._identities,
                 receiver_role=Role.EXECUTOR,
                 receiver_name=node.name,
@@ -102,6 +103,10 @@ class Upstream:
             self._readers.add(reader)
             reader.add_done_callback(self._readers.discard)
             return session
+
+    async def warm(self, nodes: Sequence[executor_pb2.PeerAddress]) -> None:
+        """Opens the sessions to these nodes now, so that the first prompt does not wait for handshakes."""
+        await asyncio.gather(*(self.session(node) for node in nodes), return_exceptions=True)
 
     def listen(self, generation: int, nodes: frozenset[str], listener: Listener) -> None:
         """Hands what arrives for a generation to `listener`, also the loss of one of its nodes."""
@@ -118,8 +123,7 @@ class Upstream:
         await asyncio.gather(*self._readers, return_exceptions=True)
         for session in self._sessions.values():
             await session.close()
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
 
     async def _read(self, node: str, session: Session) -> None:
         error: MeshError = NodeLostError(f"{node} ended its session", metadata={"node": node})
@@ -145,10 +149,3 @@ class Upstream:
             if held is not None:
                 token = int.from_bytes(data, "little", signed=True)
                 held[0](Arrival(info.token.position, token, info.token.finish, at_ns))
-
-    def _channel(self, role: Role, name: str, address: str) -> grpc.aio.Channel:
-        way = self._ways.get(f"{role}/{name}", address)
-        key = (role.value, name, way)
-        if key not in self._channels:
-            self._channels[key] = open_channel(way, self._identities.current(), role, name)
-        return self._channels[key]

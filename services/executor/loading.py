@@ -15,6 +15,7 @@ from orbitmesh.pack.store import ContentStore
 from orbitmesh.trust import Role, verify_signature
 from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.session import Session
+
 from services.executor.kvcache import CachePool
 from services.executor.stage import Stage
 
@@ -55,9 +56,7 @@ class StageFiles:
                 while not complete:
                     received = await session.receive()
                     piece = _piece(received.info, sha256, size)
-                    complete = await asyncio.to_thread(
-                        self.store.append, sha256, piece.offset, received.data, size
-                    )
+                    complete = await asyncio.to_thread(self.store.append, sha256, piece.offset, received.data, size)
                     here += len(received.data)
                     yield here + held
                 here += held
@@ -118,15 +117,13 @@ def check_memory(needed_bytes: int, free_bytes: int, what: str) -> None:
     """
     if needed_bytes > free_bytes:
         raise CapacityError(
-            f"{what} needs {needed_bytes} bytes and {free_bytes} are free on this node: cut the model into more stages, "
-            "lower kv_tokens, or give the node more memory",
+            f"{what} needs {needed_bytes} bytes and {free_bytes} are free on this node: cut the model into more "
+            "stages, lower kv_tokens, or give the node more memory",
             metadata={"needed_bytes": needed_bytes, "free_bytes": free_bytes},
         )
 
 
-def load(
-    manifest: Manifest, directory: Path, layers: range, *, device: str, threads: int
-) -> tuple[Stage, int]:
+def load(manifest: Manifest, directory: Path, layers: range, *, device: str, threads: int | None) -> tuple[Stage, int]:
     """Loads a stage; returns it and the bytes of cache one token takes. Blocks."""
     stage = Stage.load(manifest, directory, layers, device=device, threads=threads)
     return stage, stage.kv_bytes_per_token()

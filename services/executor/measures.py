@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import psutil
 import torch
-
 from orbitmesh.v1 import scheduler_pb2
 
 MEASURE_S = 0.15
@@ -67,9 +67,8 @@ def load_per_core() -> float:
     return os.getloadavg()[0] / len(os.sched_getaffinity(0))
 
 
-def _best_seconds(run: object, budget_s: float) -> float:
+def _best_seconds(run: Callable[[], object], budget_s: float) -> float:
     """The shortest time of a call: what the machine can do, not what its neighbours leave."""
-    assert callable(run)
     run()
     best = float("inf")
     ends = time.monotonic() + budget_s

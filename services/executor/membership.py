@@ -1,4 +1,4 @@
-"""How a node belongs to the mesh: it reports its measures to the scheduler and keeps its lease, and measures its links."""
+"""How a node belongs to the mesh: it keeps its lease by reporting its measures, and measures its links."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncIterator
 
 import grpc
-
 from orbitmesh.errors import MeshError
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S
 from orbitmesh.rpc import keep_status, map_rpc_error
 from orbitmesh.trust import Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+
 from services.executor.links import RATE_PROBE_BYTES, RTT_PROBES
 from services.executor.measures import load_per_core
 from services.executor.node import ExecutorNode
@@ -52,7 +52,7 @@ class Membership:
         pause_s = 0.1
         while True:
             settings = self._node.settings
-            channel = self._node.channel(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
+            channel = self._node.channels.get(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
             stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             try:
                 async for answer in keep_status(stub.Heartbeat(self._heartbeats())):
@@ -63,7 +63,9 @@ class Membership:
                     if set(self._peers) - known:
                         self._node.links.wake()
             except grpc.RpcError as error:
-                self._node.log.warning("scheduler_out_of_reach", detail=map_rpc_error(error, address=settings.scheduler).message)
+                self._node.log.warning(
+                    "scheduler_out_of_reach", detail=map_rpc_error(error, address=settings.scheduler).message
+                )
             await asyncio.sleep(pause_s)
             pause_s = min(RECONNECT_MAX_S, pause_s * 2)
 
@@ -103,7 +105,7 @@ class Membership:
 
     async def _measure(self, peer: executor_pb2.PeerAddress) -> None:
         """Some small probes for the round trip, then one large one whose extra time gives the rate."""
-        stub = executor_pb2_grpc.ExecutorServiceStub(self._node.channel(Role.EXECUTOR, peer.name, peer.address))
+        stub = executor_pb2_grpc.ExecutorServiceStub(self._node.channels.get(Role.EXECUTOR, peer.name, peer.address))
         payload = bytes(RATE_PROBE_BYTES)
         try:
             await stub.Probe(executor_pb2.ProbeRequest(), timeout=PROBE_DEADLINE_S)  # pays for the handshake

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
 from orbitmesh.trust import IdentitySource, Role
-from orbitmesh.v1 import executor_pb2
-from orbitmesh.wire.records import Received, SessionPeer
+from orbitmesh.v1 import executor_pb2, wire_pb2
+from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, dial
 
@@ -47,9 +47,7 @@ STAGES_MAX = 16
 class ExecutorNode:
     """Everything an executor is, but for the wire's shape of it (`server`)."""
 
-    def __init__(
-        self, settings: ExecutorSettings, identities: IdentitySource, machine: Machine, log: EventLog
-    ) -> None:
+    def __init__(self, settings: ExecutorSettings, identities: IdentitySource, machine: Machine, log: EventLog) -> None:
         self.settings = settings
         self.machine = machine
         self.log = log
@@ -85,7 +83,8 @@ class ExecutorNode:
             if held is not None:
                 if held.route != route or held.stage.layers != layers:
                     raise InvalidInputError(
-                        f"another stage of {request.deployment!r} is loaded here: unload it first", reason="ALREADY_EXISTS"
+                        f"another stage of {request.deployment!r} is loaded here: unload it first",
+                        reason="ALREADY_EXISTS",
                     )
                 yield self._ready(request.deployment, total)
                 return
@@ -174,7 +173,7 @@ class ExecutorNode:
 
     async def drain(self) -> None:
         """Lets open generations end, then closes the sessions of others: their streams would hold the server up."""
-        while any(runner.open_generations for runner in self.runners.values()):
+        while any(runner.open_generations for runner in self.runners.values()):  # noqa: ASYNC110 - many may end it
             await asyncio.sleep(DRAIN_POLL_S)
         await self.acceptor.close()
 
@@ -249,23 +248,29 @@ class ExecutorNode:
         self._accepted_changed.set()
         try:
             async for received in session:
-                await self._dispatch(received, session.peer)
+                await self._dispatch(received, session)
         except MeshError as error:
             self.log.warning("session_ended", peer=spiffe, reason=error.reason, detail=error.message)
         finally:
             if self._accepted.get(spiffe) is session:
                 del self._accepted[spiffe]
 
-    async def _dispatch(self, received: Received, sender: SessionPeer) -> None:
+    async def _dispatch(self, received: Received, session: Session) -> None:
         info = received.info
         number = info.step.generation or info.token.generation
         runner = next((held for held in self.runners.values() if held.holds(number)), None)
         if runner is None:
             return  # closed while this was under way: nobody waits for it
         try:
-            await runner.accept(received, sender)
+            await runner.accept(received, session.peer)
         except MeshError as error:
-            runner.refuse(number, error)
+            if error.reason != "NOT_YOURSELF":
+                runner.refuse(number, error)
+                return
+            # Whoever may not feed a generation must not be able to end it either: only the sender is told.
+            self.log.warning("work_refused", peer=session.peer.spiffe, reason=error.reason, detail=error.message)
+            failure = wire_pb2.Failure(generation=number, reason=error.reason, message=error.message)
+            await session.send(wire_pb2.TransferInfo(failure=failure))
 
     def _ready(self, deployment: str, total: int) -> executor_pb2.LoadStageResponse:
         message = _progress(executor_pb2.STAGE_PHASE_READY, total, total)
@@ -275,5 +280,3 @@ class ExecutorNode:
 
 def _progress(phase: executor_pb2.StagePhase, done: int, total: int) -> executor_pb2.LoadStageResponse:
     return executor_pb2.LoadStageResponse(phase=phase, done_bytes=min(done, total), total_bytes=total)
-
-

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from orbitmesh.errors import CapacityError, InvalidInputError, MeshError
+from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError
 from orbitmesh.limits import GENERATIONS_PER_NODE
 from orbitmesh.trust import Role
 from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.records import Received, SendReport, SessionPeer
+
 from services.executor.engine import Ran, StepEngine
 from services.executor.generation import Generation, StepRecord, timings_message
 from services.executor.kvcache import CachePool
@@ -147,8 +147,15 @@ class StageRunner:
         self._generations[generation.number] = generation
         return generation
 
-    def close(self, number: int) -> executor_pb2.CloseGenerationResponse:
-        """Stops a generation, frees its cache and returns what it did; an unknown one returns an empty record."""
+    def close(self, number: int, gateway: str | None = None) -> executor_pb2.CloseGenerationResponse:
+        """Stops a generation, frees its cache and returns what it did; an unknown one returns an empty record.
+
+        Raises:
+            PermissionError_: Where `gateway` is given and is not the one that opened it.
+        """
+        known = self._generations.get(number)
+        if known is not None and gateway is not None and known.gateway != gateway:
+            raise PermissionError_(f"{gateway} did not open this generation and may not end it", reason="NOT_YOURSELF")
         generation = self._generations.pop(number, None)
         self.pool.close(str(number))
         response = executor_pb2.CloseGenerationResponse()
@@ -199,8 +206,12 @@ class StageRunner:
             self._begin(step, incoming, torch.frombuffer(incoming.data, dtype=torch.int32).long())
             return
         if self.route.feeder is None:
-            if sender.role != Role.GATEWAY:
-                raise InvalidInputError(f"{sender.spiffe} may not feed the first stage", reason="NOT_YOURSELF")
+            generation = self._generations.get(info.step.generation)
+            if sender.role != Role.GATEWAY or (generation is not None and sender.spiffe != generation.gateway):
+                raise InvalidInputError(
+                    f"{sender.spiffe} may not feed this generation: only the gateway that opened it may",
+                    reason="NOT_YOURSELF",
+                )
         else:
             self._expect_sender(sender, Role.EXECUTOR, self.route.feeder)
         self._begin(info.step, incoming, self._rows(incoming))
@@ -217,14 +228,14 @@ class StageRunner:
         spec = incoming.info.tensor
         shape = tuple(spec.shape)
         if self.route.is_first:
-            if spec.dtype != wire_pb2.DTYPE_INT32 or len(shape) != 1 or shape[0] * 4 != len(incoming.data):
+            if spec.dtype != wire_pb2.DTYPE_INT32 or len(shape) != 1 or not 0 < shape[0] * 4 == len(incoming.data):
                 raise InvalidInputError("the first stage takes token ids as one row of int32", reason="DTYPE_MISMATCH")
             return torch.frombuffer(incoming.data, dtype=torch.int32).long()
         dtype = TORCH_DTYPES.get(spec.dtype)
         if dtype != self.stage.dtype or len(shape) != 2 or shape[1] != self.stage.manifest.hidden_size:
             raise InvalidInputError(
-                f"stage {self.route.stage_index} takes {self.stage.dtype} of shape (rows, {self.stage.manifest.hidden_size}), "
-                f"not {wire_pb2.Dtype.Name(spec.dtype)} of shape {shape}",
+                f"stage {self.route.stage_index} takes {self.stage.dtype} of shape "
+                f"(rows, {self.stage.manifest.hidden_size}), not {wire_pb2.Dtype.Name(spec.dtype)} of shape {shape}",
                 reason="DTYPE_MISMATCH",
             )
         if shape[0] * shape[1] * self.stage.dtype.itemsize != len(incoming.data) or shape[0] == 0:
@@ -291,8 +302,10 @@ class StageRunner:
         self, generation: Generation, hidden: torch.Tensor, position: int, sampled: bool, record: StepRecord
     ) -> None:
         """Sends hidden states (rows, hidden) to the next stage."""
-        assert self._onward is not None
-        data = memoryview(hidden.cpu().contiguous().view(torch.uint8).numpy()).cast("B")
+        if self._onward is None:
+            raise InternalError("a stage that is not the last has no way to the next")
+        array: Any = hidden.cpu().contiguous().view(torch.uint8).numpy()
+        data = memoryview(array).cast("B")
         dtype = WIRE_DTYPES[hidden.dtype]
         info = wire_pb2.TransferInfo(
             tensor=wire_pb2.TensorSpec(dtype=dtype, shape=hidden.shape),
@@ -357,9 +370,7 @@ class StageRunner:
             generation=generation.number, reason=error.reason, message=error.message, metadata=error.metadata
         )
         info = wire_pb2.TransferInfo(failure=failure)
-        self._to_gateway(generation.gateway).put(
-            Parcel(info, b"", wire_pb2.CODEC_RAW, None, None)
-        )
+        self._to_gateway(generation.gateway).put(Parcel(info, b"", wire_pb2.CODEC_RAW, None, None))
 
     def _hold(self, size: int) -> None:
         self._held_bytes += size

@@ -64,7 +64,9 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     ) -> executor_pb2.CloseGenerationResponse:
         """Ends a generation."""
         runner = self._node.runners.get(request.deployment)
-        response = executor_pb2.CloseGenerationResponse() if runner is None else runner.close(request.generation)
+        response = executor_pb2.CloseGenerationResponse()
+        if runner is not None:
+            response = runner.close(request.generation, current_caller().spiffe)
         response.clock_ns = time.monotonic_ns()
         return response
 

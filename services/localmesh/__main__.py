@@ -13,10 +13,13 @@ import signal
 import sys
 from typing import Any
 
-from orbitmesh.errors import InvalidInputError, MeshError
+from orbitmesh.errors import InternalError, InvalidInputError, MeshError
 
 from services.localmesh.mesh import LocalMesh
 from services.localmesh.topology import MeshSpec
+
+ORDERS_WAITING = 64
+"""How many operations may wait for the one that is being done."""
 
 
 def _tell(event: dict[str, Any]) -> None:
@@ -36,50 +39,61 @@ async def _lines() -> asyncio.StreamReader:
     return reader
 
 
-async def _serve(mesh: LocalMesh, lines: asyncio.StreamReader) -> None:
+async def _serve(mesh: LocalMesh, orders: asyncio.Queue[bytes]) -> None:
     _tell(await mesh.start())
-    while line := await lines.readline():
+    while True:
+        line = await orders.get()
         try:
             request = json.loads(line)
             if not isinstance(request, dict):
                 raise InvalidInputError("an operation is a JSON object")
             _tell({"ok": True, **await mesh.perform(request)})
         except ValueError:
-            _tell({"ok": False, "error": {"reason": "INVALID_INPUT", "message": "a line is not JSON", "metadata": {}}})
+            _tell({"ok": False, "error": _failed(InvalidInputError("a line is not JSON"))})
         except MeshError as error:
             _tell({"ok": False, "error": _failed(error)})
+
+
+async def _listen(lines: asyncio.StreamReader, orders: asyncio.Queue[bytes]) -> None:
+    while line := await lines.readline():
+        await orders.put(line)
+
+
+async def _live(mesh: LocalMesh, lines: asyncio.StreamReader) -> MeshError | None:
+    """Serves until the input closes or a signal comes, also while the mesh is still coming up; returns a failure."""
+    orders: asyncio.Queue[bytes] = asyncio.Queue(ORDERS_WAITING)
+    serving = asyncio.create_task(_serve(mesh, orders))
+    listening = asyncio.create_task(_listen(lines, orders))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, listening.cancel)
+    await asyncio.wait((serving, listening), return_when=asyncio.FIRST_COMPLETED)
+    for task in (serving, listening):
+        task.cancel()
+    outcome, _ = await asyncio.gather(serving, listening, return_exceptions=True)
+    while isinstance(outcome, BaseExceptionGroup):
+        outcome = outcome.exceptions[0]
+    if outcome is None or isinstance(outcome, asyncio.CancelledError):
+        return None
+    return outcome if isinstance(outcome, MeshError) else InternalError(f"{type(outcome).__name__}: {outcome}")
 
 
 async def _main() -> int:
     lines = await _lines()
     try:
-        raw = json.loads(await lines.readline() or b"{}")
-        mesh = LocalMesh(MeshSpec.parse(raw), _tell)
-    except (ValueError, MeshError) as error:
-        message = error.message if isinstance(error, MeshError) else f"the spec is not JSON: {error}"
-        _tell({"event": "failed", "error": {"reason": "INVALID_INPUT", "message": message, "metadata": {}}})
+        mesh = LocalMesh(MeshSpec.parse(json.loads(await lines.readline() or b"{}")), _tell)
+    except ValueError:
+        _tell({"event": "failed", "error": _failed(InvalidInputError("the spec is not JSON"))})
         return 2
-    serving = asyncio.ensure_future(_serve(mesh, lines))
-    # An input that closes while the mesh is still coming up must end it as well.
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
-    code = 0
-    try:
-        await serving
-    except asyncio.CancelledError:
-        pass
-    except BaseExceptionGroup as group:
-        error = group.exceptions[0]
-        code = 1
-        wrapped = error if isinstance(error, MeshError) else MeshError(str(error))
-        _tell({"event": "failed", "error": _failed(wrapped)})
     except MeshError as error:
-        code = 1
         _tell({"event": "failed", "error": _failed(error)})
+        return 2
+    try:
+        failure = await _live(mesh, lines)
     finally:
         await mesh.stop()
-    return code
+    if failure is not None:
+        _tell({"event": "failed", "error": _failed(failure)})
+    return 0 if failure is None else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from collections import deque
 from pathlib import Path
 
-from orbitmesh.errors import TransportError
+from orbitmesh.errors import InternalError, TransportError
 
 LISTEN_WAIT_S = 60.0
 """How long a service may take to listen."""
@@ -56,7 +56,7 @@ class Child:
             stderr=asyncio.subprocess.PIPE,
             limit=LINE_BYTES,
             env=environment,
-            preexec_fn=_die_with_parent,  # noqa: PLW1509 - one thread at this point
+            preexec_fn=_die_with_parent,
         )
         return cls(name, process, log)
 
@@ -89,7 +89,8 @@ class Child:
 
     async def _read(self) -> None:
         stream = self.process.stderr
-        assert stream is not None
+        if stream is None:
+            raise InternalError("a child was started without a pipe for its log")
         with self._log.open("ab") as log:
             while line := await stream.readline():
                 log.write(line)

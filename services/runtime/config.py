@@ -133,11 +133,13 @@ def _add_flag(parser: argparse.ArgumentParser, key: _Key) -> None:
             key.flag, dest=key.dotted, default=None, action=argparse.BooleanOptionalAction, help=text
         )
     else:
+        many = typing.get_origin(key.kind) is tuple
         parser.add_argument(
             key.flag,
             dest=key.dotted,
             default=None,
-            **({"nargs": "*", "action": "extend"} if typing.get_origin(key.kind) is tuple else {}),
+            nargs="*" if many else None,
+            action="extend" if many else "store",
             metavar=key.path[-1].upper(),
             help=text,
         )

@@ -12,9 +12,7 @@ from orbitmesh.errors import InvalidInputError, MeshError
 from services.runtime.config import load_config
 
 
-def run_service(
-    name: str, description: str, settings: type[Any], run: Callable[[Any], Awaitable[None]]
-) -> int:
+def run_service(name: str, description: str, settings: type[Any], run: Callable[[Any], Awaitable[None]]) -> int:
     """Reads the settings, runs the service and returns the exit code: 0 ended in order, 1 failed, 2
     misconfigured."""
     try:

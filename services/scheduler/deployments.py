@@ -9,12 +9,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import grpc
-
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError, UnknownModelError
 from orbitmesh.pack import Manifest
-from orbitmesh.rpc import map_rpc_error, open_channel
+from orbitmesh.rpc import map_rpc_error
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2
+
+from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.scheduler.placement import (
     OBJECTIVES,
@@ -54,15 +55,19 @@ class Deployments:
     """The deployments of one scheduler."""
 
     def __init__(
-        self, registry: Registry, store: DeploymentStore, identities: IdentitySource, ways: dict[str, str], log: EventLog
+        self,
+        registry: Registry,
+        store: DeploymentStore,
+        identities: IdentitySource,
+        ways: dict[str, str],
+        log: EventLog,
     ) -> None:
         self._registry = registry
         self._store = store
         self._identities = identities
-        self._ways = ways
         self._log = log
         self._held = {deployment.name: (deployment, request) for deployment, request in store.all()}
-        self._channels: dict[tuple[str, str], grpc.aio.Channel] = {}
+        self._channels = ChannelPool(identities, ways)
         self._loaded_s: dict[tuple[str, str], float] = {}
         for deployment, request in self._held.values():
             if deployment.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING:
@@ -93,9 +98,7 @@ class Deployments:
         measured = self._measured(manifest_bytes)
         planned_nodes = [plan_node(record, model, measured) for record in records]
         began = time.perf_counter()
-        found = plan(
-            model, planned_nodes, plan_links(records), objective=OBJECTIVES[objective], stages=stages or None
-        )
+        found = plan(model, planned_nodes, plan_links(records), objective=OBJECTIVES[objective], stages=stages or None)
         return plan_message(found, time.perf_counter() - began)
 
     def _measured(self, manifest_bytes: bytes) -> dict[str, tuple[float, float, float]]:
@@ -218,7 +221,7 @@ class Deployments:
         tell: Callable[[executor_pb2.LoadStageResponse], None],
     ) -> executor_pb2.Stage:
         stage, target = deployment.plan.stages[index], deployment.pipeline[index]
-        stub = executor_pb2_grpc.ExecutorServiceStub(self._channel(target))
+        stub = self._executor(target)
         load = executor_pb2.LoadStageRequest(
             request_id=f"{request.request_id}/{index}",
             deployment=deployment.name,
@@ -237,7 +240,8 @@ class Deployments:
                 tell(answer)
                 if answer.phase == executor_pb2.STAGE_PHASE_READY:
                     self._loaded_s[deployment.name, target.name] = time.monotonic()
-                    return answer.stage
+                    loaded: executor_pb2.Stage = answer.stage
+                    return loaded
         except grpc.RpcError as error:
             raise _on_node(map_rpc_error(error, address=target.address), target.name) from error
         raise NodeLostError(f"{target.name} ended the loading of stage {index} without a word")
@@ -292,7 +296,7 @@ class Deployments:
         await asyncio.gather(*(self._unload(deployment.name, node) for node in deployment.pipeline))
 
     async def _unload(self, name: str, node: executor_pb2.PeerAddress) -> None:
-        stub = executor_pb2_grpc.ExecutorServiceStub(self._channel(node))
+        stub = self._executor(node)
         request = executor_pb2.UnloadStageRequest(request_id=f"unload/{name}", deployment=name)
         # A node that is gone holds nothing; one that comes back is not asked to load it again.
         with suppress(grpc.RpcError):
@@ -328,7 +332,9 @@ class Deployments:
     def _serves(self, name: str, node: str) -> bool:
         now_s = time.monotonic()
         record = self._registry.get(node)
-        return record is not None and self._registry.is_member(record, now_s) and not self._lost_stage(name, node, now_s)
+        return (
+            record is not None and self._registry.is_member(record, now_s) and not self._lost_stage(name, node, now_s)
+        )
 
     def _address(self, node: str) -> executor_pb2.PeerAddress:
         record = self._registry.get(node)
@@ -336,17 +342,12 @@ class Deployments:
             raise NodeLostError(f"{node} is not a member any more")
         return peer_address(record)
 
-    def _channel(self, node: executor_pb2.PeerAddress) -> grpc.aio.Channel:
-        way = self._ways.get(f"executor/{node.name}", node.address)
-        key = (node.name, way)
-        if key not in self._channels:
-            self._channels[key] = open_channel(way, self._identities.current(), Role.EXECUTOR, node.name)
-        return self._channels[key]
+    def _executor(self, node: executor_pb2.PeerAddress) -> executor_pb2_grpc.ExecutorServiceStub:
+        return executor_pb2_grpc.ExecutorServiceStub(self._channels.get(Role.EXECUTOR, node.name, node.address))
 
     async def close(self) -> None:
         """Closes connections and the store."""
-        for channel in self._channels.values():
-            await channel.close()
+        await self._channels.close()
         self._store.close()
 
 

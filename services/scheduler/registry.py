@@ -40,9 +40,7 @@ class Registry:
         self.lease_s = lease_s
         self._nodes: dict[str, NodeRecord] = {}
 
-    def heartbeat(
-        self, name: str, measures: scheduler_pb2.HeartbeatRequest, now_s: float, now_ns: int
-    ) -> NodeRecord:
+    def heartbeat(self, name: str, measures: scheduler_pb2.HeartbeatRequest, now_s: float, now_ns: int) -> NodeRecord:
         """Takes a heartbeat in.
 
         Raises:
@@ -87,11 +85,7 @@ class Registry:
 
     def peers_of(self, name: str, now_s: float) -> list[executor_pb2.PeerAddress]:
         """The other members."""
-        return [
-            peer_address(record)
-            for record in self.all()
-            if record.name != name and self.is_member(record, now_s)
-        ]
+        return [peer_address(record) for record in self.all() if record.name != name and self.is_member(record, now_s)]
 
     def message(self, record: NodeRecord, now_s: float) -> scheduler_pb2.Node:
         """A node as others see it."""

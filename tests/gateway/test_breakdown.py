@@ -6,8 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from gateway.breakdown import ClockReading, GenerationRecord, breakdown
 from orbitmesh.v1 import executor_pb2, gateway_pb2
+
+from gateway.breakdown import ClockReading, GenerationRecord, breakdown
 
 MS = 1_000_000
 
@@ -30,7 +31,7 @@ def make_record(
     """A generation of `tokens` tokens; every node's clock is off by some seconds, known to within `clock_error_ns`."""
     chance = random.Random(seed)
     names = tuple(f"node-{index}" for index in range(stages))
-    offsets = [chance.randrange(-10**10, 10**10) for _ in names]
+    offsets = [chance.randrange(-(10**10), 10**10) for _ in names]
     truth, now, prompt = Truth(), chance.randrange(10**12), 9
     record = GenerationRecord("ab" * 16, "demo", names, prompt, began_ns=now, began_at_ns=0)
     for name, offset in zip(names, offsets, strict=True):
@@ -56,7 +57,9 @@ def make_record(
             column.rows.append(prompt if token == 0 else 1)
             column.received_ns.append(now + offsets[index] - before[index])
             before[index] = now + offsets[index]
-            parts = {what: chance.randrange(MS) for what in ("open", "queue", "compute", "codec", "seal", "credit", "send")}
+            parts = {
+                what: chance.randrange(MS) for what in ("open", "queue", "compute", "codec", "seal", "credit", "send")
+            }
             for what in ("open", "queue", "compute"):
                 getattr(column, f"{what}_ns").append(parts[what])
                 now += truth.add(name, what, parts[what])
@@ -95,7 +98,7 @@ def test_with_exact_clocks_every_row_is_what_was_spent(seed: int, stages: int) -
 @pytest.mark.parametrize("stages", [1, 2, 3, 7])
 @pytest.mark.parametrize("seed", range(10))
 def test_rows_sum_to_the_total_whatever_the_clocks_say(seed: int, stages: int) -> None:
-    """With offsets wrong by more than a fast link takes, rows still sum to the end-to-end time, and work rows are exact."""
+    """With offsets wrong by more than a fast link takes, rows still sum to the total, and work rows are exact."""
     record, truth = make_record(seed, stages, tokens=12, link_ns=MS // 4, clock_error_ns=3 * MS)
     message = breakdown(record)
     assert sum(row.total_s for row in message.rows) == pytest.approx(message.total_s, rel=0.01)
@@ -120,12 +123,13 @@ def test_the_sum_of_the_ring_links_does_not_depend_on_the_clocks(seed: int) -> N
 
 
 def test_waiting_for_own_earlier_chunks_counts_as_computing() -> None:
-    """While the last chunk of a long prompt waits for the chunks before it, the stage works on this very prompt."""
+    """While the last chunk of a prompt waits for the chunks before it, the stage works on this very prompt."""
     record = GenerationRecord("ab" * 16, "demo", ("a",), 512, began_ns=0, began_at_ns=0)
     record.clocks["a"] = ClockReading(0, 0, 0)
     record.admitted_ns, record.fed_ns = 1, 2
     timings = executor_pb2.StageTimings(
-        position=[0, 256], rows=[256, 256], received_ns=[10, 5], open_ns=[0, 0], queue_ns=[0, 95], compute_ns=[100, 100],
+        position=[0, 256], rows=[256, 256], received_ns=[10, 5], open_ns=[0, 0], queue_ns=[0, 95],
+        compute_ns=[100, 100],
         codec_ns=[0, 0], seal_ns=[0, 0], credit_ns=[0, 0], send_ns=[0, 0],
     )  # fmt: skip
     record.stages[0] = timings

@@ -6,10 +6,11 @@ import random
 from pathlib import Path
 
 import pytest
-from gateway.text import TEXT_BYTES_MAX, Text, TextStream
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from orbitmesh.errors import InvalidInputError, PackError
+
+from gateway.text import TEXT_BYTES_MAX, Text, TextStream
 
 TOKENIZER = Path(__file__).parents[2] / "models" / "pydoc" / "tokenizer.json"
 
