@@ -44,7 +44,9 @@ class MeshError(Exception):
 
     default_reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(self, message: str, *, reason: str | None = None, metadata: Mapping[str, object] | None = None) -> None:
+    def __init__(
+        self, message: str, *, reason: str | None = None, metadata: Mapping[str, object] | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.reason = reason or self.default_reason
@@ -202,7 +204,7 @@ REASONS: Mapping[str, Reason] = {
 
 
 def error_for(reason: str, message: str, metadata: Mapping[str, str] | None = None) -> MeshError:
-    """The exception for a reason off the wire; an unknown reason becomes `InternalError` with the reason in its text."""
+    """The exception for a reason off the wire; an unknown one becomes `InternalError` with the reason in its text."""
     known = REASONS.get(reason)
     if known is None:
         return InternalError(f"{message} (unknown reason {reason!r})", metadata=metadata)

@@ -298,7 +298,7 @@ def _describe(model: Any, files: list[PackFile], name: str, dtype: str, at: date
 
 
 def _kv_bytes_per_token(model: Any) -> tuple[int, ...]:
-    """What one token leaves in each layer's cache, in bytes: read off a real step, so that no family needs a formula."""
+    """What one token leaves in each layer's cache, in bytes: read off a real step, so no family needs a formula."""
     with torch.inference_mode():
         past = model(input_ids=torch.zeros((1, 1), dtype=torch.int64), use_cache=True).past_key_values
     return tuple(
