@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-
 from orbitmesh.cli import bench, demo, state
 from orbitmesh.cli.main import build_parser, main
 from orbitmesh.cli.output import advice, plain, size
 from orbitmesh.errors import CapacityError, DeadlineError, InvalidInputError, MeshError, UnknownModelError
 from orbitmesh.results import Link, Stage
 from orbitmesh.trust import Role, init_mesh, issue
+
 from tests.sdk.pattern_pack import write_pack
 
 COMMANDS = (
@@ -58,9 +58,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_explains_itself_with_examples(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_command_explains_itself_with_examples(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` works for each, names `--json` and shows how it is called."""
     with pytest.raises(SystemExit) as ended:
         build_parser().parse_args([*command, "--help"])
@@ -91,9 +89,7 @@ def test_version_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
         ["pki"],
     ],
 )
-def test_wrong_usage_is_exit_code_2_in_both_forms(
-    arguments: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_usage_is_exit_code_2_in_both_forms(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """A block on stderr for people; one JSON document on stdout for machines."""
     code, out, err = run(capsys, *arguments)
     assert code == 2
@@ -106,12 +102,8 @@ def test_wrong_usage_is_exit_code_2_in_both_forms(
     assert json.loads(out)["error"]["reason"] == "INVALID_INPUT"
 
 
-@pytest.mark.parametrize(
-    "command", [["status"], ["nodes"], ["generate", "demo", "x"], ["explain"], ["delete", "x"]]
-)
-def test_without_a_mesh_the_way_to_one_is_named(
-    command: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("command", [["status"], ["nodes"], ["generate", "demo", "x"], ["explain"], ["delete", "x"]])
+def test_without_a_mesh_the_way_to_one_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, and what to do."""
     code, out, err = run(capsys, *command)
     assert (code, out) == (1, "")
@@ -205,9 +197,7 @@ def test_signing_needs_an_identity(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "--identity" in err
 
 
-def test_a_bench_runs_in_its_own_process_with_its_options(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bench_runs_in_its_own_process_with_its_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """`bench NAME` runs the script of that name, hands `--json` on and returns its exit code."""
     (tmp_path / "bench").mkdir()
     (tmp_path / "bench" / "trial.py").write_text(
@@ -222,9 +212,7 @@ def test_a_bench_runs_in_its_own_process_with_its_options(
         bench.find_bench("nothing")
 
 
-def test_the_demo_without_a_model_says_where_it_looked(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_demo_without_a_model_says_where_it_looked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A missing model is an error before any process is started."""
     code, _, err = run(capsys, "demo", "--model", str(tmp_path))
     assert code == 1
@@ -263,9 +251,7 @@ def test_every_error_has_an_advice_of_its_kind(error: MeshError, words: str) -> 
     assert words in advice(error)
 
 
-@pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 B"), (999, "999 B"), (5368709, "5.4 MB"), (2e12, "2.0 TB")]
-)
+@pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (5368709, "5.4 MB"), (2e12, "2.0 TB")])
 def test_sizes_take_the_unit_that_suits_them(count: float, text: str) -> None:
     """Decimal units."""
     assert size(count) == text

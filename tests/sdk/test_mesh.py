@@ -42,6 +42,18 @@ async def test_a_server_that_accepts_and_is_silent_costs_the_timeout_and_no_more
         await mesh.close()
 
 
+async def test_the_time_of_an_answer_bounds_connecting_too(identities: Identities) -> None:
+    """A first call that has to connect spends the time that it was given, not the mesh's own."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        mesh = AsyncMesh.connect(address, identity=identities.client, timeout=100)
+        with pytest.raises(DeadlineError, match=r"0\.4 s"):
+            await mesh.generate("demo", prompt="x", timeout=0.4)
+        await mesh.close()
+
+
 async def test_a_slow_answer_is_bounded_per_call(mesh: AsyncMesh, gateway: SmallGateway) -> None:
     """A call's own timeout bounds it, whatever the mesh's is."""
     gateway.delay_s = 30.0

@@ -144,9 +144,7 @@ class AsyncMesh:
         """
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
-            raise InvalidInputError(
-                f"the address is {address!r:.80}; expected host:port, such as gateway.example:7443"
-            )
+            raise InvalidInputError(f"the address is {address!r:.80}; expected host:port, such as gateway.example:7443")
         return cls(Remote(address=address, identity=Path(identity).expanduser()), timeout=timeout)
 
     async def __aenter__(self) -> AsyncMesh:
@@ -220,9 +218,7 @@ class AsyncMesh:
             [('demo', 'ready')]
         """
         stubs = await self._ready()
-        answer = await self._call(
-            stubs.scheduler.ListDeployments, scheduler_pb2.ListDeploymentsRequest(), timeout
-        )
+        answer = await self._call(stubs.scheduler.ListDeployments, scheduler_pb2.ListDeploymentsRequest(), timeout)
         return [_from_proto.deployment(message) for message in answer.deployments]
 
     async def deployment(self, name: str, *, timeout: float | None = None) -> Deployment:
@@ -236,9 +232,7 @@ class AsyncMesh:
             'sat-1'
         """
         stubs = await self._ready()
-        request = scheduler_pb2.GetDeploymentRequest(
-            name=_requests.checked_name(name, "the deployment's name")
-        )
+        request = scheduler_pb2.GetDeploymentRequest(name=_requests.checked_name(name, "the deployment's name"))
         answer = await self._call(stubs.scheduler.GetDeployment, request, timeout)
         return _from_proto.deployment(answer.deployment)
 
@@ -283,9 +277,7 @@ class AsyncMesh:
             >>> (await mesh.plan("models/pydoc", stages=3)).reasons[0]
             'Stage 0 is on sat-1: ...'
         """
-        request = _requests.plan_request(
-            b"", stages=stages, objective=objective, nodes=nodes, kv_tokens=kv_tokens
-        )
+        request = _requests.plan_request(b"", stages=stages, objective=objective, nodes=nodes, kv_tokens=kv_tokens)
         async with _bounded(timeout, f"planning {source}"):
             stubs = await self._ready()
             pack = await _packs.signed_pack(source, stubs.identity, on_progress or _silent)
@@ -352,9 +344,7 @@ class AsyncMesh:
             request.name = name or _requests.deployment_name(pack.manifest.name)
             request.manifest, request.signature = pack.manifest_bytes, pack.signature
             status = await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None)
-            request.source.CopyFrom(
-                executor_pb2.PeerAddress(role="gateway", name=status.name, address=status.address)
-            )
+            request.source.CopyFrom(executor_pb2.PeerAddress(role="gateway", name=status.name, address=status.address))
             tell(Progress(phase="planning", subject=request.name))
             left = max(deadline - asyncio.get_running_loop().time(), 0.001)
             return await self._until_served(stubs, request, left, tell)
@@ -408,9 +398,13 @@ class AsyncMesh:
             timings=timings,
         )
         bound = _requests.checked_timeout(GENERATE_DEADLINE_S if timeout is None else timeout)
-        stubs = await self._ready()
-        generation = AsyncGeneration(stubs.gateway.Generate(request, timeout=bound))
-        await generation._begin()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + bound
+        async with _bounded(bound, f"the answer of {name}"):
+            stubs = await self._ready()
+            left = max(deadline - loop.time(), 0.001)
+            generation = AsyncGeneration(stubs.gateway.Generate(request, timeout=left))
+            await generation._begin()
         return generation
 
     async def explain(self, trace_id: str | None = None, *, timeout: float | None = None) -> Breakdown:
@@ -461,9 +455,7 @@ class AsyncMesh:
             async with _bounded(self._timeout, f"connecting to {target_address}"):
                 identity = await asyncio.to_thread(load_identity, directory)
                 stubs = Stubs.open(target_address, identity)
-                await self._call(
-                    stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None, target_address
-                )
+                await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None, target_address)
         except BaseException:
             if stubs is not None:
                 await stubs.close()
@@ -504,9 +496,7 @@ class AsyncMesh:
             raise InfeasiblePlanError(f"{request.name} could not be brought up: {last.failure}")
         # Degraded: all stages came up, and a node was lost since; the state says so to who looks.
         if last.state not in (scheduler_pb2.DEPLOYMENT_STATE_READY, scheduler_pb2.DEPLOYMENT_STATE_DEGRADED):
-            raise TransportError(
-                f"the scheduler stopped reporting before {request.name} served; see `deployments`"
-            )
+            raise TransportError(f"the scheduler stopped reporting before {request.name} served; see `deployments`")
         return _from_proto.deployment(last)
 
 
@@ -519,9 +509,7 @@ async def _bounded(timeout: float, what: str) -> AsyncIterator[None]:
     except TimeoutError:
         if not bound.expired():
             raise
-        raise DeadlineError(
-            f"{what} did not end within {seconds:g} s and was stopped; allow more time"
-        ) from None
+        raise DeadlineError(f"{what} did not end within {seconds:g} s and was stopped; allow more time") from None
 
 
 def _silent(_: Progress) -> None:

@@ -43,12 +43,8 @@ def register(subparsers: Subparsers) -> None:
         orbitmesh demo --json""",
     )
     parser.add_argument("--prompt", default=PROMPT, help="what to ask")
-    parser.add_argument(
-        "--max-new-tokens", type=int, default=48, metavar="N", help="at the most (default 48)"
-    )
-    parser.add_argument(
-        "--model", metavar="DIR", help="a model directory; left out: models/pydoc of the checkout"
-    )
+    parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="at the most (default 48)")
+    parser.add_argument("--model", metavar="DIR", help="a model directory; left out: models/pydoc of the checkout")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -66,9 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     equal = list(unsplit["token_ids"]) == list(generation.token_ids)
     output.document({"event": "compared", "equal": equal, "unsplit": unsplit, "mesh": figures_of(generation)})
     if equal:
-        output.say(
-            f"equal: all {len(generation.token_ids)} tokens are those of the unsplit model", style="green"
-        )
+        output.say(f"equal: all {len(generation.token_ids)} tokens are those of the unsplit model", style="green")
         return OK
     place = first_difference(list(generation.token_ids), list(unsplit["token_ids"]))
     output.say(f"DIFFERENT from token {place} on; the unsplit model said: {unsplit['text']}", style="red")
@@ -78,7 +72,8 @@ def run(arguments: argparse.Namespace) -> int:
 def answer(output: Output, mesh: Mesh, model: Path, arguments: argparse.Namespace) -> Generation:
     """Deploys the model, streams the answer and shows where its time went."""
     with output.progress() as on_progress:
-        deployment = mesh.deploy(model, name="demo", stages=STAGES, on_progress=on_progress)
+        satellites = [node.name for node in mesh.nodes() if node.kind == "satellite"]
+        deployment = mesh.deploy(model, name="demo", stages=STAGES, nodes=satellites, on_progress=on_progress)
     output.document({"event": "deployed", "deployment": deployment})
     if deployment.plan is not None:
         output.say("the plan", style="bold")
