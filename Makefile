@@ -60,7 +60,7 @@ $(BUF): package.json
 
 .PHONY: lint
 lint: $(INSTALLED) $(if $(NPM),$(BUF),)  ## ruff, mypy --strict, the protos' style and stability, fresh stubs
-	$(BIN)/ruff check .
+	$(BIN)/ruff check --output-format concise .
 	$(BIN)/mypy
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tests.contract check
