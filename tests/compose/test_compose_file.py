@@ -1,0 +1,144 @@
+"""The compose file, read: who may see whose keys, and that its relays are the ways between its places."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]
+
+from services.links import RelaySpec
+from services.localmesh.topology import LinkSpec, MeshSpec, ways
+from tests.compose.readme import DEPLOY, blocks
+
+NODES = ("sat-1", "sat-2", "sat-3", "ground-1")
+SERVICES = (*NODES, "gateway", "scheduler", "links")
+
+
+@pytest.fixture(scope="module")
+def compose() -> dict[str, Any]:
+    """The file with its anchors resolved."""
+    loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "docker-compose.yml").read_text(encoding="utf-8"))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def relays() -> dict[str, RelaySpec]:
+    """The emulated links by name."""
+    config = json.loads((DEPLOY / "links.json").read_text(encoding="utf-8"))
+    return {fields["name"]: RelaySpec.parse(fields) for fields in config["relays"]}
+
+
+def test_nothing_newer_than_docker_compose_1_29_is_used(compose: dict[str, Any]) -> None:
+    """Keys that 1.29 refuses are not there."""
+    assert set(compose) - {"services", "networks", "volumes"} == {
+        key for key in compose if key.startswith("x-")
+    }
+    for service in compose["services"].values():
+        assert "start_interval" not in service.get("healthcheck", {})
+        assert "develop" not in service
+        assert all("required" not in condition for condition in service.get("depends_on", {}).values())
+
+
+def test_the_relays_are_the_ways_between_places(relays: dict[str, RelaySpec]) -> None:
+    """As in the local mesh: every two services at different places, each way, 20 ms and 100 Mbit/s."""
+    spec = MeshSpec(nodes=4, link=LinkSpec(20, 100), directory=None, torch_threads=1)
+    assert set(relays) == {f"{source}>{target}" for source, target in ways(spec)}
+    assert len({relay.listen for relay in relays.values()}) == len(relays)
+    for relay in relays.values():
+        for shape in (relay.forward, relay.reverse):
+            assert (shape.latency_ms, shape.rate_bps) == (20, 100e6)
+
+
+def test_every_service_takes_its_own_relays_and_no_way_past_them(
+    compose: dict[str, Any], relays: dict[str, RelaySpec]
+) -> None:
+    """Each `--peers` and `--scheduler` of a service names the relay from it to there, and none is unused."""
+    used = set()
+    for source in SERVICES[:-1]:
+        command = [str(word) for word in compose["services"][source]["command"]]
+        ways_taken = {}
+        if "--peers" in command:
+            for entry in command[command.index("--peers") + 1 :]:
+                peer, _, way = entry.partition("=")
+                ways_taken[peer.partition("/")[2]] = way
+        for word in command:
+            if word.startswith("--scheduler="):
+                ways_taken["scheduler"] = word.partition("=")[2]
+        for target, way in ways_taken.items():
+            relay = relays.get(f"{source}>{target}")
+            if relay is None:
+                assert (source, target, way) in {
+                    (near, "scheduler", "scheduler:7442") for near in ("gateway", "ground-1")
+                }
+                continue
+            assert way == f"links:{relay.listen.rpartition(':')[2]}", f"{source}>{target}"
+            used.add(relay.name)
+    assert used == set(relays)
+
+
+def test_relays_lead_to_where_services_listen(compose: dict[str, Any], relays: dict[str, RelaySpec]) -> None:
+    """The target's port is the one that the service listens on, and its name is known to the emulator."""
+    known = {entry.partition(":")[0] for entry in compose["services"]["links"]["extra_hosts"]}
+    for relay in relays.values():
+        target, _, port = relay.target.partition(":")
+        assert f"--listen=0.0.0.0:{port}" in compose["services"][target]["command"]
+        assert target in known
+
+
+def test_fixed_addresses_are_the_ones_that_relays_use(compose: dict[str, Any]) -> None:
+    """`extra_hosts` of the emulator repeats the addresses of the services."""
+    hosts = compose["services"]["links"]["extra_hosts"]
+    for entry in hosts:
+        # The variable's own `:-` stands in the address, not in the name.
+        name, _, address = entry.partition(":")
+        assert compose["services"][name]["networks"]["mesh"]["ipv4_address"] == address
+    assert len(hosts) == len(SERVICES) - 1
+
+
+def test_a_service_sees_its_own_keys_and_no_others(compose: dict[str, Any]) -> None:
+    """One identity volume each, read-only; the authority's key is for `pki` alone."""
+    for name in SERVICES:
+        mounts = [volume.split(":") for volume in compose["services"][name].get("volumes", [])]
+        keys = [mount for mount in mounts if mount[0].startswith("identity-") or mount[0] == "ca"]
+        assert keys == ([] if name == "links" else [[f"identity-{name}", "/identity", "ro"]])
+    assert compose["services"]["pki"]["network_mode"] == "none"
+
+
+def test_every_container_is_closed_and_bounded(compose: dict[str, Any]) -> None:
+    """No capability, a read-only root, a memory limit; all but `pki` are asked for their health."""
+    for name, service in compose["services"].items():
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["read_only"] is True, name
+        assert service["init"] is True, name
+        assert service["mem_limit"], name
+        assert "user" not in service, name
+        assert ("healthcheck" in service) == (name != "pki"), name
+        assert service.get("privileged", False) is False, name
+
+
+def test_only_the_gateway_is_reached_from_this_machine_and_from_nowhere_else(compose: dict[str, Any]) -> None:
+    """One published port, on 127.0.0.1; the network of the mesh leads nowhere."""
+    published = {
+        name: service["ports"] for name, service in compose["services"].items() if "ports" in service
+    }
+    assert published == {"gateway": ["127.0.0.1:${ORBITMESH_PORT:-7443}:7443"]}
+    assert compose["networks"]["mesh"]["internal"] is True
+
+
+def test_the_page_has_the_blocks_that_the_containers_test_runs() -> None:
+    """A block that is renamed or added is not left out of the test in silence."""
+    assert list(blocks()) == [
+        "Start 1",
+        "Use it from outside 1",
+        "Use it from outside 2",
+        "Look into it with buf or grpcurl 1",
+        "Look into it with buf or grpcurl 2",
+        "Lose a node, stop, start 1",
+        "Lose a node, stop, start 2",
+        "Keys 1",
+        "Keys 2",
+        "End 1",
+    ]
