@@ -91,9 +91,7 @@ def test_a_mesh_in_the_background_serves_until_it_is_taken_down(home: dict[str, 
         assert [node["name"] for node in orbitmesh(home, "nodes")[0]["nodes"]] == ["ground-1", "sat-1"]
         deployed = orbitmesh(home, "deploy", str(model), "--name", "demo", "--stages", "2")[-1]
         assert [stage["layers"] for stage in deployed["deployment"]["stages"]] == [[0, 1], [1, 2]]
-        events = orbitmesh(
-            home, "generate", "demo", "--token-ids", "1,2,3", "--max-new-tokens", "4", "--ignore-end"
-        )
+        events = orbitmesh(home, "generate", "demo", "--token-ids", "1,2,3", "--max-new-tokens", "4", "--ignore-end")
         assert [event["event"] for event in events] == ["started", *["token"] * 4, "finished"]
         assert events[-1]["token_ids"] == [event["id"] for event in events[1:-1]]
         breakdown = orbitmesh(home, "explain")[0]["breakdown"]
@@ -117,9 +115,7 @@ def test_a_mesh_in_the_background_serves_until_it_is_taken_down(home: dict[str, 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are counted in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_demo_leaves_no_process(
-    home: dict[str, str], model: Path, number: signal.Signals
-) -> None:
+def test_an_interrupted_demo_leaves_no_process(home: dict[str, str], model: Path, number: signal.Signals) -> None:
     """Ctrl-C while the mesh starts: exit code 130, and nothing of it runs any more."""
     demo = subprocess.Popen(
         [sys.executable, "-m", "orbitmesh.cli.main", "demo", "--model", str(model), "--json"],
