@@ -79,7 +79,7 @@ class GenerationRecord:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
     """One step on the gateway's clock, nanoseconds."""
 
     received: int
@@ -155,21 +155,25 @@ def breakdown(record: GenerationRecord) -> gateway_pb2.Breakdown:
     return message
 
 
-def _steps(record: GenerationRecord) -> list[dict[int, _Step]] | None:
-    """Per stage its steps by the position of their last row, on the gateway's clock; None where some are missing."""
+def steps_on_gateway_clock(record: GenerationRecord) -> list[dict[int, Step]]:
+    """Per stage its steps by the position of their last row, as far as the timings came home."""
     found = []
     for index, node in enumerate(record.nodes):
         timings, clock = record.stages.get(index), record.clocks.get(node)
-        if timings is None or clock is None or not timings.position:
-            return None
-        found.append(_stage_steps(timings, clock.offset_ns))
+        found.append({} if timings is None or clock is None else _stage_steps(timings, clock.offset_ns))
+    return found
+
+
+def _steps(record: GenerationRecord) -> list[dict[int, Step]] | None:
+    """The same; None where a step on the way of a token is missing."""
+    found = steps_on_gateway_clock(record)
     sampled = [record.prompt_tokens - 1 + index for index in range(len(record.arrived_ns))]
     if any(position not in steps for steps in found for position in sampled):
         return None
     return found
 
 
-def _stage_steps(timings: executor_pb2.StageTimings, offset_ns: int) -> dict[int, _Step]:
+def _stage_steps(timings: executor_pb2.StageTimings, offset_ns: int) -> dict[int, Step]:
     steps = {}
     received = -offset_ns
     for index, position in enumerate(timings.position):
@@ -177,7 +181,7 @@ def _stage_steps(timings: executor_pb2.StageTimings, offset_ns: int) -> dict[int
         opened = received + timings.open_ns[index]
         started = opened + timings.queue_ns[index]
         ended = started + timings.compute_ns[index]
-        steps[position + timings.rows[index] - 1] = _Step(
+        steps[position + timings.rows[index] - 1] = Step(
             received,
             opened,
             started,
@@ -191,7 +195,7 @@ def _stage_steps(timings: executor_pb2.StageTimings, offset_ns: int) -> dict[int
 
 
 def _path(
-    ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, _Step]], message: gateway_pb2.Breakdown
+    ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, Step]], message: gateway_pb2.Breakdown
 ) -> None:
     """Adds the way of every token, and that of the last one to the gateway.
 
@@ -219,7 +223,7 @@ def _path(
         message.token_attributed.append(min(1.0, part / wall) if wall > 0 else 1.0)
 
 
-def _begin(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, _Step]], ended: int) -> None:
+def _begin(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, Step]], ended: int) -> None:
     """The first token: admission, the prompt's way to the first stage, the last chunk's way through all stages."""
     names = record.nodes
     ledger.add(GATEWAY, "admit", record.admitted_ns - record.began_ns)
@@ -232,7 +236,7 @@ def _begin(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int,
     _cross(ledger, hops, ended - record.admitted_ns - worked)
 
 
-def _decode(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, _Step]], position: int) -> None:
+def _decode(ledger: _Ledger, record: GenerationRecord, stages: Sequence[dict[int, Step]], position: int) -> None:
     """One token more: from the last stage back to the first and through all of them."""
     names = record.nodes
     path = [steps[position] for steps in stages]
@@ -254,21 +258,21 @@ class _Hop:
     target: str
     sending: int
     """From the end of the work until the sender had handed everything over."""
-    step: _Step | None
+    step: Step | None
     """The sender's step, for the parts of `sending`."""
     crossing: int
     """From there to the receiver's first frame, by the two clocks; negative where they are read wrong, or where the
     receiver had it before the sender's call returned."""
 
 
-def _hops(names: Sequence[str], path: Sequence[_Step]) -> list[_Hop]:
+def _hops(names: Sequence[str], path: Sequence[Step]) -> list[_Hop]:
     return [
         _Hop(names[index], names[index + 1], step.sent - step.ended, step, path[index + 1].received - step.sent)
         for index, step in enumerate(path[:-1])
     ]
 
 
-def _work(ledger: _Ledger, names: Sequence[str], path: Sequence[_Step], own: Sequence[dict[int, _Step]] | None) -> int:
+def _work(ledger: _Ledger, names: Sequence[str], path: Sequence[Step], own: Sequence[dict[int, Step]] | None) -> int:
     """Adds what every stage did on one step; returns its time."""
     for place, step in enumerate(path):
         _working(ledger, names[place], step, own[place] if own is not None else None)
@@ -302,7 +306,7 @@ def _sending(ledger: _Ledger, hop: _Hop, scale: float) -> None:
     ledger.add(hop.source, "send", round((hop.sending - sum(parts)) * scale))
 
 
-def _working(ledger: _Ledger, node: str, step: _Step, own_steps: dict[int, _Step] | None) -> None:
+def _working(ledger: _Ledger, node: str, step: Step, own_steps: dict[int, Step] | None) -> None:
     ledger.add(node, "open", step.opened - step.received)
     waited = step.started - step.opened
     if own_steps is not None and waited > 0:

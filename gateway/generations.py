@@ -257,7 +257,7 @@ class _Flow:
         request = executor_pb2.CloseGenerationRequest(deployment=self._deployment.name, generation=self._number)
         sent_ns = time.monotonic_ns()
         # A node that cannot be told frees the generation itself when its time is over.
-        with suppress(grpc.RpcError):
+        with suppress(grpc.RpcError, MeshError):
             answer = await self._upstream.executor(node).CloseGeneration(request, timeout=CLOSE_DEADLINE_S)
             reading = ClockReading(sent_ns, time.monotonic_ns(), answer.clock_ns)
             known = self._record.clocks.get(node.name)

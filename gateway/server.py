@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -16,6 +17,7 @@ from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
+from gateway.spans import SpanExport, file_exporter, otlp_exporter
 from gateway.traces import Traces
 from gateway.upstream import Upstream
 from services.runtime.process import ways_table
@@ -44,6 +46,10 @@ class GatewaySettings:
     """Its name in its certificate."""
     advertise: str = ""
     """host:port where executors fetch packs from; empty means the address it listens on."""
+    spans_file: str = ""
+    """A file that gets the spans of every generation as JSON, a line each; empty writes none."""
+    otlp_endpoint: str = ""
+    """Where an OpenTelemetry collector takes spans, as http://host:port or https://host:port; empty sends none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
     slow_reader_s: float = SLOW_READER_S
@@ -118,8 +124,30 @@ async def run(settings: GatewaySettings) -> None:
     host = ServiceHost(identities, listen=settings.listen)
     upstream = Upstream(identities, settings.scheduler, settings.scheduler_name, ways_table(settings.peers), host.log)
     shelf = PackShelf(settings.state / "packs", identities, host.log)
+    with contextlib.ExitStack() as exports:
+        traces = Traces(_exporters(settings, identities.current().name, exports))
+        await _serve(settings, host, upstream, shelf, traces)
+
+
+def _exporters(settings: GatewaySettings, name: str, exports: contextlib.ExitStack) -> list[SpanExport]:
+    """Where spans go; everything is closed by `exports`."""
+    found = []
+    if settings.spans_file:
+        exporter, file = file_exporter(Path(settings.spans_file))
+        exports.callback(file.close)
+        found.append(SpanExport(exporter, name))
+    if settings.otlp_endpoint:
+        found.append(SpanExport(otlp_exporter(settings.otlp_endpoint), name))
+    for export in found:
+        exports.callback(export.close)
+    return found
+
+
+async def _serve(
+    settings: GatewaySettings, host: ServiceHost, upstream: Upstream, shelf: PackShelf, traces: Traces
+) -> None:
+    identities = upstream.identities
     acceptor = SessionAcceptor(identities, shelf.serve)
-    traces = Traces()
     try:
         async with asyncio.TaskGroup() as tasks:
             generations = Generations(upstream, shelf, traces, tasks, settings.slow_reader_s)

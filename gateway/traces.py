@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import TRACES_KEPT
@@ -18,20 +18,22 @@ class Traces:
     """Records of generations, the last `TRACES_KEPT`; a breakdown is made when somebody asks.
 
     Args:
-        export: Also told of every generation that ended; None where nobody collects spans.
+        exports: Also told of every generation that ended.
     """
 
-    def __init__(self, export: Export | None = None) -> None:
+    def __init__(self, exports: Sequence[Export] = ()) -> None:
         self._records: OrderedDict[str, GenerationRecord] = OrderedDict()
-        self._export = export
+        self._exports = exports
 
     def add(self, record: GenerationRecord) -> None:
         """Remembers a generation that ended, well or not."""
         self._records[record.trace_id] = record
         while len(self._records) > TRACES_KEPT:
             self._records.popitem(last=False)
-        if self._export is not None:
-            self._export(record, breakdown(record))
+        if self._exports:
+            explained = breakdown(record)
+            for export in self._exports:
+                export(record, explained)
 
     def explain(self, trace_id: str) -> gateway_pb2.Breakdown:
         """The breakdown of a generation; of the last one where the id is empty.

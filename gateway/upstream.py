@@ -48,7 +48,7 @@ class Upstream:
     def __init__(
         self, identities: IdentitySource, scheduler: str, scheduler_name: str, ways: dict[str, str], log: EventLog
     ) -> None:
-        self._identities = identities
+        self.identities = identities
         self._log = log
         self.scheduler_address = scheduler
         self._scheduler_name = scheduler_name
@@ -93,7 +93,7 @@ class Upstream:
                 return held
             session = await dial(
                 self._channels.exchange(Role.EXECUTOR, node.name, node.address, EXCHANGE),
-                self._identities,
+                self.identities,
                 receiver_role=Role.EXECUTOR,
                 receiver_name=node.name,
                 give_up_after_s=SESSION_GIVE_UP_S,

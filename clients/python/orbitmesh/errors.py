@@ -4,7 +4,7 @@
     ├── InvalidInputError           the request itself is wrong: fix it, a retry will not help
     │   └── UnknownModelError       no such model, deployment or pack
     ├── IntegrityError              bytes are not what they claim to be: broken seal, wrong hash, wrong signature
-    │   ├── SealError               a frame does not open: flipped, cut, repeated, reordered or from another transfer
+    │   ├── SealError               a frame does not open: flipped, cut, repeated, reordered, of another transfer
     │   └── PackError               a pack's file or manifest is damaged, unsigned or signed by a stranger
     ├── AuthError                   who you are does not allow this
     │   ├── IdentityError           a certificate or key is missing, expired or of another mesh

@@ -1,0 +1,74 @@
+"""Spans of a generation, read back from OpenTelemetry's own exporters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from gateway.breakdown import breakdown
+from gateway.spans import SpanExport, file_exporter, otlp_exporter, spans
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from orbitmesh.errors import InvalidInputError
+
+from tests.gateway.test_breakdown import MS, make_record
+
+STAGES, TOKENS = 3, 5
+
+
+def test_a_generation_is_one_tree_with_a_span_per_step_and_per_transfer() -> None:
+    """One root; every other span is its child, in its trace, and lies within its time."""
+    record, _ = make_record(3, STAGES, TOKENS, link_ns=20 * MS)
+    exporter = InMemorySpanExporter()
+    export = SpanExport(exporter, "gateway")
+    export(record, breakdown(record))
+    export.close()
+    found = exporter.get_finished_spans()
+    roots = [span for span in found if span.parent is None]
+    assert [root.name for root in roots] == ["gateway.generate"]
+    root = roots[0]
+    assert {f"{span.context.trace_id:032x}" for span in found} == {record.trace_id}
+    assert len({span.context.span_id for span in found}) == len(found)
+    for span in found:
+        assert span is root or span.parent.span_id == root.context.span_id
+        assert root.start_time <= span.start_time <= span.end_time <= root.end_time
+    names = [span.name for span in found]
+    assert names.count("stage.step") == STAGES * TOKENS
+    assert names.count("transfer") == (STAGES - 1) * TOKENS
+    assert root.end_time - root.start_time == record.ended_ns - record.began_ns
+
+
+def test_parts_of_a_step_sum_to_its_span() -> None:
+    """Opening, queueing and computing fill the step."""
+    record, _ = make_record(4, STAGES, TOKENS, link_ns=MS)
+    for span in spans(record, breakdown(record), "gateway"):
+        if span.name == "stage.step":
+            parts = sum(float(span.attributes[f"orbitmesh.{part}_us"]) for part in ("open", "queue", "compute"))
+            assert parts * 1e3 == pytest.approx(span.end_time - span.start_time)
+
+
+def test_a_file_of_spans_has_one_json_object_a_line(tmp_path: Path) -> None:
+    """The file can be read by anything that reads JSON lines."""
+    record, _ = make_record(5, STAGES, TOKENS, link_ns=MS)
+    exporter, file = file_exporter(tmp_path / "spans.jsonl")
+    export = SpanExport(exporter, "gateway")
+    export(record, breakdown(record))
+    export.close()
+    file.close()
+    lines = [json.loads(line) for line in (tmp_path / "spans.jsonl").read_text().splitlines()]
+    assert sum(line["name"] == "gateway.generate" for line in lines) == 1
+
+
+def test_no_span_holds_what_was_asked_or_answered() -> None:
+    """Attributes are sizes, places and times: neither text nor token ids."""
+    record, _ = make_record(6, STAGES, TOKENS, link_ns=MS)
+    for span in spans(record, breakdown(record), "gateway"):
+        assert all(isinstance(value, int | float | str) for value in span.attributes.values())
+        assert not any("text" in key and "." not in key for key in span.attributes)
+
+
+def test_a_collector_without_the_exporter_installed_is_an_error_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The message names the extra to install."""
+    monkeypatch.setitem(__import__("sys").modules, "opentelemetry.exporter.otlp.proto.grpc.trace_exporter", None)
+    with pytest.raises(InvalidInputError, match="otlp"):
+        otlp_exporter("http://127.0.0.1:4317")
