@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError
+from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError, PermissionError_
 from orbitmesh.limits import GENERATIONS_PER_NODE
 from orbitmesh.trust import Role
 from orbitmesh.v1 import executor_pb2, wire_pb2
@@ -199,8 +199,8 @@ class StageRunner:
         await self._room.wait()
         info = incoming.info
         if info.HasField("token"):
-            self._expect_sender(sender, Role.EXECUTOR, self.route.nodes[-1])
-            if not self.route.is_first or len(incoming.data) != 4:
+            self._expect_sender(sender, Role.EXECUTOR, self.route.nodes[-1] if self.route.is_first else "nobody")
+            if len(incoming.data) != 4:
                 raise InvalidInputError("a token is one int32 for the first stage of a pipeline")
             step = wire_pb2.StepInfo(generation=info.token.generation, position=info.token.position, sample=True)
             self._begin(step, incoming, torch.frombuffer(incoming.data, dtype=torch.int32).long())
