@@ -30,10 +30,11 @@ from transformers import DeepseekV3ForCausalLM, PreTrainedTokenizerFast
 from models.training.corpus import Corpus, load_corpus
 from models.training.measure import CONTEXT_TOKENS, STRIDE_TOKENS, bits_per_byte, measure
 from models.training.network import SHIPPED, TINY, ExpertBalance, add_dropout, compile_parts, make_model
-from models.training.optimiser import Optimiser, decay_start, steps_from_decay_start
+from models.training.optimiser import Optimiser, decay_start, rate_share, steps_from_decay_start
 from models.training.tokens import BEGIN_ID, encode_documents, load_tokenizer, train_tokenizer
 
-DEFAULT_STEPS = 4000
+DEFAULT_STEPS = 970
+"""What the model in `models/pydoc` was trained for."""
 PEAK_LR = 3e-3
 DROPOUT = 0.1
 GRADIENT_NORM = 1.0
@@ -157,7 +158,7 @@ def train(run: Run, corpus: Corpus, tokenizer: PreTrainedTokenizerFast) -> tuple
         model.set_attn_implementation("eager" if short else "sdpa")
         loss = _one_step(model, batches.take(run.step_tokens, SHORT_TOKENS if short else CONTEXT_TOKENS))
         torch.nn.utils.clip_grad_norm_(model.parameters(), GRADIENT_NORM)
-        share = optimiser.share_at(step, ending.steps)
+        share = rate_share(step, ending.steps)
         balance.update(BALANCE_SPEED * share)
         optimiser.step(share)
         step += 1

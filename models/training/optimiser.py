@@ -42,6 +42,16 @@ def steps_from_decay_start(step: int) -> int:
     return steps
 
 
+def rate_share(step: int, steps: int) -> float:
+    """Learning rate over its peak, at a step counted from 0, in a training of `steps` steps.
+
+    A warm-up, a level stretch, a straight fall. Until the fall starts, it does not depend on `steps`
+    (arXiv 2404.06395), so a training told to end while it runs is still the training of some number of steps.
+    """
+    rise = min(1.0, (step + 1) / WARMUP_STEPS)
+    return rise * min(1.0, (steps - step) / (steps - decay_start(steps)))
+
+
 def orthogonalised(update: torch.Tensor) -> torch.Tensor:
     """The nearest semi-orthogonal matrices, roughly; of shape (matrices, rows, columns), in bfloat16."""
     first, second, third = NEWTON_SCHULZ
@@ -76,11 +86,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimiser:
-    """Both optimisers under one learning rate: a warm-up, a level stretch, a straight fall.
-
-    Until the fall starts, the rate does not depend on how many steps there will be (arXiv 2404.06395), so a
-    training can be told to end while it runs and is still the training of some number of steps.
-    """
+    """Both optimisers under one learning rate."""
 
     def __init__(self, model: nn.Module, peak_lr: float) -> None:
         matrices: list[nn.Parameter] = []
@@ -93,11 +99,6 @@ class Optimiser:
         groups = [{"params": plain, "weight_decay": 0.0}, {"params": tables, "weight_decay": WEIGHT_DECAY}]
         self._both = (Muon(matrices, peak_lr), torch.optim.AdamW(groups, lr=peak_lr, betas=(0.9, 0.95)))
         self._peak_lr = peak_lr
-
-    def share_at(self, step: int, steps: int) -> float:
-        """Learning rate over its peak, at a step counted from 0, in a training of `steps` steps."""
-        rise = min(1.0, (step + 1) / WARMUP_STEPS)
-        return rise * min(1.0, (steps - step) / (steps - decay_start(steps)))
 
     def step(self, share: float) -> None:
         """Apply the gradients at `share` of the peak rate and forget them."""
