@@ -21,6 +21,8 @@ RATE_PROBE_BYTES = 512 << 10
 """Bytes of the probe that measures the rate."""
 RATE_MAX_BPS = 100e9
 """A link whose probe took no measurable time is said to have this rate, in bits per second."""
+ANSWERS_KEPT = 1024
+"""How many choices of codec are remembered per stage."""
 UNKNOWN_RATE_BPS = 100e6
 """The rate that is assumed for a link that was not measured yet, in bits per second."""
 
@@ -102,9 +104,17 @@ class LinkTable:
         """Chooses the codec of hidden states: the one asked for, else the lossless one that this link carries best."""
         next_node = route.nodes[(route.stage_index + 1) % len(route.nodes)]
 
+        # Every decode step asks the same question; the answer holds until the link is measured anew.
+        answers: dict[tuple[int, int, float], int] = {}
+
         def choose(dtype: int, raw_bytes: int) -> int:
             if codec != wire_pb2.CODEC_UNSPECIFIED:
                 return codec if DType(dtype) in CODECS[CodecId(codec)].dtypes else wire_pb2.CODEC_RAW
-            return int(self._policy.choose(DType(dtype), self.rate_bps(next_node), raw_bytes))
+            question = (dtype, raw_bytes, self.rate_bps(next_node))
+            if question not in answers:
+                if len(answers) >= ANSWERS_KEPT:
+                    answers.clear()
+                answers[question] = int(self._policy.choose(DType(dtype), question[2], raw_bytes))
+            return answers[question]
 
         return choose
