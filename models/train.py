@@ -260,9 +260,7 @@ def evaluate(directory: Path, corpus: Corpus) -> dict[str, Any]:
 def train_and_save(run: Run, corpus: Corpus, directory: Path) -> dict[str, Any]:
     """Train, write, read back what was written and measure that; returns the content of training.json."""
     train_bytes, held_out_bytes = len(corpus.train_text.encode()), len(corpus.held_out_text.encode())
-    say(
-        f"CPython {platform.python_version()}: {train_bytes:,} bytes to train on, {held_out_bytes:,} held out"
-    )
+    say(f"CPython {platform.python_version()}: {train_bytes:,} bytes to train on, {held_out_bytes:,} held out")
     tokenizer = train_tokenizer(corpus.train, run.sizes["vocab_size"], run.sizes["max_position_embeddings"])
     started = time.monotonic()
     model, steps = train(run, corpus, tokenizer)

@@ -16,9 +16,7 @@ BEGIN_ID = 0
 END_ID = 1
 
 
-def train_tokenizer(
-    documents: tuple[Document, ...], vocab_size: int, context: int
-) -> PreTrainedTokenizerFast:
+def train_tokenizer(documents: tuple[Document, ...], vocab_size: int, context: int) -> PreTrainedTokenizerFast:
     """Learn `vocab_size` entries (special ones and the 256 bytes among them) from the documents.
 
     `context` is the model's greatest number of tokens. The tokenizer puts `<s>` before every text.
@@ -48,15 +46,11 @@ def train_tokenizer(
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer stored in a directory of Hugging Face layout."""
-    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(
-        directory, local_files_only=True
-    )
+    tokenizer: PreTrainedTokenizerFast = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
     return tokenizer
 
 
-def encode_documents(
-    tokenizer: PreTrainedTokenizerFast, documents: tuple[Document, ...]
-) -> list[torch.Tensor]:
+def encode_documents(tokenizer: PreTrainedTokenizerFast, documents: tuple[Document, ...]) -> list[torch.Tensor]:
     """Each document's token ids, int64 of shape (tokens,), ending in `</s>` and without `<s>`."""
     texts = [document.text for document in documents]
     rows = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -168,9 +168,7 @@ def test_the_recorded_figures_beat_zstd_19(record: dict[str, Any]) -> None:
     assert record["model"] < record["zstd_19"]
 
 
-def test_the_scripts_measure_counts_every_token_once_whatever_the_stride(
-    loaded: Loaded, on_path: None
-) -> None:
+def test_the_scripts_measure_counts_every_token_once_whatever_the_stride(loaded: Loaded, on_path: None) -> None:
     """A text shorter than one window gives the bits of transformers' own loss on it."""
     from models.training.measure import model_bits
 
@@ -191,9 +189,7 @@ def test_the_tokenizer_gives_any_text_back_unchanged(loaded: Loaded, text: str) 
 
 
 @given(step=st.integers(min_value=1, max_value=20_000))
-def test_a_training_told_to_end_at_a_step_is_the_training_of_some_number_of_steps(
-    on_path: None, step: int
-) -> None:
+def test_a_training_told_to_end_at_a_step_is_the_training_of_some_number_of_steps(on_path: None, step: int) -> None:
     """The rate falls from exactly that step, and before it no rate depends on the number of steps."""
     from models.training.optimiser import decay_start, rate_share, steps_from_decay_start
 
