@@ -66,6 +66,7 @@ class ExecutorNode:
         self._sessions: dict[tuple[str, str], Session] = {}
         self._accepted: dict[str, Session] = {}
         self._accepted_changed = asyncio.Event()
+        self._watches: set[asyncio.Task[None]] = set()
 
     # Stages.
 
@@ -179,6 +180,9 @@ class ExecutorNode:
 
     async def close(self) -> None:
         """Ends everything."""
+        for watch in list(self._watches):
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         for outbound in self._outbounds.values():
             await outbound.close()
         for session in [*self._sessions.values(), *self._accepted.values()]:
@@ -210,11 +214,26 @@ class ExecutorNode:
                 if held is None or held.closed:
                     held = await self._dial(Role.EXECUTOR, peer, EXCHANGE)
                     self._sessions[key] = held
+                    watch = asyncio.create_task(self._watch(held, peer.name), name=f"session to {peer.name}")
+                    self._watches.add(watch)
+                    watch.add_done_callback(self._watches.discard)
                 return held
 
             self._outbounds[key] = Outbound(f"{target.role}/{target.name}", session)
         await self._outbounds[key].warm()
         return self._outbounds[key]
+
+    async def _watch(self, session: Session, peer: str) -> None:
+        """Ends the generations that go through a peer when its session is lost: what was under way is lost too."""
+        try:
+            async for _ in session:
+                pass  # refusals of work that was not due: the generations are over already
+        except MeshError as error:
+            lost = NodeLostError(f"{self.name} lost {peer}: {error.message}", metadata={"node": peer})
+            self.log.warning("session_lost", peer=peer, detail=error.message)
+            for runner in list(self.runners.values()):
+                if runner.route.next_node == peer:
+                    runner.close_all(lost)
 
     async def _dial(self, role: Role, peer: executor_pb2.PeerAddress, method: str) -> Session:
         return await dial(

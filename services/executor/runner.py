@@ -63,6 +63,11 @@ class Route:
         return self.stage_index == len(self.nodes) - 1
 
     @property
+    def next_node(self) -> str:
+        """The node that takes what this stage sends: hidden states, or tokens for the first stage."""
+        return self.nodes[(self.stage_index + 1) % len(self.nodes)]
+
+    @property
     def feeder(self) -> str | None:
         """The node whose hidden states this stage takes; None for the first stage."""
         return None if self.is_first else self.nodes[self.stage_index - 1]
