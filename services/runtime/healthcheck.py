@@ -29,9 +29,7 @@ def server_name(role: str, name: str) -> str:
     return f"{name}.{role}.orbitmesh"
 
 
-def check(
-    address: str, identity: Path, role: str, name: str, service: str = "", deadline_s: float = DEADLINE_S
-) -> str:
+def check(address: str, identity: Path, role: str, name: str, service: str = "", deadline_s: float = DEADLINE_S) -> str:
     """Ask a service how it is.
 
     Args:
@@ -72,9 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--role", required=True, help="the role that must answer")
     parser.add_argument("--name", required=True, help="the name that must answer")
     parser.add_argument("--service", default="", help="one gRPC service; left out: the process as a whole")
-    parser.add_argument(
-        "--timeout", type=float, default=DEADLINE_S, metavar="SECONDS", help="default: %(default)s"
-    )
+    parser.add_argument("--timeout", type=float, default=DEADLINE_S, metavar="SECONDS", help="default: %(default)s")
     given = parser.parse_args(argv)
     wrong = check(given.address, given.identity, given.role, given.name, given.service, given.timeout)
     if wrong:

@@ -32,9 +32,7 @@ def relays() -> dict[str, RelaySpec]:
 
 def test_nothing_newer_than_docker_compose_1_29_is_used(compose: dict[str, Any]) -> None:
     """Keys that 1.29 refuses are not there."""
-    assert set(compose) - {"services", "networks", "volumes"} == {
-        key for key in compose if key.startswith("x-")
-    }
+    assert set(compose) - {"services", "networks", "volumes"} == {key for key in compose if key.startswith("x-")}
     for service in compose["services"].values():
         assert "start_interval" not in service.get("healthcheck", {})
         assert "develop" not in service
@@ -121,9 +119,7 @@ def test_every_container_is_closed_and_bounded(compose: dict[str, Any]) -> None:
 
 def test_only_the_gateway_is_reached_from_this_machine_and_from_nowhere_else(compose: dict[str, Any]) -> None:
     """One published port, on 127.0.0.1; the network of the mesh leads nowhere."""
-    published = {
-        name: service["ports"] for name, service in compose["services"].items() if "ports" in service
-    }
+    published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
     assert published == {"gateway": ["127.0.0.1:${ORBITMESH_PORT:-7443}:7443"]}
     assert compose["networks"]["mesh"]["internal"] is True
 

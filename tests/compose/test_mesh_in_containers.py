@@ -71,9 +71,7 @@ class Page:
             cwd=DEPLOY, env=self.environment, capture_output=True, text=True, timeout=BUILD_S, check=False,
         )  # fmt: skip
         if check and done.returncode != 0:
-            pytest.fail(
-                f"{commands}\nended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
-            )
+            pytest.fail(f"{commands}\nended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
         return done
 
     def cli(self, *arguments: str) -> list[dict[str, Any]]:
@@ -96,9 +94,7 @@ class Page:
         for service in services:
             while (state := self.inspect(service)["State"])["Health"]["Status"] != "healthy":
                 if time.monotonic() > deadline:
-                    pytest.fail(
-                        f"{service} is {state}\n{self.shell(f'docker-compose logs --tail 30 {service}')}"
-                    )
+                    pytest.fail(f"{service} is {state}\n{self.shell(f'docker-compose logs --tail 30 {service}')}")
                 time.sleep(0.5)
 
 
@@ -157,23 +153,49 @@ def answer(page: Page) -> list[int]:
     return list(finished["token_ids"])
 
 
-def wait_for_answer(page: Page) -> list[int]:
-    """The tokens of the mesh once it answers; what it says meanwhile must be a typed error."""
-    deadline = time.monotonic() + SETTLE_S
+def stages(page: Page) -> list[dict[str, Any]]:
+    """Where the deployment's stages stand."""
+    [document] = page.cli("status")
+    [deployment] = document["deployments"]
+    return list(deployment["stages"])
+
+
+def ask(page: Page) -> tuple[list[int], dict[str, Any]]:
+    """The tokens of the mesh, or else the typed error that it answers with."""
     command = (
         f"orbitmesh generate demo '{PROMPT}' --max-new-tokens 24 --json --timeout 30 "
         f"--gateway localhost:{PORT} --identity ~/.orbitmesh/me"
     )
+    done = subprocess.run(["bash", "-c", command], env=page.environment, capture_output=True, text=True, check=False)
+    last = json.loads(done.stdout.splitlines()[-1])
+    if done.returncode == 0:
+        return list(last["token_ids"]), {}
+    assert set(last) == {"error"}, done.stdout
+    return [], dict(last["error"])
+
+
+def wait_for_answer(page: Page) -> list[int]:
+    """The tokens of the mesh once it answers; what it says meanwhile must be a typed error."""
+    deadline = time.monotonic() + SETTLE_S
     while True:
-        done = subprocess.run(
-            ["bash", "-c", command], env=page.environment, capture_output=True, text=True, check=False
-        )
-        last = json.loads(done.stdout.splitlines()[-1])
-        if done.returncode == 0:
-            return list(last["token_ids"])
-        assert set(last) == {"error"}, done.stdout
+        tokens, error = ask(page)
+        if not error:
+            return tokens
         if time.monotonic() > deadline:
-            pytest.fail(f"the mesh does not answer: {last['error']}")
+            pytest.fail(f"the mesh does not answer: {error}")
+        time.sleep(1)
+
+
+def wait_for_refusal(page: Page, node: str) -> None:
+    """Waits until prompts are refused because that node is lost; none may be answered meanwhile."""
+    deadline = time.monotonic() + SETTLE_S
+    while True:
+        tokens, error = ask(page)
+        assert not tokens
+        if error["reason"] == "NODE_LOST" and node in error["message"]:
+            return
+        if time.monotonic() > deadline:
+            pytest.fail(f"the loss of {node} is not named: {error}")
         time.sleep(1)
 
 
@@ -220,9 +242,7 @@ def test_python_is_the_only_child_of_the_init(page: Page) -> None:
 
 def test_the_lean_image_has_no_torch(page: Page) -> None:
     """Gateway, scheduler and links do without."""
-    assert "No module named 'torch'" in page.refused(
-        "docker-compose exec -T gateway python -c 'import torch'"
-    )
+    assert "No module named 'torch'" in page.refused("docker-compose exec -T gateway python -c 'import torch'")
 
 
 def test_the_client_reaches_the_mesh_from_outside(page: Page) -> None:
@@ -239,9 +259,7 @@ def test_a_deployed_model_answers_as_transformers_does(page: Page, expected: lis
     output = page.run("Use it from outside 2")
     assert "demo serves" in output
     assert answer(page) == expected
-    [document] = page.cli("status")
-    [deployment] = document["deployments"]
-    assert len({stage["node"] for stage in deployment["stages"]}) == 3
+    assert len({stage["node"] for stage in stages(page)}) == 3
 
 
 def test_buf_lists_the_services_and_generates(page: Page, expected: list[int]) -> None:
@@ -265,10 +283,14 @@ def test_buf_lists_the_services_and_generates(page: Page, expected: list[int]) -
     assert "operator" in refusal
 
 
-def test_a_killed_satellite_comes_back_and_the_answer_is_the_same(page: Page, expected: list[int]) -> None:
-    """SIGKILL to one container; the mesh repairs the deployment with or without it."""
-    page.run("Lose a node, stop, start 1")
-    page.wait_until_healthy("sat-2")
+def test_a_killed_node_is_named_and_gets_its_stage_back(page: Page, expected: list[int]) -> None:
+    """SIGKILL to a node that holds a stage: prompts are refused with its name; started again, it serves again."""
+    kill, start = blocks()["Lose a node, stop, start 1"].splitlines()
+    victim = next(stage["node"] for stage in stages(page) if stage["node"] != "ground-1")
+    page.shell(kill.replace("sat-2", victim))
+    wait_for_refusal(page, victim)
+    page.shell(start.replace("sat-2", victim))
+    page.wait_until_healthy(victim)
     assert wait_for_answer(page) == expected
     wait_for_nodes(page)
 
