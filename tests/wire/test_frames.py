@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from orbitmesh.errors import SealError
 from orbitmesh.v1 import executor_pb2, wire_pb2
-from orbitmesh.wire.frames import HEADER_BYTES, data_header, join_message, parse_header, split_message
+from orbitmesh.wire.frames import (
+    HEADER_BYTES,
+    data_header,
+    join_message,
+    parse_header,
+    read_whole,
+    split_message,
+    whole_header,
+    whole_place,
+)
 
 U64 = st.integers(0, 2**64 - 1)
 U32 = st.integers(0, 2**32 - 1)
@@ -88,3 +97,53 @@ def test_a_header_of_any_bytes_is_parsed_or_refused(header: bytes) -> None:
         parse_header(header)
     except SealError as error:
         assert error.reason == "FRAME_MALFORMED"
+
+
+@given(U64, U64, st.integers(0, 2000), st.none() | INFO)
+def test_a_whole_transfer_is_written_as_the_generated_class_writes_it(
+    number: int, transfer: int, raw: int, info: wire_pb2.TransferInfo | None
+) -> None:
+    """The short way to write a header gives the same bytes, and the short way to read a message gives its parts."""
+    data = wire_pb2.Data(
+        number=number, transfer=transfer, last=True, codec=wire_pb2.CODEC_RAW, raw_size_bytes=raw, info=info
+    )
+    about = info.SerializeToString() if info else b""
+    place = whole_place(number, transfer)
+    header = whole_header(place, raw, about)
+    assert header == wire_pb2.FrameHeader(data=data).SerializeToString()
+    body = bytes(raw + 16)
+    parts = read_whole(join_message(header, body), place)
+    if raw and about and len(header) < 128:
+        assert parts is not None
+        assert (*parts[:3], bytes(parts[3])) == (header, raw, about, body)
+    else:
+        assert parts is None
+    assert read_whole(join_message(header, body), whole_place(number ^ 1, transfer)) is None
+    assert read_whole(join_message(header, body), whole_place(number, transfer ^ 1)) is None
+
+
+@given(st.integers(1, 300), INFO, st.data())
+def test_the_short_way_to_read_finds_what_the_generated_class_finds_or_nothing(
+    raw: int, info: wire_pb2.TransferInfo, data: st.DataObject
+) -> None:
+    """Whatever bytes are changed, cut off or added: never an exception, never other content than protobuf reads."""
+    place = whole_place(7, 5)
+    whole = join_message(whole_header(place, raw, info.SerializeToString()), bytes(raw + 16))
+    message = bytearray(whole[: data.draw(st.integers(0, len(whole)))] + data.draw(st.binary(max_size=3)))
+    for at in data.draw(st.lists(st.integers(0, min(60, len(message))), max_size=3)):
+        message[at : at + 1] = data.draw(st.binary(max_size=2))
+    parts = read_whole(bytes(message), place)
+    if parts is None:
+        return
+    header, raw_bytes, about, body = parts
+    second = executor_pb2.ExchangeRequest.FromString(bytes(message))
+    assert (header, bytes(body)) == (second.header, second.body)
+    try:
+        found = wire_pb2.FrameHeader.FromString(header).data
+    except DecodeError:
+        with pytest.raises(DecodeError):
+            wire_pb2.TransferInfo.FromString(about)
+        return
+    assert found.info == wire_pb2.TransferInfo.FromString(about)
+    assert (found.number, found.transfer, found.index, found.last) == (7, 5, 0, True)
+    assert (found.codec, found.raw_size_bytes) == (wire_pb2.CODEC_RAW, raw_bytes)

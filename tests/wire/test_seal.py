@@ -15,7 +15,7 @@ from orbitmesh.errors import MeshError, SealError
 from orbitmesh.limits import FRAME_BODY_BYTES, TRANSFER_BYTES
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.frames import data_header, join_message, parse_header, split_message
-from orbitmesh.wire.ledger import Inbox
+from orbitmesh.wire.inbox import Inbox
 from orbitmesh.wire.seal import SessionKeys, derive_keys, session_context
 
 SECRET, SALT = bytes(range(32)), bytes(range(32, 64))

@@ -14,10 +14,11 @@ from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError, NodeL
 from orbitmesh.trust import Identity, init_mesh, issue
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.acceptor import SessionAcceptor
+from orbitmesh.wire.carrying import REFUSALS
 from orbitmesh.wire.dialler import Dialler
 from orbitmesh.wire.frames import parse_header, split_message
 from orbitmesh.wire.records import SessionEndError
-from orbitmesh.wire.session import REFUSALS, Session
+from orbitmesh.wire.session import Session
 
 from tests.wire.memory_wire import Faults, Network
 
@@ -209,7 +210,7 @@ async def test_a_cancelled_send_is_dropped_by_the_receiver(mesh: Mesh) -> None:
         await world.session.send(blob(1), b"after")
         await world.session.flush()
         await settled(lambda: arrived == [1])
-        inbox = world.acceptor.sessions[0]._inbox
+        inbox = world.acceptor.sessions[0]._receiver.inbox
         assert (inbox.partial_transfers, inbox._partial_bytes) == (0, 0)
 
 
@@ -281,7 +282,7 @@ async def test_a_peer_that_stays_away_is_given_up_at_both_ends(mesh: Mesh) -> No
     async with connected(mesh, on_session, give_up_after_s=0.15, idle_s=0.1) as world:
         await world.session.send(blob(0), b"x" * 100)
         await world.session.flush()
-        await settled(lambda: not world.acceptor.sessions[0]._ready)
+        await settled(lambda: not world.acceptor.sessions[0]._receiver.waiting)
         world.network.unreachable = True
         world.network.pipes[-1].cut()
         with pytest.raises(TransportError, match="could not be taken up again"):
@@ -336,10 +337,10 @@ async def test_a_frame_that_is_damaged_every_time_fails_the_session_at_both_ends
 
 async def test_a_decompression_bomb_fails_the_session_without_allocating(mesh: Mesh) -> None:
     """A body that decodes to more than its authenticated size is refused at both ends, at once."""
-    from orbitmesh.wire import session as module
+    from orbitmesh.wire import sending as module
 
     bomb = b"\x01" + __import__("zstandard").ZstdCompressor().compress(bytes(50 << 20))
-    original = module._encode
+    original = module.encode_frame
     errors: list[MeshError] = []
 
     async def on_session(session: Session) -> None:
@@ -349,13 +350,13 @@ async def test_a_decompression_bomb_fails_the_session_without_allocating(mesh: M
             errors.append(error)
 
     async with connected(mesh, on_session) as world:
-        module._encode = lambda codec, data, dtype: (bomb, 0)
+        module.encode_frame = lambda codec, data, dtype: (bomb, 0)
         try:
             await asyncio.gather(world.session.send(blob(0), bytes(1000), codec=2), return_exceptions=True)
             with pytest.raises(IntegrityError) as raised:
                 await world.session.receive()
         finally:
-            module._encode = original
+            module.encode_frame = original
         assert raised.value.reason == "DECOMPRESSION_BOMB"
         await settled(lambda: bool(errors))
         assert errors[0].reason == "DECOMPRESSION_BOMB"

@@ -126,7 +126,7 @@ class SessionAcceptor:
         if entry is None:
             self._check_new(key, opening)
             session = Session(opening.session_id, peer, accept_keys(opening, identity), window=self._window)
-            session.accepted = True
+            session.accept()
             entry = self._entries[key] = _Entry(key, session, opening.salt)
             await wire.write(accept_message(session.next_receive_number, session.credit_limit))
             self._start(entry)

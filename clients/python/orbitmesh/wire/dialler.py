@@ -10,10 +10,11 @@ from orbitmesh.errors import CancelledError_, IntegrityError, MeshError, NodeLos
 from orbitmesh.limits import SESSION_CREDIT_BYTES
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.v1 import wire_pb2
+from orbitmesh.wire.carrying import REFUSALS
 from orbitmesh.wire.frames import control_message
 from orbitmesh.wire.handshake import Secret, read_header, resume_message, wrap_for
 from orbitmesh.wire.records import CutError, RefusedError, SessionPeer, Wire
-from orbitmesh.wire.session import REFUSALS, Session
+from orbitmesh.wire.session import Session
 
 GIVE_UP_AFTER_S = 30.0
 """For how long a cut session is dialled again without progress before it fails."""
@@ -187,14 +188,14 @@ class Dialler:
                     error,
                     bool(refusal and refusal.for_good),
                 )
-                greeted = False
+                await wire.write(message)
+                await read_header(wire, "hello")
             else:
                 # Nobody knows whether the first attempt arrived: the same session is opened once more.
                 _, opening = await self._open_message(wire)
-                message = control_message(wire_pb2.FrameHeader(open=opening))
-                greeted = True
-            accept = await _answer_to(wire, message, greeted)
-        session.accepted = True
+                await wire.write(control_message(wire_pb2.FrameHeader(open=opening)))
+            accept = (await read_header(wire, "accept")).accept
+        session.accept()
         session.resume(accept.next_number, accept.credit_limit_bytes)
         return wire
 
@@ -220,21 +221,6 @@ class Dialler:
                     pass
         except (CutError, MeshError, TimeoutError):
             pass  # it will find out when its wait for us is over
-
-
-async def _answer_to(wire: Wire, message: bytes, greeted: bool) -> wire_pb2.Accept:
-    """Writes the message that takes a session up and reads what comes.
-
-    Both at once: on a connection that is refused it is the reading that says so, and a write never ends.
-    """
-    writing = asyncio.ensure_future(wire.write(message))
-    try:
-        if not greeted:
-            await read_header(wire, "hello")
-        return (await read_header(wire, "accept")).accept
-    finally:
-        writing.cancel()
-        await asyncio.gather(writing, return_exceptions=True)
 
 
 def _may_come_back(error: MeshError) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from orbitmesh.errors import MeshError, TransportError
 from orbitmesh.v1 import wire_pb2
@@ -80,8 +80,7 @@ class SessionStats:
     """How often the session was taken up again."""
 
 
-@dataclass(frozen=True, slots=True)
-class SendReport:
+class SendReport(NamedTuple):
     """What it took to send a transfer."""
 
     raw_bytes: int
