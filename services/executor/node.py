@@ -67,6 +67,7 @@ class ExecutorNode:
         self._accepted: dict[str, Session] = {}
         self._accepted_changed = asyncio.Event()
         self._watches: set[asyncio.Task[None]] = set()
+        self._addresses: dict[str, str] = {}
 
     # Stages.
 
@@ -80,6 +81,8 @@ class ExecutorNode:
         if route.nodes[route.stage_index] != self.name:
             raise InvalidInputError(f"stage {route.stage_index} belongs to {route.nodes[route.stage_index]}, not here")
         async with self._loading:
+            # A peer that came back may have another address: whoever loads again says where it is now.
+            self._addresses.update((peer.name, peer.address) for peer in request.pipeline)
             held = self.runners.get(request.deployment)
             if held is not None:
                 if held.route != route or held.stage.layers != layers:
@@ -117,7 +120,14 @@ class ExecutorNode:
             pool = make_pool(request.kv_tokens, kv_bytes)
             onward = await self._onward(route, request)
             runner = StageRunner(
-                route, stage, pool, self.engine, onward, self._to_gateway, self.links.chooser(route, request.codec)
+                route,
+                stage,
+                pool,
+                self.engine,
+                onward,
+                self._to_gateway,
+                self.links.chooser(route, request.codec),
+                token_ns=int((times.layer_s * len(layers) + times.embed_s + times.head_s) * 1e9),
             )
             self.weights[request.deployment] = weight_bytes
             self.times[request.deployment] = executor_pb2.Stage(
@@ -212,6 +222,7 @@ class ExecutorNode:
             async def session() -> Session:
                 held = self._sessions.get(key)
                 if held is None or held.closed:
+                    peer.address = self._addresses[peer.name]
                     held = await self._dial(Role.EXECUTOR, peer, EXCHANGE)
                     self._sessions[key] = held
                     watch = asyncio.create_task(self._watch(held, peer.name), name=f"session to {peer.name}")

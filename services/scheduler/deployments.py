@@ -281,6 +281,10 @@ class Deployments:
         self._log.info("loading_again", deployment=deployment.name, node=node)
         try:
             await self._load_one(deployment, request, index, lambda answer: None)
+            # The stage before it must learn its new address; it holds its own already and answers at once.
+            before = (index - 1) % len(deployment.pipeline)
+            if before != index and self._serves(deployment.name, deployment.pipeline[before].name):
+                await self._load_one(deployment, request, before, lambda answer: None)
         except MeshError as error:
             self._log.warning("loading_again_failed", deployment=deployment.name, node=node, message=error.message)
 

@@ -18,7 +18,18 @@ from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import dial, open_exchange
 
-from tests.mesh.support import WITHIN_S, Model, Models, address_of, channel_to, deployed, expect_idle, nodes_of, stages_on, tokens_of
+from tests.mesh.support import (
+    WITHIN_S,
+    Model,
+    Models,
+    address_of,
+    channel_to,
+    deployed,
+    expect_idle,
+    nodes_of,
+    stages_on,
+    tokens_of,
+)
 
 RESERVED = 16
 """Positions of the stranger's own generation."""
