@@ -1,6 +1,9 @@
 """Tokens per second of the mesh against one process, on the same model, interleaved in one run.
 
-    python bench/generate.py [--json] [--model DIR] [--tokens 64] [--rounds 5] [--only NAME,...]
+    python bench/generate.py [--json] [--model DIR ...] [--tokens 64] [--rounds 5]
+
+Models: the shipped one, where the calls between small layers take most of the time, and `llama-8x512`, 8 layers of 512
+with random weights from a seed, where arithmetic does. `--model` takes others instead.
 
 Peers, each in a process of its own, all with one torch thread:
 - `transformers`: `model.generate` of the unsplit model, one generation at a time;
@@ -43,6 +46,25 @@ PROMPT = [5, 17, 33, 98, 250, 7, 41, 63]
 STAGES = 3
 TOGETHER = 8
 LINK = Link(latency_ms=20, rate_mbps=100)
+
+
+def random_llama(directory: Path) -> str:
+    """Saves a Llama of 8 layers, 512 wide, with random weights from a fixed seed; returns where."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8192,
+        hidden_size=512,
+        intermediate_size=1376,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2048,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    return str(directory)
 
 
 def peer(kind: str, model: str) -> None:
@@ -208,7 +230,8 @@ def measure(model: str, tokens: int, rounds: int, tell: Callable[[str], None]) -
         peer_process("one process", model) as alone,
     ):
         for mesh in (near, far):
-            mesh.deploy(model, name="bench", stages=STAGES)
+            # Balanced stages: several generations at once are bound by the slowest one.
+            mesh.deploy(model, name="bench", stages=STAGES, objective="throughput")
             one(mesh, 8)
         cases: dict[str, Callable[[], float]] = {
             "transformers": lambda: unsplit(tokens),
@@ -268,10 +291,14 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--peer", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    models = arguments.model or [str(ROOT / "models" / "pydoc")]
     if arguments.peer:
-        peer(arguments.peer, models[0])
+        peer(arguments.peer, arguments.model[0])
         return 0
+    scratch = tempfile.TemporaryDirectory(prefix="orbitmesh-bench-")
+    models = arguments.model or [
+        str(ROOT / "models" / "pydoc"),
+        random_llama(Path(scratch.name) / "llama-8x512"),
+    ]
     result: dict[str, Any] = {
         "command": shlex.join(["python", "bench/generate.py", *sys.argv[1:]]),
         "machine": machine(),
@@ -283,7 +310,8 @@ def main() -> int:
         RESULTS.parent.mkdir(exist_ok=True)
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result, indent=1))
-    else:
+    scratch.cleanup()
+    if not arguments.json:
         for name in (Path(model).name for model in models):
             print(name)
             for group in ("tokens_per_second", "ratios", "over_20_ms_links"):

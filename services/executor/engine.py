@@ -1,7 +1,9 @@
-"""The one thread of a node that computes: steps of all stages, first come first served.
+"""Where a node computes: steps of all stages, one at a time, first come first served.
 
-Model code never runs on the event loop: a prefill takes longer than a heartbeat may wait. One thread, not several:
-torch itself spreads one step over cores, and two steps at once would only take each other's caches.
+Steps run on a thread of their own, because a prefill takes longer than a heartbeat may wait. A step that is known to be
+short runs between two turns of the event loop instead: handing it to the thread and back, with two threads then competing
+for the interpreter, costs more than the loop loses by waiting for it (`bench/generate.py` shows what it is worth). One
+thread, not several: torch itself spreads one step over cores, and two steps at once would only take each other's caches.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from orbitmesh.errors import InternalError, MeshError
+
+SHORT_STEP_NS = 5_000_000
+"""A step that is expected to take less, in nanoseconds, runs on the event loop."""
 
 Done = Callable[["Ran"], None]
 """Called on the event loop with what became of a job."""
@@ -43,14 +48,28 @@ class StepEngine:
     def __init__(self, name: str = "steps") -> None:
         self._loop = asyncio.get_running_loop()
         self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Done] | None] = queue.SimpleQueue()
+        self._pending = 0
+        self._inline = 0
         self._busy_ns = 0
         self._since_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], Any], done: Done) -> None:
-        """Queues a job; `done` is called on the event loop when it has run."""
-        self._jobs.put((job, done))
+    def submit(self, job: Callable[[], Any], done: Done, *, expected_ns: int | None = None) -> None:
+        """Queues a job; `done` is called on the event loop when it has run.
+
+        Args:
+            job: What to run.
+            done: Told what became of it.
+            expected_ns: How long it will take, where that is known: a short one may run on the event loop. It waits
+                for those before it all the same.
+        """
+        self._pending += 1
+        if expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == self._inline + 1:
+            self._inline += 1
+            self._loop.call_soon(self._run_inline, job, done)
+        else:
+            self._jobs.put((job, done))
 
     async def run(self, job: Callable[[], Any]) -> Any:
         """Queues a job and waits for its value; raises what it raised."""
@@ -63,8 +82,8 @@ class StepEngine:
 
     @property
     def waiting(self) -> int:
-        """Jobs that have not begun."""
-        return self._jobs.qsize()
+        """Jobs that have not ended."""
+        return self._pending
 
     def take_utilisation(self) -> float:
         """The share of time since the last call in which a job ran, from 0 to 1."""
@@ -81,18 +100,30 @@ class StepEngine:
     def _run(self) -> None:
         while (item := self._jobs.get()) is not None:
             job, done = item
-            started = time.monotonic_ns()
-            value, error = None, None
+            ran = _ran(job)
             try:
-                value = job()
-            except MeshError as caught:
-                error = caught
-            except Exception as caught:
-                error = InternalError(f"a step failed: {type(caught).__name__}: {caught}")
-                error.__cause__ = caught
-            ended = time.monotonic_ns()
-            self._busy_ns += ended - started
-            try:
-                self._loop.call_soon_threadsafe(done, Ran(value, error, started, ended))
+                self._loop.call_soon_threadsafe(self._finish, ran, done)
             except RuntimeError:  # the loop is closed: the process is on its way out
                 return
+
+    def _run_inline(self, job: Callable[[], Any], done: Done) -> None:
+        self._inline -= 1
+        self._finish(_ran(job), done)
+
+    def _finish(self, ran: Ran, done: Done) -> None:
+        self._pending -= 1
+        self._busy_ns += ran.ended_ns - ran.started_ns
+        done(ran)
+
+
+def _ran(job: Callable[[], Any]) -> Ran:
+    started = time.monotonic_ns()
+    value, error = None, None
+    try:
+        value = job()
+    except MeshError as caught:
+        error = caught
+    except Exception as caught:
+        error = InternalError(f"a step failed: {type(caught).__name__}: {caught}")
+        error.__cause__ = caught
+    return Ran(value, error, started, time.monotonic_ns())

@@ -84,6 +84,7 @@ class StageRunner:
         onward: To the next stage; for the last stage to the first, None where that is this one.
         to_gateway: Gives the way to a gateway by its SPIFFE name.
         choose_codec: For hidden states sent on.
+        token_ns: How long a step of one token takes, as measured when the stage was loaded, in nanoseconds.
     """
 
     def __init__(
@@ -95,6 +96,7 @@ class StageRunner:
         onward: Outbound | None,
         to_gateway: Callable[[str], Outbound],
         choose_codec: ChooseCodec,
+        token_ns: int,
     ) -> None:
         self.route = route
         self.stage = stage
@@ -105,6 +107,7 @@ class StageRunner:
         self._choose_codec = choose_codec
         self._generations: dict[int, Generation] = {}
         self._held_bytes = 0
+        self._token_ns = token_ns
         self._room = asyncio.Event()
         self._room.set()
 
@@ -264,6 +267,7 @@ class StageRunner:
         held = rows.numel() * rows.element_size()
         self._hold(held)
         choose = sampled and self.route.is_last
+        decoding = rows.shape[0] == 1
 
         def compute() -> Any:
             if generation.closed:
@@ -280,6 +284,9 @@ class StageRunner:
 
         def done(ran: Ran) -> None:
             self._release(held)
+            if decoding:
+                # The latest counts for an eighth: one slow step on a busy machine says little about the next.
+                self._token_ns += (ran.ended_ns - ran.started_ns - self._token_ns) >> 3
             if generation.closed:
                 return
             if ran.error is not None:
@@ -301,7 +308,7 @@ class StageRunner:
             elif choose:
                 self._return_token(generation, ran.value, position + rows.shape[0], record)
 
-        self._engine.submit(compute, done)
+        self._engine.submit(compute, done, expected_ns=self._token_ns if decoding else None)
 
     def _push(
         self, generation: Generation, hidden: torch.Tensor, position: int, sampled: bool, record: StepRecord
