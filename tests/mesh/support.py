@@ -72,7 +72,8 @@ class Models:
     def load(source: Path, pack: Path) -> Model:
         """Packs a model directory."""
         manifest = build_pack(source, pack, name=f"tiny-{source.parent.name}"[:40])
-        unsplit = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
+        load: Any = AutoModelForCausalLM.from_pretrained
+        unsplit = load(source, dtype=torch.float32).eval()
         return Model(pack, unsplit, manifest.layer_count, manifest.vocab_size)
 
 

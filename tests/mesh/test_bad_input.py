@@ -256,9 +256,9 @@ def test_an_unsigned_manifest_is_refused_at_every_door(mesh: Mesh, pack: Path) -
 def test_an_identity_of_another_mesh_is_turned_away(mesh: Mesh, tmp_path: Path) -> None:
     """Its certificate was made by another CA, under the same names."""
     issue(init_mesh(tmp_path / "ca", mesh="local"), Role.CLIENT, "local", tmp_path / "me")
-    with pytest.raises((AuthError, TransportError)):
-        with Mesh.connect(mesh.local.gateway, identity=tmp_path / "me", timeout=5) as other:
-            other.status()
+    me = Mesh.connect(mesh.local.gateway, identity=tmp_path / "me", timeout=5)
+    with pytest.raises((AuthError, TransportError)), me as other:
+        other.status()
 
 
 def test_a_forger_that_knows_our_ca_is_turned_away(mesh: Mesh, tmp_path: Path) -> None:
@@ -288,9 +288,11 @@ def test_an_expired_identity_is_turned_away(mesh: Mesh, tmp_path: Path) -> None:
 
 def refused_call(address: str, identity: Path, role: Role, name: str, call: Any) -> MeshError:
     """How a call over a plain channel is refused."""
-    with channel_to(address, load_identity(identity), role, name) as channel:
-        with pytest.raises(grpc.RpcError) as refused:
-            call(channel)
+    with (
+        channel_to(address, load_identity(identity), role, name) as channel,
+        pytest.raises(grpc.RpcError) as refused,
+    ):
+        call(channel)
     return map_rpc_error(refused.value)
 
 
@@ -307,7 +309,9 @@ def test_a_client_cannot_speak_to_executors_nor_as_one(mesh: Mesh, nodes: list[s
     for method, request in calls.items():
         error = refused_call(
             address, me, Role.EXECUTOR, nodes[0],
-            lambda channel, m=method, r=request: getattr(executor_pb2_grpc.ExecutorServiceStub(channel), m)(r, timeout=5),
+            lambda channel, m=method, r=request: getattr(
+                executor_pb2_grpc.ExecutorServiceStub(channel), m
+            )(r, timeout=5),
         )  # fmt: skip
         assert error.reason == "ROLE_NOT_ALLOWED", method
     for address, role, name in (

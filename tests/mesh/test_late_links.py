@@ -72,6 +72,7 @@ def test_the_breakdown_names_every_part_of_the_time(late: Mesh, model: Model, pi
 
 def test_a_decode_step_costs_few_bytes_beyond_its_values(late: Mesh, model: Model, pipeline: list[str]) -> None:
     """Header, seal and framing of one hop are at most 160 bytes."""
+
     def sent(new_tokens: int) -> tuple[int, int]:
         generation = late.generate("late", model.prompt(4), max_new_tokens=new_tokens, ignore_end=True)
         list(generation)
@@ -100,9 +101,7 @@ def stream(mesh: Mesh, name: str, model: Model, new_tokens: int, said: list[int]
     return thread
 
 
-def test_a_link_that_is_cut_for_a_second_costs_time_and_no_token(
-    late: Mesh, model: Model, pipeline: list[str]
-) -> None:
+def test_a_link_that_is_cut_for_a_second_costs_time_and_no_token(late: Mesh, model: Model, pipeline: list[str]) -> None:
     """The session is taken up again in the middle of the answer; the relays carried hardly more than without a cut."""
     a, b = pipeline[0], pipeline[1]
     before = carried(late, a, b)

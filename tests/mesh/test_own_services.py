@@ -51,7 +51,9 @@ def service(mesh: Mesh, module: str, role: Role, name: str, home: Path, *setting
 def test_a_node_without_memory_is_not_planned_for(mesh: Mesh, models: Models, tmp_path: Path) -> None:
     """A plan that needs it is refused, and the message says that memory is what lacks."""
     model = models.get("llama")
-    with service(mesh, "services.executor", Role.EXECUTOR, "tiny", tmp_path, "--memory-bytes", "1000", "--threads", "1"):
+    with service(
+        mesh, "services.executor", Role.EXECUTOR, "tiny", tmp_path, "--memory-bytes", "1000", "--threads", "1"
+    ):
         until(lambda: "tiny" in [node.name for node in mesh.nodes()], "the node has joined", 60)
         with pytest.raises(InfeasiblePlanError, match=r"(?is)tiny.*(memory|bytes)|(memory|bytes).*tiny"):
             mesh.deploy(model.pack, name="small", nodes=["tiny"])

@@ -84,8 +84,8 @@ def test_the_shipped_model_says_the_same_text(mesh: Mesh, shipped: Path, tmp_pat
             generation = mesh.generate("pydoc", text, max_new_tokens=24)
             pieces = [token.text for token in generation]
             assert list(generation.token_ids) == expected
-            whole = tokenizer.decode(ids + expected, skip_special_tokens=True)
-            before = tokenizer.decode(ids, skip_special_tokens=True)
+            whole = str(tokenizer.decode(ids + expected, skip_special_tokens=True))
+            before = str(tokenizer.decode(ids, skip_special_tokens=True))
             assert "".join(pieces) == generation.text == whole.removeprefix(before)
             assert generation.prompt_tokens == len(ids)
 

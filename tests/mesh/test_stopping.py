@@ -102,8 +102,7 @@ async def test_a_cancelled_task_stops_every_node(mesh: Mesh, model: Model, nodes
     async with AsyncMesh.connect(mesh.local.gateway, identity=mesh.local.identity) as other:
         generation = await other.generate("stop", model.prompt(5), max_new_tokens=LONG, ignore_end=True)
         task = asyncio.create_task(generation.wait())
-        while len(generation.token_ids) < 3:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(until, lambda: len(generation.token_ids) >= 3, "some tokens have come")
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -77,7 +77,7 @@ def open_own(mesh: Mesh, node: str, gateway: Identity, number: int = NUMBER) -> 
         executor_pb2_grpc.ExecutorServiceStub(channel).OpenGeneration(request, timeout=10)
 
 
-def step(dtype: int, shape: list[int], position: int = 0, number: int = NUMBER) -> wire_pb2.TransferInfo:
+def step(dtype: wire_pb2.Dtype, shape: list[int], position: int = 0, number: int = NUMBER) -> wire_pb2.TransferInfo:
     return wire_pb2.TransferInfo(
         tensor=wire_pb2.TensorSpec(dtype=dtype, shape=shape),
         step=wire_pb2.StepInfo(generation=number, position=position, sample=True),
@@ -89,7 +89,7 @@ def ids(*tokens: int) -> bytes:
 
 
 INT32, FLOAT32, INT8 = wire_pb2.DTYPE_INT32, wire_pb2.DTYPE_FLOAT32, wire_pb2.DTYPE_INT8
-WRONG_STEPS: dict[str, tuple[int, list[int], int, bytes, str, str]] = {
+WRONG_STEPS: dict[str, tuple[wire_pb2.Dtype, list[int], int, bytes, str, str]] = {
     "floats for ids": (FLOAT32, [2], 0, bytes(8), "DTYPE_MISMATCH", "int32"),
     "a table of ids": (INT32, [1, 2], 0, ids(1, 2), "DTYPE_MISMATCH", "int32"),
     "nothing": (INT32, [0], 0, b"", "DTYPE_MISMATCH", "int32"),
