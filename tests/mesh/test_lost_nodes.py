@@ -31,7 +31,11 @@ def model(models: Models) -> Model:
 
 @pytest.fixture(autouse=True)
 def all_up(fragile: Mesh) -> None:
-    until(lambda: [node.state for node in fragile.nodes()] == ["up", "up"], "both nodes are up", 60)
+    def joined() -> bool:
+        nodes = fragile.nodes()
+        return all(node.state == "up" and any(link.up for link in node.links) for node in nodes)
+
+    until(joined, "both nodes are up and so is the link between them", 60)
 
 
 class Answer(threading.Thread):

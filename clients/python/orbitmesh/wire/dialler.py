@@ -188,13 +188,13 @@ class Dialler:
                     error,
                     bool(refusal and refusal.for_good),
                 )
-                await wire.write(message)
-                await read_header(wire, "hello")
+                greeted = False
             else:
                 # Nobody knows whether the first attempt arrived: the same session is opened once more.
                 _, opening = await self._open_message(wire)
-                await wire.write(control_message(wire_pb2.FrameHeader(open=opening)))
-            accept = (await read_header(wire, "accept")).accept
+                message = control_message(wire_pb2.FrameHeader(open=opening))
+                greeted = True
+            accept = await _answer_to(wire, message, greeted)
         session.accept()
         session.resume(accept.next_number, accept.credit_limit_bytes)
         return wire
@@ -221,6 +221,21 @@ class Dialler:
                     pass
         except (CutError, MeshError, TimeoutError):
             pass  # it will find out when its wait for us is over
+
+
+async def _answer_to(wire: Wire, message: bytes, greeted: bool) -> wire_pb2.Accept:
+    """Writes the message that takes a session up and reads what comes.
+
+    Both at once: on a connection that is refused it is the reading that says so, and a write never ends.
+    """
+    writing = asyncio.ensure_future(wire.write(message))
+    try:
+        if not greeted:
+            await read_header(wire, "hello")
+        return (await read_header(wire, "accept")).accept
+    finally:
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
 
 
 def _may_come_back(error: MeshError) -> bool:
