@@ -39,6 +39,7 @@ class Outbound:
     def __init__(self, name: str, session: Callable[[], Awaitable[Session]]) -> None:
         self.name = name
         self._session = session
+        self._held: Session | None = None
         self._parcels: deque[Parcel] = deque()
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"outbound to {name}")
@@ -50,7 +51,7 @@ class Outbound:
 
     async def warm(self) -> None:
         """Opens the session now, so that the first parcel does not pay for the handshake."""
-        await self._session()
+        await self._open()
 
     async def close(self) -> None:
         """Stops sending; what waits is dropped."""
@@ -64,7 +65,9 @@ class Outbound:
                 await self._wake.wait()
             parcel = self._parcels.popleft()
             try:
-                session = await self._session()
+                session = self._held
+                if session is None or session.closed:
+                    session = await self._open()
                 report = await session.send(parcel.info, parcel.data, codec=parcel.codec)
             except MeshError as error:
                 self._fail(parcel, error)
@@ -73,6 +76,10 @@ class Outbound:
             else:
                 if parcel.sent is not None:
                     parcel.sent(report)
+
+    async def _open(self) -> Session:
+        self._held = await self._session()
+        return self._held
 
     def _fail(self, parcel: Parcel, error: MeshError) -> None:
         if parcel.failed is not None:
