@@ -7,6 +7,7 @@ From the bytes up:
 - `frames`: messages and headers as bytes, as protobuf has them.
 - `seal`: keys per session, direction and transfer, and AES-256-GCM per frame.
 - `ledger`, `inbox`: what the sending and the receiving end of a direction know of their frames.
+- `memory`: where transfers are put together.
 - `coding`: frames coded in threads.
 - `records`: what users of a session see, and the connection that it needs.
 - `sending`, `receiving`: the two halves of a session.

@@ -14,6 +14,7 @@ from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError, SealE
 from orbitmesh.limits import FRAME_BODY_BYTES, SESSION_CREDIT_BYTES, TRANSFER_BYTES
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.frames import FRAME_CREDIT_BYTES, RAW, cost_of, malformed, read_whole, whole_place
+from orbitmesh.wire.memory import allocate
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.seal import TAG_BYTES, DirectionKeys, TransferCipher
 from orbitmesh.wire.tensors import MAX_TENSOR_RANK
@@ -46,11 +47,6 @@ def tensor_bytes(tensor: wire_pb2.TensorSpec) -> int:
             reason="LIMIT_EXCEEDED",
         )
     return math.prod(tensor.shape) * item
-
-
-def allocate(size_bytes: int) -> memoryview:
-    """Memory for a transfer, writable."""
-    return memoryview(bytearray(size_bytes))
 
 
 @dataclass(slots=True, eq=False)

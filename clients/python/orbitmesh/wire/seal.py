@@ -8,9 +8,9 @@ and a frame that is sent again is the same bytes, so no nonce is ever used for t
 
 from __future__ import annotations
 
-import hmac
 import struct
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -104,21 +104,30 @@ class HkdfDirectionKeys:
         context: What else the keys are bound to: the session and its two ends.
     """
 
-    __slots__ = ("_key",)
+    __slots__ = ("_inner", "_outer")
 
     def __init__(self, secret: bytes, salt: bytes, direction: str, context: bytes) -> None:
         info = b"orbitmesh/v1/" + direction.encode() + b"\x00" + context
-        self._key = HKDF(SHA256(), _KEY_BYTES, salt, info).derive(secret)
+        key = HKDF(SHA256(), _KEY_BYTES, salt, info).derive(secret).ljust(sha256().block_size, b"\0")
+        # The two hashes of HMAC (RFC 2104), each with the key already in it.
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in key))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in key))
 
     def transfer(self, number: int) -> AesGcmCipher:
         """The cipher of a transfer: HKDF-Expand (RFC 5869, 2.3) to 39 bytes, two rounds of HMAC-SHA256.
 
-        Written out because `hmac.digest` takes a quarter of the time, and every decode step needs one.
+        Written out because hashes that hold the key already take a third of the time of `hmac.digest`, and every
+        decode step needs four keys.
         """
         info = b"transfer" + number.to_bytes(8, "big")
-        key = hmac.digest(self._key, info + b"\x01", "sha256")
-        prefix = hmac.digest(self._key, key + info + b"\x02", "sha256")[:_PREFIX_BYTES]
-        return AesGcmCipher(key, prefix)
+        key = self._mac(info + b"\x01")
+        return AesGcmCipher(key, self._mac(key + info + b"\x02")[:_PREFIX_BYTES])
+
+    def _mac(self, message: bytes) -> bytes:
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(message)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 @dataclass(frozen=True)

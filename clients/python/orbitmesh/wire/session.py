@@ -18,6 +18,7 @@ from orbitmesh.wire.carrying import Carrier
 from orbitmesh.wire.coding import INLINE_BYTES, Threads
 from orbitmesh.wire.frames import RAW
 from orbitmesh.wire.inbox import tensor_bytes
+from orbitmesh.wire.memory import expect_large_messages
 from orbitmesh.wire.receiving import Receiver
 from orbitmesh.wire.records import (
     CutError,
@@ -58,6 +59,7 @@ class Session:
     ) -> None:
         if window < MIN_WINDOW_BYTES:
             raise ValueError(f"a window of {window} bytes is too small; at least {MIN_WINDOW_BYTES}")
+        expect_large_messages()
         self.session_id = session_id
         self.peer = peer
         self._stats = SessionStats()
