@@ -26,6 +26,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import zstandard
+
 from orbitmesh.wire import casts, planes
 from orbitmesh.wire.codecs import CODECS, CodecContext, CodecId
 from orbitmesh.wire.tensors import DType

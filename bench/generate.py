@@ -118,9 +118,9 @@ def _transformers(model: str) -> Callable[[int], float]:
 
 def _one_process(model: str) -> Callable[[int], float]:
     import torch
+
     from orbitmesh.pack import load_manifest
     from orbitmesh.pack.builder import build_pack
-
     from services.executor.kvcache import CachePool
     from services.executor.sampling import sample
     from services.executor.stage import Stage

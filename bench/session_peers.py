@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+
 from orbitmesh.rpc import channel_options, open_channel
 from orbitmesh.trust import Identity, Role, load_identity
 from orbitmesh.v1 import wire_pb2

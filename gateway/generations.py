@@ -10,17 +10,17 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 
 import grpc
-from orbitmesh.errors import CapacityError, DeadlineError, InvalidInputError, MeshError
-from orbitmesh.limits import CONTEXT_TOKENS, PREFILL_CHUNK_TOKENS
-from orbitmesh.pack import Manifest
-from orbitmesh.rpc import map_rpc_error
-from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2, wire_pb2
 
 from gateway.breakdown import ClockReading, GenerationRecord
 from gateway.packs import PackShelf
 from gateway.text import Text, TextStream
 from gateway.traces import Traces
 from gateway.upstream import Arrival, Upstream
+from orbitmesh.errors import CapacityError, DeadlineError, InvalidInputError, MeshError
+from orbitmesh.limits import CONTEXT_TOKENS, PREFILL_CHUNK_TOKENS
+from orbitmesh.pack import Manifest
+from orbitmesh.rpc import map_rpc_error
+from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2, wire_pb2
 from services.runtime.caller import time_left_s
 
 MAX_NEW_TOKENS_DEFAULT = 64

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from pathlib import Path
 
+from gateway.text import Text
 from orbitmesh.errors import InvalidInputError, MeshError, UnknownModelError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.pack import Manifest
@@ -13,8 +14,6 @@ from orbitmesh.pack.store import ContentStore
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import gateway_pb2, wire_pb2
 from orbitmesh.wire.session import Session
-
-from gateway.text import Text
 from services.runtime.logs import EventLog
 
 SIGNERS = frozenset({Role.CLIENT, Role.OPERATOR})

@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
+
+from gateway.upstream import Upstream
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
-
-from gateway.upstream import Upstream
 from services.runtime.caller import time_left_s
 
 DEPLOY_DEADLINE_S = 7200.0

@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from orbitmesh.trust import IdentitySource
-from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
-from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
@@ -20,6 +17,9 @@ from gateway.relay import SchedulerRelay
 from gateway.spans import SpanExport, file_exporter, otlp_exporter
 from gateway.traces import Traces
 from gateway.upstream import Upstream
+from orbitmesh.trust import IdentitySource
+from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 

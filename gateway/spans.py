@@ -16,10 +16,10 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
-from orbitmesh.errors import InvalidInputError
-from orbitmesh.v1 import gateway_pb2
 
 from gateway.breakdown import GenerationRecord, Step, steps_on_gateway_clock
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.v1 import gateway_pb2
 
 SPANS_MAX = 4096
 """How many spans one generation makes at the most; later steps are left out and the request's span says so."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orbitmesh.errors import InvalidInputError, PackError
 from tokenizers import Tokenizer
+
+from orbitmesh.errors import InvalidInputError, PackError
 
 TEXT_BYTES_MAX = 1 << 20
 """The longest prompt text in bytes."""

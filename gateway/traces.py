@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+from gateway.breakdown import GenerationRecord, breakdown
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import TRACES_KEPT
 from orbitmesh.v1 import gateway_pb2
-
-from gateway.breakdown import GenerationRecord, breakdown
 
 Export = Callable[[GenerationRecord, gateway_pb2.Breakdown], None]
 

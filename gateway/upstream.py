@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import grpc
+
 from orbitmesh.errors import MeshError, NodeLostError, UnknownModelError, error_for
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.rpc import mapped_errors
@@ -14,7 +15,6 @@ from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, wire_pb2
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, dial
-
 from services.runtime.caller import time_left_s
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog

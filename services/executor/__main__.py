@@ -16,8 +16,8 @@ token that waits for the interpreter is late by the whole interval."""
 async def run(settings: ExecutorSettings) -> None:
     """Measures the machine, then serves."""
     import torch
-    from orbitmesh.trust import IdentitySource
 
+    from orbitmesh.trust import IdentitySource
     from services.executor.measures import measure
     from services.executor.node import ExecutorNode
     from services.executor.server import serve

@@ -1,9 +1,9 @@
 """Where a node computes: steps of all stages, one at a time, first come first served.
 
-Steps run on a thread of their own, because a prefill takes longer than a heartbeat may wait. A step that is known to be
-short runs between two turns of the event loop instead: handing it to the thread and back, with two threads then competing
-for the interpreter, costs more than the loop loses by waiting for it (`bench/generate.py` shows what it is worth). One
-thread, not several: torch itself spreads one step over cores, and two steps at once would only take each other's caches.
+Steps run on a thread of their own, because a prefill takes longer than a heartbeat may wait. A step that is known to
+be short runs between two turns of the event loop instead: handing it to the thread and back, with two threads then
+competing for the interpreter, costs more than the loop loses by waiting for it. One thread, not several: torch itself
+spreads one step over cores, and two steps at once would only take each other's caches.
 """
 
 from __future__ import annotations

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
-from orbitmesh.errors import CapacityError, InvalidInputError
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
+
+from orbitmesh.errors import CapacityError, InvalidInputError
 
 GENERATIONS_MAX = 1024
 """How many generations one pool holds open at once, whatever their size."""

@@ -12,7 +12,6 @@ from orbitmesh.v1 import scheduler_pb2, wire_pb2
 from orbitmesh.wire.codecs import CODECS, CodecId
 from orbitmesh.wire.policy import CodecPolicy
 from orbitmesh.wire.tensors import DType
-
 from services.executor.runner import ChooseCodec, Route
 
 RTT_PROBES = 5

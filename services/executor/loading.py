@@ -15,7 +15,6 @@ from orbitmesh.pack.store import ContentStore
 from orbitmesh.trust import Role, verify_signature
 from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.session import Session
-
 from services.executor.kvcache import CachePool
 from services.executor.stage import Stage
 

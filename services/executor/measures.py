@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import psutil
 import torch
+
 from orbitmesh.v1 import scheduler_pb2
 
 MEASURE_S = 0.15

@@ -7,12 +7,12 @@ import time
 from collections.abc import AsyncIterator
 
 import grpc
+
 from orbitmesh.errors import MeshError
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S
 from orbitmesh.rpc import keep_status, map_rpc_error
 from orbitmesh.trust import Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
-
 from services.executor.links import RATE_PROBE_BYTES, RTT_PROBES
 from services.executor.measures import load_per_core
 from services.executor.node import ExecutorNode

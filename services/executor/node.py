@@ -13,7 +13,6 @@ from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, dial
-
 from services.executor.engine import StepEngine
 from services.executor.links import LinkTable
 from services.executor.loading import (

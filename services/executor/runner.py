@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+
 from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError, PermissionError_
 from orbitmesh.limits import GENERATIONS_PER_NODE
 from orbitmesh.trust import Role
 from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.records import Received, SendReport, SessionPeer
-
 from services.executor.engine import Ran, StepEngine
 from services.executor.generation import Generation, StepRecord, timings_message
 from services.executor.kvcache import CachePool

@@ -12,6 +12,7 @@ import math
 import struct
 
 import torch
+
 from orbitmesh.errors import InvalidInputError
 
 SEED_MAX = (1 << 64) - 1

@@ -11,7 +11,6 @@ from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
 from orbitmesh.wire.streams import exchange_handler
-
 from services.executor.membership import Membership
 from services.executor.node import ExecutorNode
 from services.runtime.caller import current_caller

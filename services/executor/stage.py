@@ -21,9 +21,6 @@ from pathlib import Path
 from typing import Any, Self, cast
 
 import torch
-from orbitmesh.errors import InternalError, InvalidInputError, PackError
-from orbitmesh.pack import Manifest, layer_file, read_verified
-from orbitmesh.pack.manifest import CONFIG_NAME, EMBED_NAME, HEAD_NAME, check_layers
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_safetensors
 from torch import nn
@@ -31,6 +28,9 @@ from transformers import AutoModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+from orbitmesh.errors import InternalError, InvalidInputError, PackError
+from orbitmesh.pack import Manifest, layer_file, read_verified
+from orbitmesh.pack.manifest import CONFIG_NAME, EMBED_NAME, HEAD_NAME, check_layers
 from services.executor.architecture import mask_kinds, parse_config, slice_config
 from services.executor.kvcache import FullLayer, GenerationCache, SlidingLayer, make_layers
 

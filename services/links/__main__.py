@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 from orbitmesh.errors import InvalidInputError, MeshError
-
 from services.links.server import Links, serve_control, write_line
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)

@@ -16,7 +16,6 @@ from types import TracebackType
 from typing import Any
 
 from orbitmesh.errors import TransportError, error_for
-
 from services.links.relay import RelaySpec
 
 REPLY_TIMEOUT_S = 30.0

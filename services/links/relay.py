@@ -24,7 +24,6 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from orbitmesh.errors import InvalidInputError, TransportError
-
 from services.links.engine import Engine
 from services.links.flows import Connection, Lane, abort
 from services.links.shaper import Pipe, Shape

@@ -17,7 +17,6 @@ from dataclasses import asdict
 from typing import BinaryIO
 
 from orbitmesh.errors import CapacityError, InvalidInputError, MeshError
-
 from services.links.engine import Engine
 from services.links.relay import RelayCore, RelaySpec, resolve
 

@@ -14,7 +14,6 @@ import sys
 from typing import Any
 
 from orbitmesh.errors import InternalError, InvalidInputError, MeshError
-
 from services.localmesh.mesh import LocalMesh
 from services.localmesh.topology import MeshSpec
 

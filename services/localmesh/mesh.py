@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+
 from orbitmesh.errors import InvalidInputError, TransportError
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Role, init_mesh, issue, load_identity
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
-
 from services.links import LinksProcess, RelaySpec, Shape
 from services.localmesh.children import Child
 from services.localmesh.topology import GROUND, MeshSpec, role, ways

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from google.protobuf import descriptor_pool
+
 from orbitmesh.errors import InternalError, PermissionError_
 from orbitmesh.trust.certificates import Peer
 from orbitmesh.trust.names import Role

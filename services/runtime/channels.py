@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import grpc
 import grpc.aio
+
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Identity, IdentitySource, Role
 from orbitmesh.wire.streams import StreamCall, open_exchange

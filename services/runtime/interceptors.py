@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+
 from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.trust.certificates import Peer
-
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED, Table, authorize
 from services.runtime.caller import Call, enter_call
 from services.runtime.drain import InFlight

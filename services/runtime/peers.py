@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 
 from cryptography import x509
+
 from orbitmesh.errors import AuthError
 from orbitmesh.trust.certificates import Peer, Usage, check_validity, parse_certificate, verify_leaf
 

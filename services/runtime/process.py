@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from orbitmesh.errors import InvalidInputError, MeshError
-
 from services.runtime.config import load_config
 
 

@@ -15,11 +15,11 @@ import grpc.aio
 from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+
 from orbitmesh.errors import IdentityError, TransportError
 from orbitmesh.limits import MESSAGE_BYTES
 from orbitmesh.rpc import KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, METADATA_BYTES, ChannelOption
 from orbitmesh.trust.identity import Identity, IdentitySource
-
 from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, REFLECTION, Table, check_complete
 from services.runtime.drain import CALLS_IN_FLIGHT, InFlight
 from services.runtime.interceptors import Gate

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import grpc
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
+
 from orbitmesh.errors import DOMAIN, REASONS, InternalError, MeshError
 from orbitmesh.rpc import STATUS_DETAILS_KEY, map_rpc_error
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from orbitmesh.errors import InvalidInputError
 
 Floats = npt.NDArray[np.float64]

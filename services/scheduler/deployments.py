@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 
 import grpc
+
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError, UnknownModelError
 from orbitmesh.pack import Manifest
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2
-
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.scheduler.placement import (

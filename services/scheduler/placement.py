@@ -8,7 +8,6 @@ from itertools import pairwise
 from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 from orbitmesh.pack import Manifest
 from orbitmesh.v1 import scheduler_pb2
-
 from services.scheduler.costs import Objective, PlanLink, PlanModel, PlanNode
 from services.scheduler.planner import Plan, PlanStage, describe
 from services.scheduler.registry import NodeRecord

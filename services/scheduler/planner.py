@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 
+from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 from services.scheduler.costs import (
     TIE_REL,
     Costs,

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from orbitmesh.errors import InternalError
 
+from orbitmesh.errors import InternalError
 from services.scheduler.costs import TIE_REL, Costs, Floats, Ints, Windows, windows
 from services.scheduler.planner_packing import Packing
 

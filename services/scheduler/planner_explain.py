@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-from orbitmesh.errors import InfeasiblePlanError
 
+from orbitmesh.errors import InfeasiblePlanError
 from services.scheduler.costs import Costs, Ints, Objective, PlanModel, price, windows
 from services.scheduler.planner_bottleneck import Question
 from services.scheduler.planner_search import Problem, solve

@@ -12,7 +12,6 @@ from typing import Any
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
-
 from services.runtime.caller import current_caller
 from services.runtime.logs import EventLog
 from services.runtime.process import ways_table

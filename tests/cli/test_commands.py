@@ -10,13 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+
 from orbitmesh.cli import bench, demo, state
 from orbitmesh.cli.main import build_parser, main
 from orbitmesh.cli.output import advice, plain, size
 from orbitmesh.errors import CapacityError, DeadlineError, InvalidInputError, MeshError, UnknownModelError
 from orbitmesh.results import Link, Stage
 from orbitmesh.trust import Role, init_mesh, issue
-
 from tests.sdk.pattern_pack import write_pack
 
 COMMANDS = (

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from orbitmesh.trust import Role, dns_name, init_mesh, issue
 
+from orbitmesh.trust import Role, dns_name, init_mesh, issue
 from services.runtime.healthcheck import server_name
 from services.runtime.server import ServiceHost
 

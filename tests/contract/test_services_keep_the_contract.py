@@ -16,9 +16,9 @@ from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSe
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Role, init_mesh, issue
-
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED
 from services.runtime.server import ServiceHost
 from tests.contract.descriptors import PROTOS, ROOT, compile_protos, own_files, without_comments

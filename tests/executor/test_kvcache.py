@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orbitmesh.errors import CapacityError, InvalidInputError
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from orbitmesh.errors import CapacityError, InvalidInputError
 from services.executor.kvcache import CachePool, FullLayer, SlidingLayer
 
 STEPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from orbitmesh.errors import InvalidInputError
 from transformers import TemperatureLogitsWarper, TopPLogitsWarper
 
+from orbitmesh.errors import InvalidInputError
 from services.executor.sampling import nucleus, sample, uniform
 
 LOGITS = torch.randn(40, generator=torch.Generator().manual_seed(5)) * 2

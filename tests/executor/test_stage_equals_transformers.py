@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
+
 from orbitmesh.errors import InvalidInputError, PackError
 from orbitmesh.pack import Manifest, load_manifest
 from orbitmesh.pack.builder import build_pack
-from transformers import AutoModelForCausalLM
-
 from services.executor.kvcache import CachePool, GenerationCache
 from services.executor.sampling import sample
 from services.executor.stage import Stage

@@ -6,9 +6,9 @@ import random
 from dataclasses import dataclass, field
 
 import pytest
-from orbitmesh.v1 import executor_pb2, gateway_pb2
 
 from gateway.breakdown import ClockReading, GenerationRecord, breakdown
+from orbitmesh.v1 import executor_pb2, gateway_pb2
 
 MS = 1_000_000
 

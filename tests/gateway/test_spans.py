@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
 from gateway.breakdown import breakdown
 from gateway.spans import SpanExport, file_exporter, otlp_exporter, spans
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from orbitmesh.errors import InvalidInputError
-
 from tests.gateway.test_breakdown import MS, make_record
 
 STAGES, TOKENS = 3, 5

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orbitmesh.errors import InvalidInputError, PackError
 
 from gateway.text import TEXT_BYTES_MAX, Text, TextStream
+from orbitmesh.errors import InvalidInputError, PackError
 
 TOKENIZER = Path(__file__).parents[2] / "models" / "pydoc" / "tokenizer.json"
 

@@ -18,8 +18,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
-from orbitmesh.errors import InvalidInputError, TransportError
 
+from orbitmesh.errors import InvalidInputError, TransportError
 from services.links import Engine, LinksProcess, Relay, RelaySpec, Shape
 from services.links.shaper import BUFFER_BYTES
 

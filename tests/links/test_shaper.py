@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from orbitmesh.errors import InvalidInputError
 
+from orbitmesh.errors import InvalidInputError
 from services.links.shaper import BUFFER_BYTES, CATCH_UP_S, Pipe, Shape
 
 START_S = 1000.0

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from orbitmesh import Mesh
 
+from orbitmesh import Mesh
 from tests.mesh.support import Models
 
 NODES = 5

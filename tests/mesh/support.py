@@ -11,14 +11,14 @@ from typing import Any
 
 import grpc
 import torch
+from transformers import AutoModelForCausalLM
+
 from orbitmesh import Mesh
 from orbitmesh.pack.builder import build_pack
 from orbitmesh.rpc import channel_options
 from orbitmesh.trust import Identity, Role, load_identity
 from orbitmesh.trust.names import dns_name
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
-from transformers import AutoModelForCausalLM
-
 from tests.models_for_tests import make_model
 
 WITHIN_S = 20.0

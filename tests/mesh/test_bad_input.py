@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from orbitmesh import Mesh
 from orbitmesh.errors import (
     AuthError,
@@ -36,7 +37,6 @@ from orbitmesh.v1 import (
     scheduler_pb2,
     scheduler_pb2_grpc,
 )
-
 from tests.mesh.support import Model, Models, address_of, channel_to, deployed, expect_idle, nodes_of, tokens_of
 
 CONTEXT = 64

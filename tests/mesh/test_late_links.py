@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from orbitmesh import Link, Mesh
 
+from orbitmesh import Link, Mesh
 from tests.mesh.support import Model, Models, deployed, expect_idle, nodes_of, tokens_of
 
 LATENCY_S = 0.020

@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+
 from orbitmesh import Link, Mesh
 from orbitmesh.errors import MeshError, NodeLostError
-
 from tests.mesh.support import Model, Models, deployed, expect_idle, nodes_of, tokens_of, until
 
 NODES = ["sat-1", "ground-1"]

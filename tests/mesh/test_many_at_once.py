@@ -5,7 +5,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from orbitmesh import AsyncMesh, Mesh
-
 from tests.mesh.support import Models, deployed, expect_idle, nodes_of, tokens_of
 
 TOGETHER = 8

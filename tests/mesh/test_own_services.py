@@ -11,13 +11,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from orbitmesh import Mesh
 from orbitmesh.errors import InfeasiblePlanError
 from orbitmesh.rpc import channel_options, map_rpc_error
 from orbitmesh.trust import Role, issue, load_identity
 from orbitmesh.trust.names import dns_name
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc
-
 from tests.mesh.support import Models, deployed, expect_idle, nodes_of, tokens_of, until
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from orbitmesh import Mesh
 
+from orbitmesh import Mesh
 from tests.mesh.support import until
 
 PROGRAM = """

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from orbitmesh import Mesh
-from orbitmesh.limits import PREFILL_CHUNK_TOKENS
 from transformers import AutoTokenizer
 
+from orbitmesh import Mesh
+from orbitmesh.limits import PREFILL_CHUNK_TOKENS
 from tests.mesh.support import Models, deployed, nodes_of, tokens_of
 
 PROMPT_LENGTHS = (1, 7, PREFILL_CHUNK_TOKENS - 1, PREFILL_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS + 1, 600)

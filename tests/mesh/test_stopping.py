@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from orbitmesh import AsyncMesh, Mesh
 from orbitmesh.errors import CancelledError_, CapacityError, DeadlineError
 from orbitmesh.trust import Role, issue
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
-
 from tests.mesh.support import (
     Model,
     Models,

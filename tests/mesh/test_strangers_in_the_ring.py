@@ -10,6 +10,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+
 from orbitmesh import Mesh
 from orbitmesh.rpc import map_rpc_error, open_channel
 from orbitmesh.trust import Identity, Role, issue, load_identity
@@ -17,7 +18,6 @@ from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, gateway_pb2, gateway_p
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import dial, open_exchange
-
 from tests.mesh.support import (
     WITHIN_S,
     Model,

@@ -18,13 +18,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from orbitmesh.errors import InvalidInputError, MeshError, PackError, TransportError, UnknownModelError
 from orbitmesh.pack import Manifest, load_manifest, read_verified, verify_files
 from orbitmesh.pack.builder import build_pack
 from orbitmesh.pack.manifest import MANIFEST_MAX_BYTES
-from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
 from tests.models_for_tests import FAMILIES, make_model
 
 

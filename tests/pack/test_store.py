@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
 from orbitmesh.pack.store import ContentStore
 

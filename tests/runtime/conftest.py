@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+
 from orbitmesh.rpc import keep_status, open_channel
 from orbitmesh.trust import Identity, Role, init_mesh, issue
-
 from services.runtime.authz import ALLOWED
 from services.runtime.logs import EventLog
 from services.runtime.server import ServiceHost

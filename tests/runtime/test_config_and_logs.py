@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.trust import Role
-
 from services.runtime.config import field_help, load_config
 from services.runtime.logs import FORBIDDEN_FIELDS, EventLog, Level, bridge_logging
 

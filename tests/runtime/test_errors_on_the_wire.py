@@ -11,9 +11,9 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
+
 from orbitmesh.errors import REASONS, InternalError, InvalidInputError, MeshError, TransportError, error_for
 from orbitmesh.rpc import keep_status, map_rpc_error, mapped_errors
-
 from tests.runtime.conftest import KINDS, call
 
 Serving = Callable[..., Any]

@@ -15,6 +15,7 @@ import pytest
 from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
+
 from orbitmesh import v1
 from orbitmesh.errors import (
     AuthError,
@@ -28,7 +29,6 @@ from orbitmesh.errors import (
 )
 from orbitmesh.rpc import mapped_errors, open_channel
 from orbitmesh.trust import Role
-
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED, authorize, check_complete, methods_of, roles_for
 from services.runtime.caller import current_caller, require_self, time_left_s
 from services.runtime.peers import PeerReader

@@ -13,9 +13,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+
 from orbitmesh.errors import TransportError
 from orbitmesh.rpc import STATUS_DETAILS_KEY, mapped_errors
-
 from tests.runtime.conftest import MeshDir, call, until
 from tests.runtime.test_gate import check_health
 

@@ -9,8 +9,8 @@ import random
 from collections.abc import Iterator
 
 import pytest
-from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 
+from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 from services.scheduler import planner_bottleneck, planner_search
 from services.scheduler.planner import (
     Objective,

@@ -6,10 +6,10 @@ import hashlib
 import json
 
 import pytest
+
 from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 from orbitmesh.pack import Manifest
 from orbitmesh.v1 import scheduler_pb2
-
 from services.scheduler.costs import Objective
 from services.scheduler.placement import choose_nodes, plan_links, plan_message, plan_model, plan_node
 from services.scheduler.planner import plan

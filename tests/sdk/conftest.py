@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+
 from orbitmesh import AsyncMesh
 from orbitmesh._loop import LoopThread
 from orbitmesh.trust import Role, init_mesh, issue
-
 from tests.sdk.small_gateway import Identities, SmallGateway, serve
 
 

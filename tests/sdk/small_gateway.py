@@ -13,6 +13,7 @@ import grpc
 import grpc.aio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import error_details_pb2, status_pb2
+
 from orbitmesh.errors import DOMAIN, REASONS
 from orbitmesh.trust import Identity
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, wire_pb2

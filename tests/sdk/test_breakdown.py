@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orbitmesh import Breakdown, BreakdownRow, ClockOffset
 from orbitmesh.trace.breakdown import grouped
 from orbitmesh.trace.render import BAR_COLUMNS, bar, format_seconds, render_text

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from orbitmesh import (
     AsyncGeneration,
     AsyncMesh,
@@ -22,7 +23,6 @@ from orbitmesh import (
     TransportError,
 )
 from orbitmesh.v1 import gateway_pb2
-
 from tests.sdk.small_gateway import Identities, SmallGateway, refuse, started, token
 
 Responses = AsyncIterator[gateway_pb2.GenerateResponse]

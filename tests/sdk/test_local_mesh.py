@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from orbitmesh import AsyncMesh, InvalidInputError, Link, Mesh, Progress, TransportError, UnknownModelError
 from transformers import LlamaConfig, LlamaForCausalLM
+
+from orbitmesh import AsyncMesh, InvalidInputError, Link, Mesh, Progress, TransportError, UnknownModelError
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NEW_TOKENS = 12

@@ -10,10 +10,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
 from orbitmesh import AsyncMesh, DeadlineError, IdentityError, InvalidInputError, Mesh, TransportError
 from orbitmesh._loop import LoopThread
 from orbitmesh.trust import Role, init_mesh, issue
-
 from tests.sdk.small_gateway import Identities, SmallGateway
 
 

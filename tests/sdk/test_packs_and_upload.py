@@ -14,6 +14,8 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+
+from gateway.packs import PackShelf
 from orbitmesh import (
     InvalidInputError,
     MeshError,
@@ -28,8 +30,6 @@ from orbitmesh._stubs import Stubs
 from orbitmesh.trust import IdentitySource, Role, init_mesh, issue, load_identity, verify_signature
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
-
-from gateway.packs import PackShelf
 from services.runtime.logs import EventLog
 from tests.sdk.pattern_pack import write_pack
 from tests.sdk.small_gateway import refuse

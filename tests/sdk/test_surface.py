@@ -12,8 +12,9 @@ import types
 from pathlib import Path
 from typing import Any
 
-import orbitmesh
 import pytest
+
+import orbitmesh
 from orbitmesh import _generate_sync
 
 PAIRS = (

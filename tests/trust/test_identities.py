@@ -14,6 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orbitmesh.errors import IdentityError, InvalidInputError, MeshError
 from orbitmesh.trust import (
     IdentitySource,

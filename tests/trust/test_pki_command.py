@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from orbitmesh.cli.pki import register
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.trust import load_identity

@@ -18,6 +18,7 @@ import torch
 import zstandard
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from orbitmesh.errors import IntegrityError, InvalidInputError
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.codecs import (

@@ -6,6 +6,7 @@ import pytest
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orbitmesh.errors import SealError
 from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.frames import (

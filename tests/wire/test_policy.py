@@ -7,6 +7,7 @@ import threading
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.wire.codecs import CODECS, CodecContext, CodecId
 from orbitmesh.wire.policy import (

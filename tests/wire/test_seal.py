@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF, HKDFExpand
 from hypothesis import given
 from hypothesis import strategies as st
+
 from orbitmesh.errors import MeshError, SealError
 from orbitmesh.limits import FRAME_BODY_BYTES, TRANSFER_BYTES
 from orbitmesh.v1 import wire_pb2

@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import grpc.aio
 import pytest
+
 from orbitmesh.errors import (
     IdentityError,
     NodeLostError,
