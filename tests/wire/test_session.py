@@ -20,7 +20,7 @@ from orbitmesh.wire.dialler import Dialler
 from orbitmesh.wire.frames import parse_header, split_message
 from orbitmesh.wire.records import SessionEndError
 from orbitmesh.wire.session import Session
-from tests.wire.memory_wire import Faults, Network
+from tests.wire.memory_wire import Faults, Network, Pipe
 from tests.wire.virtual_time import simulate
 
 WINDOW = 2 << 20
@@ -282,6 +282,41 @@ async def test_a_receiver_that_was_restarted_is_a_lost_node(mesh: Mesh) -> None:
         with pytest.raises(NodeLostError):
             await world.session.send(blob(1), b"y")
         await settled(lambda: not world.acceptor.sessions)
+
+
+@pytest.mark.parametrize("returns", [True, False])
+async def test_a_session_whose_first_answer_is_lost_is_served_or_given_up(mesh: Mesh, returns: bool) -> None:
+    """Cut just as it was accepted, a session runs once its peer comes back, and is dropped where it does not."""
+    served: list[int] = []
+
+    async def on_session(session: Session) -> None:
+        async for received in session:
+            served.append(received.info.blob.tag)
+
+    acceptor = SessionAcceptor(mesh.two, on_session, window=WINDOW, idle_s=0.05)
+    network = Network(acceptor, mesh.one.spiffe, 0)
+    note = network.note
+
+    def cut_at_accept(pipe: Pipe, side: int, message: bytes) -> None:
+        note(pipe, side, message)
+        if side == 1 and pipe is network.pipes[0] and parse_header(split_message(message)[0]).HasField("accept"):
+            network.unreachable = not returns
+            pipe.cut()
+
+    network.note = cut_at_accept  # type: ignore[method-assign]
+    session = await Dialler(
+        network.open, mesh.one, receiver_role="executor", receiver_name="sat-2", give_up_after_s=0.2, window=WINDOW
+    ).start()
+    await settled(lambda: len(acceptor.sessions) == 1)
+    if returns:
+        await session.send(blob(5), b"x")
+        await settled(lambda: served == [5])
+        await session.close()
+    else:
+        with pytest.raises(TransportError):
+            await session.receive()
+    await settled(lambda: not acceptor.sessions)
+    await network.stop()
 
 
 async def test_a_peer_that_stays_away_is_given_up_at_both_ends(mesh: Mesh) -> None:

@@ -128,11 +128,17 @@ class SessionAcceptor:
             session = Session(opening.session_id, peer, accept_keys(opening, identity), window=self._window)
             session.accept()
             entry = self._entries[key] = _Entry(key, session, opening.salt)
-            await wire.write(accept_message(session.next_receive_number, session.credit_limit))
             self._start(entry)
         else:
-            await self._take_up(wire, entry, opening)
-        return entry, entry.connection
+            await self._take_up(entry, opening)
+        mine, session = entry.connection, entry.session
+        try:
+            await wire.write(accept_message(session.next_receive_number, session.credit_limit))
+        except BaseException:
+            # The session is there all the same, and waited for as after any cut.
+            self._after(entry, mine)
+            raise
+        return entry, mine
 
     def _check_new(self, key: tuple[str, bytes], opening: wire_pb2.Open) -> None:
         if key in self._ended:
@@ -156,7 +162,7 @@ class SessionAcceptor:
                 metadata={"limit": SESSIONS_PER_PEER},
             )
 
-    async def _take_up(self, wire: Wire, entry: _Entry, opening: wire_pb2.Open) -> None:
+    async def _take_up(self, entry: _Entry, opening: wire_pb2.Open) -> None:
         if not opening.resume and opening.salt != entry.secret_check:
             raise SealError("a session's name is used again with another key; open a new one")
         entry.connection += 1
@@ -180,7 +186,6 @@ class SessionAcceptor:
         if session.error is not None:
             raise session.error
         session.resume(opening.next_number)
-        await wire.write(accept_message(session.next_receive_number, session.credit_limit))
 
     def _start(self, entry: _Entry) -> None:
         task = asyncio.get_running_loop().create_task(self._run(entry))
