@@ -10,7 +10,7 @@ from gateway.text import Text
 from orbitmesh.errors import InvalidInputError, MeshError, UnknownModelError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.pack import Manifest
-from orbitmesh.pack.store import ContentStore
+from orbitmesh.pack.store import ContentStore, write_durably
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import gateway_pb2, wire_pb2
 from orbitmesh.wire.session import Session
@@ -43,13 +43,11 @@ class PackShelf:
         manifest = Manifest.parse(request.manifest)
         path = self._manifests / f"{hashlib.sha256(request.manifest).hexdigest()}.json"
         if not path.exists():
-            if sum(1 for _ in self._manifests.iterdir()) >= PACKS_MAX:
+            if sum(1 for _ in self._manifests.glob("*.json")) >= PACKS_MAX:
                 raise InvalidInputError(
                     f"this gateway keeps {PACKS_MAX} packs, the most it takes", reason="LIMIT_EXCEEDED"
                 )
-            partial = path.with_suffix(".partial")
-            partial.write_bytes(request.manifest)
-            partial.rename(path)
+            write_durably(path, request.manifest)
         response = gateway_pb2.CreatePackResponse()
         for entry in manifest.files:
             sha256 = bytes.fromhex(entry.sha256)

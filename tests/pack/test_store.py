@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
-from orbitmesh.pack.store import ContentStore
+from orbitmesh.pack.store import ContentStore, write_durably
 
 
 def digest(data: bytes) -> bytes:
@@ -68,6 +69,15 @@ def test_a_piece_past_the_size_is_refused(tmp_path: Path) -> None:
     """A file cannot grow past what its manifest says."""
     with pytest.raises(InvalidInputError):
         ContentStore(tmp_path).append(digest(b"x"), 0, b"xy", 1)
+
+
+def test_writers_of_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
+    """Many threads write the same name: each ends well, and the file is one of what they wrote."""
+    contents = [bytes([value]) * 4096 for value in range(16)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        list(pool.map(lambda data: write_durably(tmp_path / "manifest.json", data), contents))
+    assert (tmp_path / "manifest.json").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_an_absent_file_and_a_wrong_name_are_told_apart(tmp_path: Path) -> None:

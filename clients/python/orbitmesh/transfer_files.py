@@ -135,20 +135,25 @@ async def _send_all(
 
 async def _send_file(session: Session, piece: Piece, done: int, total: int, on_progress: OnProgress) -> int:
     offset = piece.offset
-    with await asyncio.to_thread(piece.path.open, "rb") as file:
+    while True:
+        data = await asyncio.to_thread(_read_at, piece.path, offset, min(PIECE_BYTES, piece.size_bytes - offset))
+        if not data and piece.size_bytes:
+            raise PackError(f"{piece.path} became shorter while it was sent; copy the pack again and deploy it")
+        info = wire_pb2.FileInfo(sha256=piece.sha256, offset=offset, size_bytes=piece.size_bytes)
+        await session.send(wire_pb2.TransferInfo(file=info), data)
+        offset += len(data)
+        done += len(data)
+        on_progress(Progress(phase="uploading", subject=piece.name, done_bytes=done, total_bytes=total))
+        if offset >= piece.size_bytes:
+            return done
+
+
+def _read_at(path: Path, offset: int, count: int) -> bytes:
+    """One piece of a file, opened for it alone: a file that stayed open across pieces would be lost to a
+    cancellation while a thread opens it."""
+    with path.open("rb") as file:
         file.seek(offset)
-        while offset < piece.size_bytes or piece.size_bytes == 0:
-            data = await asyncio.to_thread(file.read, min(PIECE_BYTES, piece.size_bytes - offset))
-            if not data and piece.size_bytes:
-                raise PackError(f"{piece.path} became shorter while it was sent; copy the pack again and deploy it")
-            info = wire_pb2.FileInfo(sha256=piece.sha256, offset=offset, size_bytes=piece.size_bytes)
-            await session.send(wire_pb2.TransferInfo(file=info), data)
-            offset += len(data)
-            done += len(data)
-            on_progress(Progress(phase="uploading", subject=piece.name, done_bytes=done, total_bytes=total))
-            if piece.size_bytes == 0:
-                break
-    return done
+        return file.read(count)
 
 
 async def _listen(session: Session) -> None:
