@@ -2,8 +2,8 @@
 
     python bench/generate.py [--json] [--model DIR ...] [--tokens 64] [--rounds 5]
 
-Models: the shipped one, where the calls between small layers take most of the time, and `llama-8x512`, 8 layers of 512
-with random weights from a seed, where arithmetic does. `--model` takes others instead.
+Models: the shipped one, whose layers are so small that the calls between them take most of the time; `llama-8x512` and
+`llama-12x768` (the size of GPT-2), with random weights from a seed. `--model` takes others instead.
 
 Peers, each in a process of its own, all with one torch thread:
 - `transformers`: `model.generate` of the unsplit model, one generation at a time;
@@ -13,8 +13,9 @@ Ours: three stages on loopback without emulated delay, one generation and eight 
 and three stages over links of 20 ms one way and 100 Mbit/s, where the token time is set against the sum of the link
 delays and the computation that the stages report.
 
-Each round runs every case once; figures are medians over rounds with minimum and maximum. `--json` also writes
-bench/results/generate.json.
+Each round runs every case once, in turning order and each after a short answer that is not counted, because a process
+that has slept for seconds is slow at first. Figures are medians over rounds with minimum and maximum. `--json` also
+writes bench/results/generate.json.
 """
 
 from __future__ import annotations
@@ -45,22 +46,23 @@ RESULTS = ROOT / "bench" / "results" / "generate.json"
 PROMPT = [5, 17, 33, 98, 250, 7, 41, 63]
 STAGES = 3
 TOGETHER = 8
+WARM_UP = 16
 LINK = Link(latency_ms=20, rate_mbps=100)
 
 
-def random_llama(directory: Path) -> str:
-    """Saves a Llama of 8 layers, 512 wide, with random weights from a fixed seed; returns where."""
+def random_llama(directory: Path, layers: int, width: int) -> str:
+    """Saves a Llama with random weights from a fixed seed; returns where."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=8192,
-        hidden_size=512,
-        intermediate_size=1376,
-        num_hidden_layers=8,
-        num_attention_heads=8,
-        num_key_value_heads=8,
+        hidden_size=width,
+        intermediate_size=width * 43 // 16,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=2048,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
@@ -240,9 +242,17 @@ def measure(model: str, tokens: int, rounds: int, tell: Callable[[str], None]) -
             "3 stages, no timings": lambda: one(near, tokens, timings=False).tokens_per_second,
             "3 stages, 8 at once": lambda: together(near, tokens),
         }
+        warm_up: dict[str, Callable[[], object]] = {
+            name: {"transformers": lambda: unsplit(WARM_UP), "one process": lambda: alone(WARM_UP)}.get(
+                name, lambda: one(near, WARM_UP)
+            )
+            for name in cases
+        }
         for index in range(rounds):
-            for name, run in cases.items():
-                rates.setdefault(name, []).append(run())
+            turn = index % len(cases)
+            for name in [*list(cases)[turn:], *list(cases)[:turn]]:
+                warm_up[name]()
+                rates.setdefault(name, []).append(cases[name]())
             late_runs.append(late(far, tokens))
             tell(
                 f"round {index + 1} of {rounds}: "
@@ -297,7 +307,8 @@ def main() -> int:
     scratch = tempfile.TemporaryDirectory(prefix="orbitmesh-bench-")
     models = arguments.model or [
         str(ROOT / "models" / "pydoc"),
-        random_llama(Path(scratch.name) / "llama-8x512"),
+        random_llama(Path(scratch.name) / "llama-8x512", 8, 512),
+        random_llama(Path(scratch.name) / "llama-12x768", 12, 768),
     ]
     result: dict[str, Any] = {
         "command": shlex.join(["python", "bench/generate.py", *sys.argv[1:]]),
