@@ -133,13 +133,27 @@ def plain_handlers() -> tuple[str, dict[str, Any]]:
 
 
 def serve_flight(identity: Identity) -> None:
-    """An Arrow Flight server that takes record batches and confirms each tensor."""
+    """An Arrow Flight server that takes record batches and confirms each tensor.
+
+    Asked with `together`, it puts a tensor's batches into one piece of memory, as whoever computes with it needs it;
+    else it drops each batch when the next one comes.
+    """
+    import numpy
     import pyarrow
     from pyarrow import flight
 
     class Server(flight.FlightServerBase):
         def do_put(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+            together, at = descriptor.command.startswith(b"together"), 0
+            size = int(descriptor.command.rpartition(b" ")[2])
+            tensor = numpy.empty(size, numpy.uint8)
             for chunk in reader:
+                if together:
+                    column = chunk.data.column(0)
+                    tensor[at : at + len(column)] = column.to_numpy(zero_copy_only=True)
+                    at += len(column)
+                    if at == size:
+                        tensor, at = numpy.empty(size, numpy.uint8), 0
                 if chunk.app_metadata is not None and chunk.app_metadata.to_pybytes() == b"end":
                     writer.write(pyarrow.py_buffer(b"done"))
 
