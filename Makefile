@@ -50,7 +50,8 @@ ifneq ($(strip $(TORCH_INDEX)),)
 	$(PIP) install --quiet --index-url "$(TORCH_INDEX)" \
 		"$$($(BIN)/python -c 'import re, pathlib; print(re.search(r"torch==[^\"]+", pathlib.Path("pyproject.toml").read_text())[0])')"
 endif
-	$(PIP) install --quiet --editable '.[$(EXTRAS)]'
+	@echo "installing (torch and all: a few minutes the first time)"
+	@PYTHONWARNINGS=ignore $(PIP) install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 # No lock file: it would hold only the platforms of the machine that wrote it; the version is pinned exactly.
