@@ -121,8 +121,7 @@ class Upstream:
         for reader in list(self._readers):
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
-        for session in self._sessions.values():
-            await session.close()
+        await asyncio.gather(*(session.close() for session in self._sessions.values()))
         await self._channels.close()
 
     async def _read(self, node: str, session: Session) -> None:
@@ -130,6 +129,7 @@ class Upstream:
         try:
             async for received in session:
                 self._hand_on(received.info, bytes(received.data), received.received_ns)
+            await session.close()  # the node is on its way out and waits for our end of the session
         except MeshError as caught:
             error = NodeLostError(f"{node} is out of reach: {caught.message}", metadata={"node": node})
         self._log.warning("session_ended", node=node, message=error.message)

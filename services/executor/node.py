@@ -198,8 +198,7 @@ class ExecutorNode:
         await asyncio.gather(*self._watches, return_exceptions=True)
         for outbound in self._outbounds.values():
             await outbound.close()
-        for session in [*self._sessions.values(), *self._accepted.values()]:
-            await session.close()
+        await asyncio.gather(*(session.close() for session in [*self._sessions.values(), *self._accepted.values()]))
         await self.acceptor.close()
         await self.channels.close()
         self.engine.close()
@@ -242,6 +241,7 @@ class ExecutorNode:
         try:
             async for _ in session:
                 pass  # refusals of work that was not due: the generations are over already
+            await session.close()  # the peer is on its way out and waits for our end of the session
         except MeshError as error:
             lost = NodeLostError(f"{self.name} lost {peer}: {error.message}", metadata={"node": peer})
             self.log.warning("session_lost", peer=peer, detail=error.message)
