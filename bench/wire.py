@@ -172,7 +172,8 @@ def report(rates: dict[str, list[float]], rounds: int) -> dict[str, Any]:
         "ours_of_flight_target": TARGET_FLIGHT,
         "aead_tax": tax,
         "aead_tax_target": TARGET_TAX,
-        "reached": of_flight >= TARGET_FLIGHT and tax <= TARGET_TAX,
+        # Judged by the faster Flight, though it puts no tensor together: the aim names no easier one.
+        "reached": medians["ours"]["median"] >= TARGET_FLIGHT * medians[fastest]["median"] and tax <= TARGET_TAX,
     }
 
 
@@ -182,7 +183,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=31)
     options = parser.parse_args()
     result = asyncio.run(measure(options.rounds))
     RESULTS.parent.mkdir(exist_ok=True)

@@ -32,6 +32,12 @@ class PackShelf:
         self._identities = identities
         self._log = log
         self._texts: dict[bytes, Text | None] = {}
+        # Asked for every piece of an upload: read from the manifests once.
+        self._sizes = {
+            entry.sha256: entry.size_bytes
+            for path in self._manifests.glob("*.json")
+            for entry in Manifest.parse(path.read_bytes()).files
+        }
 
     def create(self, request: gateway_pb2.CreatePackRequest) -> gateway_pb2.CreatePackResponse:
         """Registers a pack; durable on return. Blocks.
@@ -48,6 +54,7 @@ class PackShelf:
                     f"this gateway keeps {PACKS_MAX} packs, the most it takes", reason="LIMIT_EXCEEDED"
                 )
             write_durably(path, request.manifest)
+        self._sizes.update((entry.sha256, entry.size_bytes) for entry in manifest.files)
         response = gateway_pb2.CreatePackResponse()
         for entry in manifest.files:
             sha256 = bytes.fromhex(entry.sha256)
@@ -107,20 +114,12 @@ class PackShelf:
             self._log.warning("transfer_ended", peer=session.peer.spiffe, reason=error.reason, message=error.message)
 
     async def _take(self, piece: wire_pb2.FileInfo, data: memoryview) -> None:
-        known = await asyncio.to_thread(self._known_size, piece.sha256)
+        known = self._sizes.get(piece.sha256.hex())
         if known is None:
             raise UnknownModelError("no registered pack names this file: send its manifest first (CreatePack)")
         if piece.size_bytes != known:
             raise InvalidInputError(f"the manifest gives the file {known} bytes, the transfer {piece.size_bytes}")
         await asyncio.to_thread(self.store.append, piece.sha256, piece.offset, data, known)
-
-    def _known_size(self, sha256: bytes) -> int | None:
-        wanted = sha256.hex()
-        for path in self._manifests.glob("*.json"):
-            for entry in Manifest.parse(path.read_bytes()).files:
-                if entry.sha256 == wanted:
-                    return entry.size_bytes
-        return None
 
     async def _give(self, session: Session, request: wire_pb2.FileRequest) -> None:
         path = self.store.path(request.sha256)

@@ -134,9 +134,7 @@ class ExecutorNode:
                 layer_ns=int(times.layer_s * 1e9), embed_ns=int(times.embed_s * 1e9), head_ns=int(times.head_s * 1e9)
             )
             self.runners[request.deployment] = runner
-            # What a model is made of lives as long as the stage: the collector need not walk it during steps.
-            gc.collect()
-            gc.freeze()
+            await self.engine.run(_set_aside_garbage_collection)
         self.log.info("stage_loaded", deployment=request.deployment, layers=[layers.start, layers.stop])
         yield self._ready(request.deployment, total)
 
@@ -147,6 +145,8 @@ class ExecutorNode:
         self.times.pop(deployment, None)
         if runner is not None:
             runner.close_all(NodeLostError(f"deployment {deployment!r} was taken down"))
+            del runner
+            await self.engine.run(_set_aside_garbage_collection)
 
     def runner(self, deployment: str) -> StageRunner:
         """The stage of a deployment.
@@ -309,6 +309,16 @@ class ExecutorNode:
         message = _progress(executor_pb2.STAGE_PHASE_READY, total, total)
         message.stage.CopyFrom(self.stage_message(deployment))
         return message
+
+
+def _set_aside_garbage_collection() -> None:
+    """Frees what was let go of, and keeps the collector from walking what lives as long as a stage during steps.
+
+    What was set aside before is taken back first: a stage that is gone must not stay in memory through a cycle.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 def _progress(phase: executor_pb2.StagePhase, done: int, total: int) -> executor_pb2.LoadStageResponse:

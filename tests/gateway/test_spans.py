@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import grpc
 import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.breakdown import breakdown
@@ -65,6 +69,40 @@ def test_no_span_holds_what_was_asked_or_answered() -> None:
     for span in spans(record, breakdown(record), "gateway"):
         assert all(isinstance(value, int | float | str) for value in span.attributes.values())
         assert not any("text" in key and "." not in key for key in span.attributes)
+
+
+class Collector(trace_service_pb2_grpc.TraceServiceServicer):
+    """Takes spans in by the collector's own protocol and keeps them."""
+
+    def __init__(self) -> None:
+        self.spans: list[trace_pb2.Span] = []
+
+    def Export(  # noqa: N802
+        self, request: trace_service_pb2.ExportTraceServiceRequest, context: grpc.ServicerContext
+    ) -> trace_service_pb2.ExportTraceServiceResponse:
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans.extend(scope.spans)
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+
+def test_a_collector_gets_every_span_by_otlp() -> None:
+    """A real OTLP receiver over gRPC holds the whole tree, in the trace that the client was told."""
+    record, _ = make_record(8, STAGES, TOKENS, link_ns=MS)
+    collector = Collector()
+    server = grpc.server(ThreadPoolExecutor(2))
+    trace_service_pb2_grpc.add_TraceServiceServicer_to_server(collector, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        export = SpanExport(otlp_exporter(f"http://127.0.0.1:{port}"), "gateway")
+        export(record, breakdown(record))
+        export.close()
+    finally:
+        server.stop(0).wait()
+    assert {span.trace_id.hex() for span in collector.spans} == {record.trace_id}
+    expected = {f"{span.context.span_id:016x}" for span in spans(record, breakdown(record), "gateway")}
+    assert {span.span_id.hex() for span in collector.spans} == expected
 
 
 def test_a_collector_without_the_exporter_installed_is_an_error_with_its_cure(monkeypatch: pytest.MonkeyPatch) -> None:
