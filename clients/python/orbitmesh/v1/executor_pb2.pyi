@@ -20,12 +20,21 @@ class StagePhase(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STAGE_PHASE_LOADING: _ClassVar[StagePhase]
     STAGE_PHASE_MEASURING: _ClassVar[StagePhase]
     STAGE_PHASE_READY: _ClassVar[StagePhase]
+
+class FeedMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    FEED_MODE_UNSPECIFIED: _ClassVar[FeedMode]
+    FEED_MODE_JOURNAL: _ClassVar[FeedMode]
+    FEED_MODE_CACHE: _ClassVar[FeedMode]
 STAGE_PHASE_UNSPECIFIED: StagePhase
 STAGE_PHASE_FETCHING: StagePhase
 STAGE_PHASE_VERIFYING: StagePhase
 STAGE_PHASE_LOADING: StagePhase
 STAGE_PHASE_MEASURING: StagePhase
 STAGE_PHASE_READY: StagePhase
+FEED_MODE_UNSPECIFIED: FeedMode
+FEED_MODE_JOURNAL: FeedMode
+FEED_MODE_CACHE: FeedMode
 
 class LoadStageRequest(_message.Message):
     __slots__ = ("request_id", "deployment", "manifest", "signature", "layer_start", "layer_stop", "stage_index", "pipeline", "source", "kv_tokens", "codec")
@@ -54,14 +63,16 @@ class LoadStageRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., deployment: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., layer_start: _Optional[int] = ..., layer_stop: _Optional[int] = ..., stage_index: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., source: _Optional[_Union[PeerAddress, _Mapping]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ...) -> None: ...
 
 class PeerAddress(_message.Message):
-    __slots__ = ("role", "name", "address")
+    __slots__ = ("role", "name", "address", "via")
     ROLE_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
     role: str
     name: str
     address: str
-    def __init__(self, role: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+    via: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    def __init__(self, role: _Optional[str] = ..., name: _Optional[str] = ..., address: _Optional[str] = ..., via: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ...) -> None: ...
 
 class LoadStageResponse(_message.Message):
     __slots__ = ("phase", "done_bytes", "total_bytes", "stage")
@@ -136,7 +147,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class OpenGenerationRequest(_message.Message):
-    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings")
+    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -146,6 +157,11 @@ class OpenGenerationRequest(_message.Message):
     TIME_TO_LIVE_FIELD_NUMBER: _ClassVar[int]
     TRACEPARENT_FIELD_NUMBER: _ClassVar[int]
     TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STANDBY_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     generation: int
     max_tokens: int
@@ -155,7 +171,12 @@ class OpenGenerationRequest(_message.Message):
     time_to_live: _duration_pb2.Duration
     traceparent: str
     timings: bool
-    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ...) -> None: ...
+    stage_index: int
+    epoch: int
+    pipeline: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    prompt_tokens: int
+    standby: bool
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ...) -> None: ...
 
 class OpenGenerationResponse(_message.Message):
     __slots__ = ("reserved_bytes", "free_bytes", "clock_ns")
@@ -168,12 +189,108 @@ class OpenGenerationResponse(_message.Message):
     def __init__(self, reserved_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ...) -> None: ...
 
 class CloseGenerationRequest(_message.Message):
-    __slots__ = ("deployment", "generation")
+    __slots__ = ("deployment", "generation", "stage_index")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     generation: int
-    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ...) -> None: ...
+    stage_index: int
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., stage_index: _Optional[int] = ...) -> None: ...
+
+class StopGenerationRequest(_message.Message):
+    __slots__ = ("deployment", "generation", "stage_index", "epoch", "position", "pipeline")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    generation: int
+    stage_index: int
+    epoch: int
+    position: int
+    pipeline: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., position: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ...) -> None: ...
+
+class StopGenerationResponse(_message.Message):
+    __slots__ = ("length", "journal_start", "tokens", "finish", "clock_ns")
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    JOURNAL_START_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
+    length: int
+    journal_start: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    finish: _wire_pb2.FinishReason
+    clock_ns: int
+    def __init__(self, length: _Optional[int] = ..., journal_start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[_wire_pb2.FinishReason, str]] = ..., clock_ns: _Optional[int] = ...) -> None: ...
+
+class ContinueGenerationRequest(_message.Message):
+    __slots__ = ("deployment", "generation", "stage_index", "epoch", "length", "push_from", "sample_from")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PUSH_FROM_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_FROM_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    generation: int
+    stage_index: int
+    epoch: int
+    length: int
+    push_from: int
+    sample_from: int
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., length: _Optional[int] = ..., push_from: _Optional[int] = ..., sample_from: _Optional[int] = ...) -> None: ...
+
+class ContinueGenerationResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class FeedGenerationRequest(_message.Message):
+    __slots__ = ("deployment", "generation", "stage_index", "epoch", "mode", "target", "from_position")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    FROM_POSITION_FIELD_NUMBER: _ClassVar[int]
+    deployment: str
+    generation: int
+    stage_index: int
+    epoch: int
+    mode: FeedMode
+    target: PeerAddress
+    from_position: int
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., mode: _Optional[_Union[FeedMode, str]] = ..., target: _Optional[_Union[PeerAddress, _Mapping]] = ..., from_position: _Optional[int] = ...) -> None: ...
+
+class FeedGenerationResponse(_message.Message):
+    __slots__ = ("position", "wire_bytes")
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    WIRE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    position: int
+    wire_bytes: int
+    def __init__(self, position: _Optional[int] = ..., wire_bytes: _Optional[int] = ...) -> None: ...
+
+class RelayRequest(_message.Message):
+    __slots__ = ("path", "data")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    path: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    data: bytes
+    def __init__(self, path: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RelayResponse(_message.Message):
+    __slots__ = ("connected", "data")
+    CONNECTED_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    connected: bool
+    data: bytes
+    def __init__(self, connected: _Optional[bool] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class CloseGenerationResponse(_message.Message):
     __slots__ = ("timings", "raw_bytes", "wire_bytes", "clock_ns")

@@ -65,6 +65,26 @@ class ExecutorServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_executor__pb2.ExchangeRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_executor__pb2.ExchangeResponse.FromString,
                 _registered_method=True)
+        self.StopGeneration = channel.unary_unary(
+                '/orbitmesh.v1.ExecutorService/StopGeneration',
+                request_serializer=orbitmesh_dot_v1_dot_executor__pb2.StopGenerationRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_executor__pb2.StopGenerationResponse.FromString,
+                _registered_method=True)
+        self.ContinueGeneration = channel.unary_unary(
+                '/orbitmesh.v1.ExecutorService/ContinueGeneration',
+                request_serializer=orbitmesh_dot_v1_dot_executor__pb2.ContinueGenerationRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_executor__pb2.ContinueGenerationResponse.FromString,
+                _registered_method=True)
+        self.FeedGeneration = channel.unary_unary(
+                '/orbitmesh.v1.ExecutorService/FeedGeneration',
+                request_serializer=orbitmesh_dot_v1_dot_executor__pb2.FeedGenerationRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_executor__pb2.FeedGenerationResponse.FromString,
+                _registered_method=True)
+        self.Relay = channel.stream_stream(
+                '/orbitmesh.v1.ExecutorService/Relay',
+                request_serializer=orbitmesh_dot_v1_dot_executor__pb2.RelayRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_executor__pb2.RelayResponse.FromString,
+                _registered_method=True)
         self.Probe = channel.unary_unary(
                 '/orbitmesh.v1.ExecutorService/Probe',
                 request_serializer=orbitmesh_dot_v1_dot_executor__pb2.ProbeRequest.SerializeToString,
@@ -118,6 +138,35 @@ class ExecutorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StopGeneration(self, request, context):
+        """Stops a generation in a stage under a new epoch and says how far it got: the first half of a recovery or of a
+        hand-over. Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ContinueGeneration(self, request, context):
+        """Lets a stopped generation go on: the second half. Repeating it changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FeedGeneration(self, request, context):
+        """Feeds a stage that will take over while this one goes on: rows of the journal, or the cache itself.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Relay(self, request_iterator, context):
+        """Carries the bytes of a connection to a node that the caller has no link to; what passes is sealed end to end.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Probe(self, request, context):
         """Echoes a payload, so that a peer can measure the link.
         """
@@ -157,6 +206,26 @@ def add_ExecutorServiceServicer_to_server(servicer, server):
                     servicer.Exchange,
                     request_deserializer=orbitmesh_dot_v1_dot_executor__pb2.ExchangeRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_executor__pb2.ExchangeResponse.SerializeToString,
+            ),
+            'StopGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopGeneration,
+                    request_deserializer=orbitmesh_dot_v1_dot_executor__pb2.StopGenerationRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_executor__pb2.StopGenerationResponse.SerializeToString,
+            ),
+            'ContinueGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ContinueGeneration,
+                    request_deserializer=orbitmesh_dot_v1_dot_executor__pb2.ContinueGenerationRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_executor__pb2.ContinueGenerationResponse.SerializeToString,
+            ),
+            'FeedGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.FeedGeneration,
+                    request_deserializer=orbitmesh_dot_v1_dot_executor__pb2.FeedGenerationRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_executor__pb2.FeedGenerationResponse.SerializeToString,
+            ),
+            'Relay': grpc.stream_stream_rpc_method_handler(
+                    servicer.Relay,
+                    request_deserializer=orbitmesh_dot_v1_dot_executor__pb2.RelayRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_executor__pb2.RelayResponse.SerializeToString,
             ),
             'Probe': grpc.unary_unary_rpc_method_handler(
                     servicer.Probe,
@@ -327,6 +396,114 @@ class ExecutorService:
             '/orbitmesh.v1.ExecutorService/Exchange',
             orbitmesh_dot_v1_dot_executor__pb2.ExchangeRequest.SerializeToString,
             orbitmesh_dot_v1_dot_executor__pb2.ExchangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.ExecutorService/StopGeneration',
+            orbitmesh_dot_v1_dot_executor__pb2.StopGenerationRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_executor__pb2.StopGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ContinueGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.ExecutorService/ContinueGeneration',
+            orbitmesh_dot_v1_dot_executor__pb2.ContinueGenerationRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_executor__pb2.ContinueGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FeedGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.ExecutorService/FeedGeneration',
+            orbitmesh_dot_v1_dot_executor__pb2.FeedGenerationRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_executor__pb2.FeedGenerationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Relay(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/orbitmesh.v1.ExecutorService/Relay',
+            orbitmesh_dot_v1_dot_executor__pb2.RelayRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_executor__pb2.RelayResponse.FromString,
             options,
             channel_credentials,
             insecure,

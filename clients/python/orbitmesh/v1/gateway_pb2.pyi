@@ -1,5 +1,6 @@
 import datetime
 
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from orbitmesh.v1 import executor_pb2 as _executor_pb2
 from orbitmesh.v1 import wire_pb2 as _wire_pb2
@@ -12,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("deployment", "text", "token_ids", "max_new_tokens", "sampling", "ignore_end", "no_timings")
+    __slots__ = ("deployment", "text", "token_ids", "max_new_tokens", "sampling", "ignore_end", "no_timings", "request_id", "received", "linger")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +21,9 @@ class GenerateRequest(_message.Message):
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     IGNORE_END_FIELD_NUMBER: _ClassVar[int]
     NO_TIMINGS_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    LINGER_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     text: str
     token_ids: TokenIds
@@ -27,7 +31,20 @@ class GenerateRequest(_message.Message):
     sampling: _executor_pb2.Sampling
     ignore_end: bool
     no_timings: bool
-    def __init__(self, deployment: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_executor_pb2.Sampling, _Mapping]] = ..., ignore_end: _Optional[bool] = ..., no_timings: _Optional[bool] = ...) -> None: ...
+    request_id: str
+    received: TokenIds
+    linger: _duration_pb2.Duration
+    def __init__(self, deployment: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_executor_pb2.Sampling, _Mapping]] = ..., ignore_end: _Optional[bool] = ..., no_timings: _Optional[bool] = ..., request_id: _Optional[str] = ..., received: _Optional[_Union[TokenIds, _Mapping]] = ..., linger: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+
+class CancelGenerationRequest(_message.Message):
+    __slots__ = ("request_id",)
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    def __init__(self, request_id: _Optional[str] = ...) -> None: ...
+
+class CancelGenerationResponse(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class TokenIds(_message.Message):
     __slots__ = ("ids",)
@@ -36,14 +53,24 @@ class TokenIds(_message.Message):
     def __init__(self, ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
-    __slots__ = ("started", "token", "finished")
+    __slots__ = ("started", "token", "finished", "waiting")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
     started: GenerationStarted
     token: GeneratedToken
     finished: GenerationFinished
-    def __init__(self, started: _Optional[_Union[GenerationStarted, _Mapping]] = ..., token: _Optional[_Union[GeneratedToken, _Mapping]] = ..., finished: _Optional[_Union[GenerationFinished, _Mapping]] = ...) -> None: ...
+    waiting: GenerationWaiting
+    def __init__(self, started: _Optional[_Union[GenerationStarted, _Mapping]] = ..., token: _Optional[_Union[GeneratedToken, _Mapping]] = ..., finished: _Optional[_Union[GenerationFinished, _Mapping]] = ..., waiting: _Optional[_Union[GenerationWaiting, _Mapping]] = ...) -> None: ...
+
+class GenerationWaiting(_message.Message):
+    __slots__ = ("reason", "until")
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    UNTIL_FIELD_NUMBER: _ClassVar[int]
+    reason: str
+    until: _timestamp_pb2.Timestamp
+    def __init__(self, reason: _Optional[str] = ..., until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
 
 class GenerationStarted(_message.Message):
     __slots__ = ("trace_id", "generation", "prompt_tokens")

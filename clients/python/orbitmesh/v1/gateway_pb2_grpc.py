@@ -41,6 +41,11 @@ class GatewayServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_gateway__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_gateway__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.CancelGeneration = channel.unary_unary(
+                '/orbitmesh.v1.GatewayService/CancelGeneration',
+                request_serializer=orbitmesh_dot_v1_dot_gateway__pb2.CancelGenerationRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_gateway__pb2.CancelGenerationResponse.FromString,
+                _registered_method=True)
         self.Explain = channel.unary_unary(
                 '/orbitmesh.v1.GatewayService/Explain',
                 request_serializer=orbitmesh_dot_v1_dot_gateway__pb2.ExplainRequest.SerializeToString,
@@ -60,6 +65,13 @@ class GatewayServiceServicer:
 
     def Generate(self, request, context):
         """Answers a prompt; streams the tokens as they are produced.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CancelGeneration(self, request, context):
+        """Ends a generation that the caller began and that may still be running after its stream was cut.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -86,6 +98,11 @@ def add_GatewayServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=orbitmesh_dot_v1_dot_gateway__pb2.GenerateRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_gateway__pb2.GenerateResponse.SerializeToString,
+            ),
+            'CancelGeneration': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelGeneration,
+                    request_deserializer=orbitmesh_dot_v1_dot_gateway__pb2.CancelGenerationRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_gateway__pb2.CancelGenerationResponse.SerializeToString,
             ),
             'Explain': grpc.unary_unary_rpc_method_handler(
                     servicer.Explain,
@@ -127,6 +144,33 @@ class GatewayService:
             '/orbitmesh.v1.GatewayService/Generate',
             orbitmesh_dot_v1_dot_gateway__pb2.GenerateRequest.SerializeToString,
             orbitmesh_dot_v1_dot_gateway__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelGeneration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.GatewayService/CancelGeneration',
+            orbitmesh_dot_v1_dot_gateway__pb2.CancelGenerationRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_gateway__pb2.CancelGenerationResponse.FromString,
             options,
             channel_credentials,
             insecure,

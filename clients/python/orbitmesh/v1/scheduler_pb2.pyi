@@ -270,7 +270,7 @@ class StageProgress(_message.Message):
     def __init__(self, stage_index: _Optional[int] = ..., node: _Optional[str] = ..., phase: _Optional[_Union[_executor_pb2.StagePhase, str]] = ..., done_bytes: _Optional[int] = ..., total_bytes: _Optional[int] = ...) -> None: ...
 
 class Deployment(_message.Message):
-    __slots__ = ("name", "state", "plan", "manifest", "pipeline", "stages", "failure", "created_at", "codec")
+    __slots__ = ("name", "state", "plan", "manifest", "pipeline", "stages", "failure", "created_at", "codec", "version", "standbys", "hand_overs")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
@@ -280,6 +280,9 @@ class Deployment(_message.Message):
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVERS_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: DeploymentState
     plan: Plan
@@ -289,7 +292,73 @@ class Deployment(_message.Message):
     failure: str
     created_at: _timestamp_pb2.Timestamp
     codec: _wire_pb2.Codec
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., manifest: _Optional[bytes] = ..., pipeline: _Optional[_Iterable[_Union[_executor_pb2.PeerAddress, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[_executor_pb2.Stage, _Mapping]]] = ..., failure: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ...) -> None: ...
+    version: int
+    standbys: _containers.RepeatedCompositeFieldContainer[Standby]
+    hand_overs: _containers.RepeatedCompositeFieldContainer[HandOver]
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[DeploymentState, str]] = ..., plan: _Optional[_Union[Plan, _Mapping]] = ..., manifest: _Optional[bytes] = ..., pipeline: _Optional[_Iterable[_Union[_executor_pb2.PeerAddress, _Mapping]]] = ..., stages: _Optional[_Iterable[_Union[_executor_pb2.Stage, _Mapping]]] = ..., failure: _Optional[str] = ..., created_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ..., version: _Optional[int] = ..., standbys: _Optional[_Iterable[_Union[Standby, _Mapping]]] = ..., hand_overs: _Optional[_Iterable[_Union[HandOver, _Mapping]]] = ...) -> None: ...
+
+class Standby(_message.Message):
+    __slots__ = ("stage_index", "node", "ready")
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    stage_index: int
+    node: _executor_pb2.PeerAddress
+    ready: bool
+    def __init__(self, stage_index: _Optional[int] = ..., node: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., ready: _Optional[bool] = ...) -> None: ...
+
+class HandOver(_message.Message):
+    __slots__ = ("stage_index", "to", "closes_at", "reason", "closes_in_s")
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    CLOSES_AT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    CLOSES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    stage_index: int
+    to: _executor_pb2.PeerAddress
+    closes_at: _timestamp_pb2.Timestamp
+    reason: str
+    closes_in_s: float
+    def __init__(self, stage_index: _Optional[int] = ..., to: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., closes_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., reason: _Optional[str] = ..., closes_in_s: _Optional[float] = ..., **kwargs) -> None: ...
+
+class ReplaceStageRequest(_message.Message):
+    __slots__ = ("request_id", "deployment", "stage_index", "node", "why", "hand_over")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVER_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    deployment: str
+    stage_index: int
+    node: str
+    why: str
+    hand_over: bool
+    def __init__(self, request_id: _Optional[str] = ..., deployment: _Optional[str] = ..., stage_index: _Optional[int] = ..., node: _Optional[str] = ..., why: _Optional[str] = ..., hand_over: _Optional[bool] = ...) -> None: ...
+
+class ReplaceStageResponse(_message.Message):
+    __slots__ = ("deployment", "progress")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    deployment: Deployment
+    progress: _containers.RepeatedCompositeFieldContainer[StageProgress]
+    def __init__(self, deployment: _Optional[_Union[Deployment, _Mapping]] = ..., progress: _Optional[_Iterable[_Union[StageProgress, _Mapping]]] = ...) -> None: ...
+
+class WatchDeploymentsRequest(_message.Message):
+    __slots__ = ("names",)
+    NAMES_FIELD_NUMBER: _ClassVar[int]
+    names: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, names: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class WatchDeploymentsResponse(_message.Message):
+    __slots__ = ("deployment", "deleted")
+    DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    DELETED_FIELD_NUMBER: _ClassVar[int]
+    deployment: Deployment
+    deleted: bool
+    def __init__(self, deployment: _Optional[_Union[Deployment, _Mapping]] = ..., deleted: _Optional[bool] = ...) -> None: ...
 
 class ListDeploymentsRequest(_message.Message):
     __slots__ = ()

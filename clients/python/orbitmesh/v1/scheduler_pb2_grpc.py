@@ -65,6 +65,16 @@ class SchedulerServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.GetDeploymentRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_scheduler__pb2.GetDeploymentResponse.FromString,
                 _registered_method=True)
+        self.ReplaceStage = channel.unary_stream(
+                '/orbitmesh.v1.SchedulerService/ReplaceStage',
+                request_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.ReplaceStageRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_scheduler__pb2.ReplaceStageResponse.FromString,
+                _registered_method=True)
+        self.WatchDeployments = channel.unary_stream(
+                '/orbitmesh.v1.SchedulerService/WatchDeployments',
+                request_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.WatchDeploymentsRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_scheduler__pb2.WatchDeploymentsResponse.FromString,
+                _registered_method=True)
         self.DeleteDeployment = channel.unary_unary(
                 '/orbitmesh.v1.SchedulerService/DeleteDeployment',
                 request_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.DeleteDeploymentRequest.SerializeToString,
@@ -118,6 +128,21 @@ class SchedulerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReplaceStage(self, request, context):
+        """Puts another node in the place of one that a gateway cannot reach: a warm standby at once, else the best spare
+        node after loading it. Repeating it with the same node finds the place taken and changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchDeployments(self, request, context):
+        """The deployments as they are now and whenever one changes: places taken over, hand-overs that are coming.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def DeleteDeployment(self, request, context):
         """Takes a deployment down on every node. Repeating it changes nothing.
         """
@@ -157,6 +182,16 @@ def add_SchedulerServiceServicer_to_server(servicer, server):
                     servicer.GetDeployment,
                     request_deserializer=orbitmesh_dot_v1_dot_scheduler__pb2.GetDeploymentRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.GetDeploymentResponse.SerializeToString,
+            ),
+            'ReplaceStage': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReplaceStage,
+                    request_deserializer=orbitmesh_dot_v1_dot_scheduler__pb2.ReplaceStageRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.ReplaceStageResponse.SerializeToString,
+            ),
+            'WatchDeployments': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchDeployments,
+                    request_deserializer=orbitmesh_dot_v1_dot_scheduler__pb2.WatchDeploymentsRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_scheduler__pb2.WatchDeploymentsResponse.SerializeToString,
             ),
             'DeleteDeployment': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteDeployment,
@@ -327,6 +362,60 @@ class SchedulerService:
             '/orbitmesh.v1.SchedulerService/GetDeployment',
             orbitmesh_dot_v1_dot_scheduler__pb2.GetDeploymentRequest.SerializeToString,
             orbitmesh_dot_v1_dot_scheduler__pb2.GetDeploymentResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceStage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/orbitmesh.v1.SchedulerService/ReplaceStage',
+            orbitmesh_dot_v1_dot_scheduler__pb2.ReplaceStageRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_scheduler__pb2.ReplaceStageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchDeployments(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/orbitmesh.v1.SchedulerService/WatchDeployments',
+            orbitmesh_dot_v1_dot_scheduler__pb2.WatchDeploymentsRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_scheduler__pb2.WatchDeploymentsResponse.FromString,
             options,
             channel_credentials,
             insecure,

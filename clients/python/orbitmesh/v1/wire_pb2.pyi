@@ -67,24 +67,50 @@ class TensorSpec(_message.Message):
     def __init__(self, dtype: _Optional[_Union[Dtype, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepInfo(_message.Message):
-    __slots__ = ("generation", "position", "sample")
+    __slots__ = ("generation", "position", "sample", "epoch", "stage_index", "feed")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    FEED_FIELD_NUMBER: _ClassVar[int]
     generation: int
     position: int
     sample: bool
-    def __init__(self, generation: _Optional[int] = ..., position: _Optional[int] = ..., sample: _Optional[bool] = ...) -> None: ...
+    epoch: int
+    stage_index: int
+    feed: bool
+    def __init__(self, generation: _Optional[int] = ..., position: _Optional[int] = ..., sample: _Optional[bool] = ..., epoch: _Optional[int] = ..., stage_index: _Optional[int] = ..., feed: _Optional[bool] = ...) -> None: ...
+
+class CacheInfo(_message.Message):
+    __slots__ = ("generation", "stage_index", "epoch", "layer", "position", "rows", "key_bytes")
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    POSITION_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    KEY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    stage_index: int
+    epoch: int
+    layer: int
+    position: int
+    rows: int
+    key_bytes: int
+    def __init__(self, generation: _Optional[int] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., layer: _Optional[int] = ..., position: _Optional[int] = ..., rows: _Optional[int] = ..., key_bytes: _Optional[int] = ...) -> None: ...
 
 class TokenInfo(_message.Message):
-    __slots__ = ("generation", "position", "finish")
+    __slots__ = ("generation", "position", "finish", "epoch")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
     generation: int
     position: int
     finish: FinishReason
-    def __init__(self, generation: _Optional[int] = ..., position: _Optional[int] = ..., finish: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    epoch: int
+    def __init__(self, generation: _Optional[int] = ..., position: _Optional[int] = ..., finish: _Optional[_Union[FinishReason, str]] = ..., epoch: _Optional[int] = ...) -> None: ...
 
 class FileInfo(_message.Message):
     __slots__ = ("sha256", "offset", "size_bytes")
@@ -105,7 +131,7 @@ class FileRequest(_message.Message):
     def __init__(self, sha256: _Optional[bytes] = ..., offset: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
-    __slots__ = ("generation", "reason", "message", "metadata", "sha256")
+    __slots__ = ("generation", "reason", "message", "metadata", "sha256", "epoch", "stage_index")
     class MetadataEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -118,15 +144,19 @@ class Failure(_message.Message):
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     METADATA_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
     generation: int
     reason: str
     message: str
     metadata: _containers.ScalarMap[str, str]
     sha256: bytes
-    def __init__(self, generation: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+    epoch: int
+    stage_index: int
+    def __init__(self, generation: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., sha256: _Optional[bytes] = ..., epoch: _Optional[int] = ..., stage_index: _Optional[int] = ...) -> None: ...
 
 class TransferInfo(_message.Message):
-    __slots__ = ("tensor", "step", "token", "file", "file_request", "failure", "blob")
+    __slots__ = ("tensor", "step", "token", "file", "file_request", "failure", "blob", "cache")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -134,6 +164,7 @@ class TransferInfo(_message.Message):
     FILE_REQUEST_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     BLOB_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FIELD_NUMBER: _ClassVar[int]
     tensor: TensorSpec
     step: StepInfo
     token: TokenInfo
@@ -141,7 +172,8 @@ class TransferInfo(_message.Message):
     file_request: FileRequest
     failure: Failure
     blob: BlobInfo
-    def __init__(self, tensor: _Optional[_Union[TensorSpec, _Mapping]] = ..., step: _Optional[_Union[StepInfo, _Mapping]] = ..., token: _Optional[_Union[TokenInfo, _Mapping]] = ..., file: _Optional[_Union[FileInfo, _Mapping]] = ..., file_request: _Optional[_Union[FileRequest, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., blob: _Optional[_Union[BlobInfo, _Mapping]] = ...) -> None: ...
+    cache: CacheInfo
+    def __init__(self, tensor: _Optional[_Union[TensorSpec, _Mapping]] = ..., step: _Optional[_Union[StepInfo, _Mapping]] = ..., token: _Optional[_Union[TokenInfo, _Mapping]] = ..., file: _Optional[_Union[FileInfo, _Mapping]] = ..., file_request: _Optional[_Union[FileRequest, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., blob: _Optional[_Union[BlobInfo, _Mapping]] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ...) -> None: ...
 
 class BlobInfo(_message.Message):
     __slots__ = ("tag",)
