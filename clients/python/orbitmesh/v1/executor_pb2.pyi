@@ -115,12 +115,14 @@ class Stage(_message.Message):
     def __init__(self, deployment: _Optional[str] = ..., stage_index: _Optional[int] = ..., layer_start: _Optional[int] = ..., layer_stop: _Optional[int] = ..., weight_bytes: _Optional[int] = ..., kv_bytes_per_token: _Optional[int] = ..., kv_budget_bytes: _Optional[int] = ..., kv_free_bytes: _Optional[int] = ..., generations: _Optional[int] = ..., layer_ns: _Optional[int] = ..., embed_ns: _Optional[int] = ..., head_ns: _Optional[int] = ...) -> None: ...
 
 class UnloadStageRequest(_message.Message):
-    __slots__ = ("request_id", "deployment")
+    __slots__ = ("request_id", "deployment", "stage_indexes")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
+    STAGE_INDEXES_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     deployment: str
-    def __init__(self, request_id: _Optional[str] = ..., deployment: _Optional[str] = ...) -> None: ...
+    stage_indexes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, request_id: _Optional[str] = ..., deployment: _Optional[str] = ..., stage_indexes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class UnloadStageResponse(_message.Message):
     __slots__ = ()
