@@ -200,6 +200,7 @@ REASONS: Mapping[str, Reason] = {
     "TRANSPORT": Reason(_Code.UNAVAILABLE, True, TransportError),
     "DRAINING": Reason(_Code.UNAVAILABLE, True, TransportError),
     "NODE_LOST": Reason(_Code.UNAVAILABLE, True, NodeLostError),
+    "NO_SPARE_NODE": Reason(_Code.UNAVAILABLE, True, NodeLostError),
     "DEADLINE": Reason(_Code.DEADLINE_EXCEEDED, False, DeadlineError),
     "CANCELLED": Reason(_Code.CANCELLED, False, CancelledError_),
     "INTERNAL": Reason(_Code.INTERNAL, False, InternalError),

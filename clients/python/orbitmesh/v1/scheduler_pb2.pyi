@@ -119,30 +119,40 @@ class ListNodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "state", "measures", "last_seen")
+    __slots__ = ("name", "state", "measures", "last_seen", "in_contact", "next_contact", "next_contact_in_s")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MEASURES_FIELD_NUMBER: _ClassVar[int]
     LAST_SEEN_FIELD_NUMBER: _ClassVar[int]
+    IN_CONTACT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CONTACT_FIELD_NUMBER: _ClassVar[int]
+    NEXT_CONTACT_IN_S_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: NodeState
     measures: HeartbeatRequest
     last_seen: _timestamp_pb2.Timestamp
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., measures: _Optional[_Union[HeartbeatRequest, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    in_contact: bool
+    next_contact: _timestamp_pb2.Timestamp
+    next_contact_in_s: float
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., measures: _Optional[_Union[HeartbeatRequest, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., in_contact: _Optional[bool] = ..., next_contact: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_contact_in_s: _Optional[float] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
-    __slots__ = ("manifest", "objective", "stages", "nodes", "kv_tokens")
+    __slots__ = ("manifest", "objective", "stages", "nodes", "kv_tokens", "work_s", "work_tokens")
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
     STAGES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    WORK_S_FIELD_NUMBER: _ClassVar[int]
+    WORK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     manifest: bytes
     objective: Objective
     stages: int
     nodes: _containers.RepeatedScalarFieldContainer[str]
     kv_tokens: int
-    def __init__(self, manifest: _Optional[bytes] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ...) -> None: ...
+    work_s: float
+    work_tokens: int
+    def __init__(self, manifest: _Optional[bytes] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ..., work_s: _Optional[float] = ..., work_tokens: _Optional[int] = ...) -> None: ...
 
 class PlanResponse(_message.Message):
     __slots__ = ("plan",)
@@ -151,7 +161,7 @@ class PlanResponse(_message.Message):
     def __init__(self, plan: _Optional[_Union[Plan, _Mapping]] = ...) -> None: ...
 
 class Plan(_message.Message):
-    __slots__ = ("stages", "crossings", "objective", "objective_s", "token_s", "runner_up", "cuts", "reasons", "proven_optimal", "planning_s")
+    __slots__ = ("stages", "crossings", "objective", "objective_s", "token_s", "runner_up", "cuts", "reasons", "proven_optimal", "planning_s", "sky")
     STAGES_FIELD_NUMBER: _ClassVar[int]
     CROSSINGS_FIELD_NUMBER: _ClassVar[int]
     OBJECTIVE_FIELD_NUMBER: _ClassVar[int]
@@ -162,6 +172,7 @@ class Plan(_message.Message):
     REASONS_FIELD_NUMBER: _ClassVar[int]
     PROVEN_OPTIMAL_FIELD_NUMBER: _ClassVar[int]
     PLANNING_S_FIELD_NUMBER: _ClassVar[int]
+    SKY_FIELD_NUMBER: _ClassVar[int]
     stages: _containers.RepeatedCompositeFieldContainer[PlannedStage]
     crossings: _containers.RepeatedCompositeFieldContainer[PlannedCrossing]
     objective: Objective
@@ -172,7 +183,83 @@ class Plan(_message.Message):
     reasons: _containers.RepeatedScalarFieldContainer[str]
     proven_optimal: bool
     planning_s: float
-    def __init__(self, stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., crossings: _Optional[_Iterable[_Union[PlannedCrossing, _Mapping]]] = ..., objective: _Optional[_Union[Objective, str]] = ..., objective_s: _Optional[float] = ..., token_s: _Optional[float] = ..., runner_up: _Optional[_Union[RunnerUp, _Mapping]] = ..., cuts: _Optional[_Iterable[_Union[CutCosts, _Mapping]]] = ..., reasons: _Optional[_Iterable[str]] = ..., proven_optimal: _Optional[bool] = ..., planning_s: _Optional[float] = ...) -> None: ...
+    sky: SkyPlan
+    def __init__(self, stages: _Optional[_Iterable[_Union[PlannedStage, _Mapping]]] = ..., crossings: _Optional[_Iterable[_Union[PlannedCrossing, _Mapping]]] = ..., objective: _Optional[_Union[Objective, str]] = ..., objective_s: _Optional[float] = ..., token_s: _Optional[float] = ..., runner_up: _Optional[_Union[RunnerUp, _Mapping]] = ..., cuts: _Optional[_Iterable[_Union[CutCosts, _Mapping]]] = ..., reasons: _Optional[_Iterable[str]] = ..., proven_optimal: _Optional[bool] = ..., planning_s: _Optional[float] = ..., sky: _Optional[_Union[SkyPlan, _Mapping]] = ...) -> None: ...
+
+class SkyPlan(_message.Message):
+    __slots__ = ("starts_at", "finishes_at", "starts_in_s", "finishes_in_s", "ways", "runner_up", "hand_overs", "warnings")
+    STARTS_AT_FIELD_NUMBER: _ClassVar[int]
+    FINISHES_AT_FIELD_NUMBER: _ClassVar[int]
+    STARTS_IN_S_FIELD_NUMBER: _ClassVar[int]
+    FINISHES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    WAYS_FIELD_NUMBER: _ClassVar[int]
+    RUNNER_UP_FIELD_NUMBER: _ClassVar[int]
+    HAND_OVERS_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    starts_at: _timestamp_pb2.Timestamp
+    finishes_at: _timestamp_pb2.Timestamp
+    starts_in_s: float
+    finishes_in_s: float
+    ways: _containers.RepeatedCompositeFieldContainer[SkyWay]
+    runner_up: SkyRunnerUp
+    hand_overs: _containers.RepeatedCompositeFieldContainer[SkyHandOver]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, starts_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finishes_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., starts_in_s: _Optional[float] = ..., finishes_in_s: _Optional[float] = ..., ways: _Optional[_Iterable[_Union[SkyWay, _Mapping]]] = ..., runner_up: _Optional[_Union[SkyRunnerUp, _Mapping]] = ..., hand_overs: _Optional[_Iterable[_Union[SkyHandOver, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class SkyWay(_message.Message):
+    __slots__ = ("to", "windows", "via", "latency_s", "closes_in_s")
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    WINDOWS_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
+    LATENCY_S_FIELD_NUMBER: _ClassVar[int]
+    CLOSES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    to: str
+    windows: _containers.RepeatedCompositeFieldContainer[SkyWindow]
+    via: _containers.RepeatedScalarFieldContainer[str]
+    latency_s: float
+    closes_in_s: float
+    def __init__(self, to: _Optional[str] = ..., windows: _Optional[_Iterable[_Union[SkyWindow, _Mapping]]] = ..., via: _Optional[_Iterable[str]] = ..., latency_s: _Optional[float] = ..., closes_in_s: _Optional[float] = ..., **kwargs) -> None: ...
+
+class SkyWindow(_message.Message):
+    __slots__ = ("to", "opens_at", "closes_at", "max_elevation_deg", "truncated_end")
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    OPENS_AT_FIELD_NUMBER: _ClassVar[int]
+    CLOSES_AT_FIELD_NUMBER: _ClassVar[int]
+    MAX_ELEVATION_DEG_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATED_END_FIELD_NUMBER: _ClassVar[int]
+    to: str
+    opens_at: _timestamp_pb2.Timestamp
+    closes_at: _timestamp_pb2.Timestamp
+    max_elevation_deg: float
+    truncated_end: bool
+    def __init__(self, to: _Optional[str] = ..., opens_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., closes_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., max_elevation_deg: _Optional[float] = ..., truncated_end: _Optional[bool] = ..., **kwargs) -> None: ...
+
+class SkyRunnerUp(_message.Message):
+    __slots__ = ("nodes", "finishes_at", "finishes_in_s", "reason")
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    FINISHES_AT_FIELD_NUMBER: _ClassVar[int]
+    FINISHES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    finishes_at: _timestamp_pb2.Timestamp
+    finishes_in_s: float
+    reason: str
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ..., finishes_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., finishes_in_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class SkyHandOver(_message.Message):
+    __slots__ = ("stage_index", "to", "at", "in_s")
+    STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    FROM_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    AT_FIELD_NUMBER: _ClassVar[int]
+    IN_S_FIELD_NUMBER: _ClassVar[int]
+    stage_index: int
+    to: str
+    at: _timestamp_pb2.Timestamp
+    in_s: float
+    def __init__(self, stage_index: _Optional[int] = ..., to: _Optional[str] = ..., at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., in_s: _Optional[float] = ..., **kwargs) -> None: ...
 
 class PlannedStage(_message.Message):
     __slots__ = ("node", "layer_start", "layer_stop", "compute_s", "memory_bytes")
@@ -224,7 +311,7 @@ class CutCost(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., objective_s: _Optional[float] = ...) -> None: ...
 
 class CreateDeploymentRequest(_message.Message):
-    __slots__ = ("request_id", "name", "manifest", "signature", "source", "objective", "stages", "nodes", "kv_tokens", "codec")
+    __slots__ = ("request_id", "name", "manifest", "signature", "source", "objective", "stages", "nodes", "kv_tokens", "codec", "standbys", "work_s", "work_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -235,6 +322,9 @@ class CreateDeploymentRequest(_message.Message):
     NODES_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    STANDBYS_FIELD_NUMBER: _ClassVar[int]
+    WORK_S_FIELD_NUMBER: _ClassVar[int]
+    WORK_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     manifest: bytes
@@ -245,7 +335,10 @@ class CreateDeploymentRequest(_message.Message):
     nodes: _containers.RepeatedScalarFieldContainer[str]
     kv_tokens: int
     codec: _wire_pb2.Codec
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., source: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ...) -> None: ...
+    standbys: int
+    work_s: float
+    work_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., source: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ..., standbys: _Optional[int] = ..., work_s: _Optional[float] = ..., work_tokens: _Optional[int] = ...) -> None: ...
 
 class CreateDeploymentResponse(_message.Message):
     __slots__ = ("deployment", "progress")
