@@ -222,12 +222,16 @@ class Accept(_message.Message):
     def __init__(self, next_number: _Optional[int] = ..., credit_limit_bytes: _Optional[int] = ...) -> None: ...
 
 class Ack(_message.Message):
-    __slots__ = ("next_number", "credit_limit_bytes")
+    __slots__ = ("next_number", "credit_limit_bytes", "ping", "pong")
     NEXT_NUMBER_FIELD_NUMBER: _ClassVar[int]
     CREDIT_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PING_FIELD_NUMBER: _ClassVar[int]
+    PONG_FIELD_NUMBER: _ClassVar[int]
     next_number: int
     credit_limit_bytes: int
-    def __init__(self, next_number: _Optional[int] = ..., credit_limit_bytes: _Optional[int] = ...) -> None: ...
+    ping: int
+    pong: int
+    def __init__(self, next_number: _Optional[int] = ..., credit_limit_bytes: _Optional[int] = ..., ping: _Optional[int] = ..., pong: _Optional[int] = ...) -> None: ...
 
 class Data(_message.Message):
     __slots__ = ("number", "transfer", "index", "last", "codec", "raw_size_bytes", "info", "total_size_bytes", "abandoned", "ends_session")
