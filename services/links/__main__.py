@@ -27,23 +27,24 @@ def _load(links: Links, path: Path) -> None:
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise InvalidInputError(
-            f'{path} cannot be read: {error}; expected JSON such as {{"relays": []}}'
-        ) from error
+        raise InvalidInputError(f'{path} cannot be read: {error}; expected JSON such as {{"relays": []}}') from error
     relays = config.get("relays") if isinstance(config, dict) else None
     if not isinstance(relays, list) or set(config) != {"relays"}:
         raise InvalidInputError(f'{path} holds something else; expected {{"relays": [...]}}')
     for relay in relays:
         if not isinstance(relay, dict):
             raise InvalidInputError(f"{path}: a relay is {relay!r}; expected an object with name and target")
+        schedule = relay.pop("schedule", None)
         links.perform({**relay, "op": "add"})
+        if schedule is not None:
+            if not isinstance(schedule, dict):
+                raise InvalidInputError(f"{path}: a schedule is {schedule!r:.80}; expected an object with a plan")
+            links.perform({**schedule, "name": relay.get("name"), "op": "schedule"})
 
 
 def main() -> int:
     """Run the emulator; 0 after an orderly end, 2 where the configuration is wrong."""
-    parser = argparse.ArgumentParser(
-        prog="python -m services.links", description=(__doc__ or "").splitlines()[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m services.links", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, help="a JSON file with the relays to start with")
     parser.add_argument("--control", action="store_true", help="JSON lines on stdin; ends when stdin closes")
     arguments = parser.parse_args()

@@ -12,11 +12,13 @@ import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.errors import TransportError, error_for
-from services.links.relay import RelaySpec
+from services.links.spec import RelaySpec
 
 REPLY_TIMEOUT_S = 30.0
 """How long the emulator may take to start or to answer."""
@@ -82,6 +84,51 @@ class LinksProcess:
         """End a cut or a pause."""
         await self.request("restore", name=name)
 
+    async def schedule(
+        self,
+        name: str,
+        source: str,
+        target: str,
+        plan: ContactPlan | Path,
+        clock: MeshClock,
+        *,
+        outage: str = "cut",
+        ramp_s: float = 0.0,
+    ) -> Mapping[str, Any]:
+        """Let a relay follow a contact plan.
+
+        Args:
+            name: The relay.
+            source: The node of the plan on the client's side.
+            target: The node of the plan on the target's side.
+            plan: The plan, or a file that holds it: a plan of more than some hundred contacts needs one.
+            clock: Which mesh time it is.
+            outage: `cut` resets connections when a window closes, `hold` keeps them and all bytes.
+            ramp_s: How long the rate climbs after acquisition, mesh time in seconds.
+
+        Returns:
+            What `stats` gives, and `warnings`.
+
+        Raises:
+            InvalidInputError: The plan or another field is wrong.
+        """
+        return await self.request(
+            "schedule",
+            name=name,
+            source=source,
+            target=target,
+            plan=_plan_field(plan),
+            origin_mesh_s=clock.origin_mesh_s,
+            origin_wall_s=clock.origin_wall_s,
+            factor=clock.factor,
+            outage=outage,
+            ramp_s=ramp_s,
+        )
+
+    async def unschedule(self, name: str) -> None:
+        """Let a relay follow no plan any more."""
+        await self.request("unschedule", name=name)
+
     async def remove(self, name: str) -> None:
         """End a relay and give its port back."""
         await self.request("remove", name=name)
@@ -143,3 +190,7 @@ class LinksProcess:
             raise TransportError("the link emulator has ended; start a new one")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+def _plan_field(plan: ContactPlan | Path) -> object:
+    return str(plan) if isinstance(plan, Path) else json.loads(plan.dump())

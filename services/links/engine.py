@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import heapq
+import itertools
 import os
 import select
 import threading
@@ -26,6 +28,8 @@ JOIN_TIMEOUT_S = 5.0
 MAX_LEAD_S = 0.0003
 """The most by which the timer is set early to make up for the time that waking up takes, and so the longest
 spin."""
+STALE_WAKES = 256
+"""Moments that were taken back and may still stand in the queue, beside as many as there are live ones."""
 LEAD_STEP_S = 0.000005
 """By how much that lead follows each wake-up: up after a late one, down after an early one."""
 
@@ -86,6 +90,8 @@ class Engine:
         self._wakeup_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._handlers: dict[int, Handler] = {}
         self._wakes: dict[Sleeper, float] = {}
+        self._queue: list[tuple[float, int, Sleeper]] = []  # a heap; an entry counts while `_wakes` agrees
+        self._numbers = itertools.count()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._lock = threading.Lock()
         self._closing = False
@@ -108,9 +114,7 @@ class Engine:
             if self._closing:
                 raise TransportError("the link emulator is closed; start a new one")
             if len(self._commands) >= MAX_COMMANDS:
-                raise CapacityError(
-                    f"{MAX_COMMANDS} commands wait for the link emulator; wait for some to finish"
-                )
+                raise CapacityError(f"{MAX_COMMANDS} commands wait for the link emulator; wait for some to finish")
             self._commands.append((command, future))
             os.eventfd_write(self._wakeup_fd, 1)
         return future
@@ -132,6 +136,10 @@ class Engine:
             self._wakes.pop(sleeper, None)
         else:
             self._wakes[sleeper] = when_s
+            heapq.heappush(self._queue, (when_s, next(self._numbers), sleeper))
+            if len(self._queue) > 2 * len(self._wakes) + STALE_WAKES:
+                self._queue = [(at_s, next(self._numbers), each) for each, at_s in self._wakes.items()]
+                heapq.heapify(self._queue)
 
     def close(self) -> None:
         """Stop the thread; whoever watched a socket must have closed it before. Safe to call twice."""
@@ -160,14 +168,26 @@ class Engine:
 
     def _wake_the_due(self) -> None:
         now_s = time.monotonic()
-        for sleeper in [sleeper for sleeper, when_s in self._wakes.items() if when_s <= now_s]:
-            if self._wakes.pop(sleeper, None) is not None:  # an earlier one may have taken it back
+        due = []
+        while self._queue and self._queue[0][0] <= now_s:
+            due.append(heapq.heappop(self._queue))
+        for when_s, _, sleeper in due:
+            if self._wakes.get(sleeper) == when_s:  # an earlier one may have taken it back
+                del self._wakes[sleeper]
                 sleeper.wake()
 
+    def _next_wake_s(self) -> float | None:
+        while self._queue:
+            when_s, _, sleeper = self._queue[0]
+            if self._wakes.get(sleeper) == when_s:
+                return when_s
+            heapq.heappop(self._queue)
+        return None
+
     def _wait(self) -> list[tuple[int, int]]:
-        if not self._wakes:
+        next_s = self._next_wake_s()
+        if next_s is None:
             return self._epoll.poll()
-        next_s = min(self._wakes.values())
         if next_s - self._lead_s <= time.monotonic():
             return self._epoll.poll(0)  # the last moments are spun away: a sleep would overshoot
         self._timer.arm(next_s - self._lead_s)

@@ -149,6 +149,7 @@ class Lane:
         self.paused_since_s: float | None = None
         self.taken_bytes = 0
         self.delivered_bytes = 0
+        self.corrupted_bytes = 0
         self._link: deque[tuple[float, Flow, bytes | None]] = deque()  # None: a reset; empty: an end
 
     def wake(self) -> None:
@@ -216,6 +217,8 @@ class Lane:
             if data is None:
                 continue
             due_s = self.pipe.admit(len(data), flow.source.ready_since_s, now_s)
+            data, hits = self.pipe.damage(data)
+            self.corrupted_bytes += hits
             self._link.append((due_s, flow, data))
             flow.ended = data == _END
             flow.in_flight_bytes += len(data)
@@ -295,9 +298,7 @@ class Connection:
         if end.closed:
             return
         self._close(end, reset=True)
-        outgoing, incoming = (
-            (self._forward, self._reverse) if end is self._client else (self._reverse, self._forward)
-        )
+        outgoing, incoming = (self._forward, self._reverse) if end is self._client else (self._reverse, self._forward)
         outgoing.ended = True
         _drop(incoming)
         outgoing.lane.put_reset(outgoing)

@@ -4,6 +4,10 @@ In, one object per line: `{"op": "add", "name": "sat-1>sat-2", "target": "127.0.
 then `set` (any field of the relay but `listen`), `cut`, `pause`, `restore`, `stats` (all relays without a
 `name`), `remove`. An `id` comes back unchanged.
 
+`{"op": "schedule", "name": "sat-1>sat-2", "source": "sat-1", "target": "sat-2", "plan": "/path/contacts.json",
+"origin_mesh_s": 1.7e9, "origin_wall_s": 1.8e9, "factor": 60}` lets a relay follow a contact plan (a path, or the plan
+itself where a line holds it), with `outage` ("cut" or "hold") and `ramp_s` where wanted; `unschedule` ends that.
+
 Out, one line each: `{"ok": true, "result": {...}}` or
 `{"ok": false, "error": {"reason": "NOT_FOUND", "message": "...", "metadata": {}}}`. The first line of the
 process says `{"event": "ready", "relays": {...}}`.
@@ -14,11 +18,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import BinaryIO
 
+from orbitmesh.contacts import ContactPlan
 from orbitmesh.errors import CapacityError, InvalidInputError, MeshError
+from services.links.core import RelayCore
 from services.links.engine import Engine
-from services.links.relay import RelayCore, RelaySpec, resolve
+from services.links.schedule import parse_schedule
+from services.links.spec import RelaySpec, resolve
 
 MAX_RELAYS = 1024
 """Relays of one process."""
@@ -35,6 +43,7 @@ class Links:
     def __init__(self) -> None:
         self._engine = Engine()
         self._relays: dict[str, RelayCore] = {}
+        self._plan: tuple[tuple[str, int, int], ContactPlan] | None = None  # the file read last: relays share one
         self._operations: Mapping[str, Callable[[Fields], Result]] = {
             "add": self._add,
             "set": self._set,
@@ -42,6 +51,8 @@ class Links:
             "pause": self._pause,
             "restore": self._restore,
             "stats": self._stats,
+            "schedule": self._schedule,
+            "unschedule": self._unschedule,
             "remove": self._remove,
         }
 
@@ -76,9 +87,7 @@ class Links:
                 f"there is a relay {spec.name!r} already; set or remove it", reason="ALREADY_EXISTS"
             )
         if len(self._relays) >= MAX_RELAYS:
-            raise CapacityError(
-                f"{MAX_RELAYS} relays run in this process already; remove some or start another"
-            )
+            raise CapacityError(f"{MAX_RELAYS} relays run in this process already; remove some or start another")
         core = RelayCore(spec, self._engine)
         try:
             self._engine.submit(core.open).result()
@@ -110,6 +119,30 @@ class Links:
         core = self._find(fields, only_name=True)
         self._engine.submit(lambda: change(core)).result()
         return self._describe(core)
+
+    def _schedule(self, fields: Fields) -> Result:
+        core = self._find(fields)
+        plan = self._read_plan(fields.get("plan"))
+        schedule = parse_schedule({key: value for key, value in fields.items() if key != "name"}, plan)
+        self._engine.submit(lambda: core.follow(schedule)).result()
+        return {**self._describe(core), "warnings": list(schedule.warnings())}
+
+    def _unschedule(self, fields: Fields) -> Result:
+        return self._state(fields, RelayCore.unfollow)
+
+    def _read_plan(self, given: object) -> ContactPlan:
+        if isinstance(given, dict):
+            return ContactPlan.parse(json.dumps(given))
+        if not isinstance(given, str) or not given:
+            raise InvalidInputError(f"plan is {given!r:.80}; expected the path of a contact plan, or the plan itself")
+        try:
+            facts = Path(given).stat()
+            version = (given, facts.st_mtime_ns, facts.st_ino)
+        except (OSError, ValueError):
+            return ContactPlan.load(given)  # which says what is wrong
+        if self._plan is None or self._plan[0] != version:
+            self._plan = version, ContactPlan.load(given)
+        return self._plan[1]
 
     def _stats(self, fields: Fields) -> Result:
         if "name" in fields:

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import Any, Protocol
 
 from orbitmesh.errors import InvalidInputError
 
@@ -43,7 +43,11 @@ MIN_RATE_BPS = 1_000.0
 MAX_DELAY_MS = 3_600_000.0
 """The longest latency and the largest jitter, milliseconds."""
 
-_SHAPE_FIELDS = frozenset({"latency_ms", "rate_bps", "jitter_ms", "seed"})
+MEBIBYTE = 1 << 20
+"""Bytes that `Shape.corrupt_per_mib` counts in."""
+
+SHAPE_FIELDS = ("latency_ms", "rate_bps", "jitter_ms", "corrupt_per_mib", "seed")
+"""The names of a shape's fields, as JSON has them."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +61,15 @@ class Shape:
     jitter_ms: float = 0.0
     """The most that is added to the latency, milliseconds; each chunk draws evenly from 0 to this."""
     seed: int = 0
-    """The seed of the jitter; the same seed and the same chunks give the same delays."""
+    """The seed of jitter and damage: the same seed and chunks give the same delays, and the same bytes of the stream
+    are hit."""
+    corrupt_per_mib: float = 0.0
+    """How many bytes of each mebibyte arrive with one bit flipped, on average; 0 to `MEBIBYTE`."""
 
     def __post_init__(self) -> None:
         _check_number("latency_ms", self.latency_ms, 0.0, MAX_DELAY_MS)
         _check_number("jitter_ms", self.jitter_ms, 0.0, MAX_DELAY_MS)
+        _check_number("corrupt_per_mib", self.corrupt_per_mib, 0.0, MEBIBYTE)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InvalidInputError(f"seed is {self.seed!r}; expected a whole number")
         if self.rate_bps is not None:
@@ -88,13 +96,11 @@ class Shape:
         Raises:
             InvalidInputError: a field is unknown, of the wrong type, or out of range.
         """
-        unknown = sorted(set(fields) - _SHAPE_FIELDS)
+        unknown = sorted(set(fields) - set(SHAPE_FIELDS))
         if unknown:
-            raise InvalidInputError(
-                f"unknown field {unknown[0]!r}; a shape has {', '.join(sorted(_SHAPE_FIELDS))}"
-            )
+            raise InvalidInputError(f"unknown field {unknown[0]!r}; a shape has {', '.join(SHAPE_FIELDS)}")
         base = base or cls()
-        values: dict[str, Any] = {name: fields.get(name, getattr(base, name)) for name in _SHAPE_FIELDS}
+        values: dict[str, Any] = {name: fields.get(name, getattr(base, name)) for name in SHAPE_FIELDS}
         return cls(**values)  # which checks the types
 
 
@@ -103,6 +109,16 @@ def _check_number(name: str, value: object, low: float, high: float) -> None:
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not low <= value <= high:  # type: ignore[operator]
         raise InvalidInputError(f"{name} is {value!r}; expected a number from {low:g} to {high:g}")
+
+
+class Course(Protocol):
+    """Latency and rate of a direction as they change with time, in place of the shape's own."""
+
+    def latency_s(self, at_s: float) -> float:
+        """The propagation of what enters the link at `at_s`, in seconds."""
+
+    def rate_bps(self, at_s: float) -> float:
+        """Bits per second that enter the link at `at_s`; above 0."""
 
 
 class Pipe:
@@ -116,7 +132,10 @@ class Pipe:
     def __init__(self, shape: Shape, label: str = "") -> None:
         self._label = label
         self._shape = shape
-        self._jitter = self._source_of_jitter()
+        self._course: Course | None = None
+        self._jitter = self._source_of("jitter")
+        self._damage = self._source_of("damage")
+        self._intact_bytes = self._draw_intact_bytes()
         self._busy_until_s = -math.inf
         self._last_due_s = -math.inf
 
@@ -154,28 +173,64 @@ class Pipe:
                 the past. now_s: The time now.
         """
         start_s = max(self._busy_until_s, waiting_since_s, now_s - CATCH_UP_S)
-        shape = self._shape
-        if shape.rate_bps is not None:
-            start_s += size_bytes * 8 / shape.rate_bps
+        shape, course = self._shape, self._course
+        rate_bps = shape.rate_bps if course is None else course.rate_bps(start_s)
+        if rate_bps is not None:
+            start_s += size_bytes * 8 / rate_bps
         self._busy_until_s = start_s
-        delay_ms = shape.latency_ms
+        delay_s = shape.latency_ms / 1000 if course is None else course.latency_s(start_s)
         if shape.jitter_ms:
-            delay_ms += self._jitter.uniform(0.0, shape.jitter_ms)
-        self._last_due_s = max(self._last_due_s, start_s + delay_ms / 1000)
+            delay_s += self._jitter.uniform(0.0, shape.jitter_ms) / 1000
+        self._last_due_s = max(self._last_due_s, start_s + delay_s)
         return self._last_due_s
 
-    def reshape(self, shape: Shape) -> None:
-        """Change what the direction is like; bytes already on the link keep their times, and order is
-        kept."""
-        reseed = shape.seed != self._shape.seed
-        self._shape = shape
-        if reseed:
-            self._jitter = self._source_of_jitter()
+    def damage(self, data: bytes) -> tuple[bytes, int]:
+        """The bytes as they arrive, and how many of them differ.
+
+        Which bytes of the stream are hit does not depend on how it is cut into chunks: the gaps between them are
+        drawn, geometrically distributed, so that intact chunks cost a subtraction.
+        """
+        if self._intact_bytes >= len(data):
+            self._intact_bytes -= len(data)
+            return data, 0
+        damaged, at, hits = bytearray(data), 0, 0
+        while (at := at + int(self._intact_bytes)) < len(data):
+            damaged[at] ^= 1 << self._damage.randrange(8)
+            hits += 1
+            at += 1
+            self._intact_bytes = self._draw_intact_bytes()
+        self._intact_bytes = at - len(data)
+        return bytes(damaged), hits
+
+    def reshape(self, shape: Shape, course: Course | None = None) -> None:
+        """Change what the direction is like; bytes already on the link keep their times, and order is kept.
+
+        Args:
+            shape: What it is like from now on.
+            course: Where given, latency and rate are asked from it for each chunk as it enters the link; the
+                shape's own then only say how much may be on the link at once.
+        """
+        before = self._shape
+        self._shape, self._course = shape, course
+        if shape.seed != before.seed:
+            self._jitter, self._damage = self._source_of("jitter"), self._source_of("damage")
+        if shape.seed != before.seed or shape.corrupt_per_mib != before.corrupt_per_mib:
+            self._intact_bytes = self._draw_intact_bytes()
 
     def shift(self, pause_s: float) -> None:
         """Let the link have stood still for `pause_s`: all that was under way is that much later."""
         self._busy_until_s += pause_s
         self._last_due_s += pause_s
 
-    def _source_of_jitter(self) -> Random:
-        return Random(f"{self._shape.seed}/{self._label}")  # noqa: S311 - emulated noise must repeat, not surprise
+    def _draw_intact_bytes(self) -> float:
+        """How many bytes pass before the next one that is hit; infinity where none is."""
+        share = self._shape.corrupt_per_mib / MEBIBYTE
+        if share <= 0:
+            return math.inf
+        if share >= 1:
+            return 0
+        return math.floor(math.log(1.0 - self._damage.random()) / math.log1p(-share))
+
+    def _source_of(self, what: str) -> Random:
+        name = f"{self._shape.seed}/{self._label}/{what}"
+        return Random(name)  # noqa: S311 - emulated noise must repeat, not surprise
