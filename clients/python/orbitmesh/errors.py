@@ -193,6 +193,7 @@ REASONS: Mapping[str, Reason] = {
     "IDENTITY_INVALID": Reason(_Code.UNAUTHENTICATED, False, IdentityError),
     "ROLE_NOT_ALLOWED": Reason(_Code.PERMISSION_DENIED, False, PermissionError_),
     "NOT_YOURSELF": Reason(_Code.PERMISSION_DENIED, False, PermissionError_),
+    "RELAY_REFUSED": Reason(_Code.PERMISSION_DENIED, False, PermissionError_),
     "CAPACITY_EXHAUSTED": Reason(_Code.RESOURCE_EXHAUSTED, True, CapacityError),
     "KV_MEMORY_EXHAUSTED": Reason(_Code.RESOURCE_EXHAUSTED, True, CapacityError),
     "SLOW_READER": Reason(_Code.RESOURCE_EXHAUSTED, False, CapacityError),
