@@ -13,7 +13,9 @@ from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
 from orbitmesh.wire.streams import exchange_handler
 from services.executor.membership import Membership
 from services.executor.node import ExecutorNode
+from services.executor.relaying import RelayTable, known_peers
 from services.runtime.caller import current_caller
+from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 
 SERVICE = "orbitmesh.v1.ExecutorService"
@@ -22,8 +24,9 @@ SERVICE = "orbitmesh.v1.ExecutorService"
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     """Answers `ExecutorService`; what it means is in `node`."""
 
-    def __init__(self, node: ExecutorNode) -> None:
+    def __init__(self, node: ExecutorNode, relays: RelayTable) -> None:
         self._node = node
+        self._relays = relays
 
     async def LoadStage(  # noqa: N802
         self, request: executor_pb2.LoadStageRequest, context: Any
@@ -69,6 +72,10 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         response.clock_ns = time.monotonic_ns()
         return response
 
+    async def Relay(self, request_iterator: Any, context: Any) -> None:  # noqa: N802
+        """Carries a connection of others."""
+        await self._relays.serve(context)
+
     async def Probe(self, request: executor_pb2.ProbeRequest, context: Any) -> executor_pb2.ProbeResponse:  # noqa: N802
         """Echoes."""
         if request.reply_bytes > FRAME_BODY_BYTES:
@@ -86,13 +93,15 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
         node: The executor.
         advertise: host:port where others reach it; empty means the address it listens on.
     """
+    relays = RelayTable(node.name, node.channels, known_peers(ways_table(node.settings.peers), dict), host.log)
     host.add_stream(SERVICE, "Exchange", exchange_handler(node.acceptor))
-    host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node))
+    host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node, relays))
     port = await host.start()
     address = advertise or f"127.0.0.1:{port}"
     membership = Membership(node, address)
     host.on_drain(membership.drain)
     host.on_drain(node.drain)
+    host.on_drain(relays.drain)
     host.log.info("listening", address=address)
     try:
         async with asyncio.TaskGroup() as tasks:
