@@ -23,6 +23,7 @@ from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.dialler import HANDSHAKE_S, REFUSED, REFUSED_FOR_GOOD, REFUSED_ONCE
 from orbitmesh.wire.handshake import accept_keys, accept_message, check_open, hello, read_header
+from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError, RefusedError, Wire
 from orbitmesh.wire.session import Session
 
@@ -51,6 +52,7 @@ class SessionAcceptor:
         on_session: Runs once per session; the session is closed when it returns.
         idle_s: For how long a cut session is kept.
         window: How many bytes of a session may be under way, each way.
+        silence_s: After how long a silence, while a session is in use, its connection is given up.
     """
 
     def __init__(
@@ -60,11 +62,13 @@ class SessionAcceptor:
         *,
         idle_s: float = SESSION_IDLE_S,
         window: int = SESSION_CREDIT_BYTES,
+        silence_s: float = SILENCE_S,
     ) -> None:
         self._identity = identity
         self._on_session = on_session
         self._idle_s = idle_s
         self._window = window
+        self._silence_s = silence_s
         self._entries: dict[tuple[str, bytes], _Entry] = {}
         self._ended: OrderedDict[tuple[str, bytes], MeshError | None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -125,7 +129,8 @@ class SessionAcceptor:
         entry = self._entries.get(key)
         if entry is None:
             self._check_new(key, opening)
-            session = Session(opening.session_id, peer, accept_keys(opening, identity), window=self._window)
+            keys = accept_keys(opening, identity)
+            session = Session(opening.session_id, peer, keys, window=self._window, silence_s=self._silence_s)
             session.accept()
             entry = self._entries[key] = _Entry(key, session, opening.salt)
             self._start(entry)

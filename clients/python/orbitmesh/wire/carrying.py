@@ -9,8 +9,9 @@ from orbitmesh.errors import InternalError, MeshError, TransportError
 from orbitmesh.wire.frames import malformed, parse_header, split_message
 from orbitmesh.wire.inbox import is_refusal
 from orbitmesh.wire.ledger import SealedFrame
+from orbitmesh.wire.liveness import SILENCE_S, Liveness
 from orbitmesh.wire.receiving import Receiver
-from orbitmesh.wire.records import CutError, RefusedError, Wire
+from orbitmesh.wire.records import CutError, RefusedError, SilentError, Wire
 from orbitmesh.wire.sending import Sender
 from orbitmesh.wire.writing import Writer
 
@@ -29,6 +30,7 @@ class Carrier:
         receiver: Its receiving half.
         fail: Ends the session with an error.
         closing: Whether a connection may end once everything was written.
+        silence_s: After how long a silence a connection is given up.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Carrier:
         receiver: Receiver,
         fail: Callable[[MeshError], None],
         closing: Callable[[], bool],
+        silence_s: float = SILENCE_S,
     ) -> None:
         self.refusal: RefusedError | None = None
         self.accepted = False
@@ -52,6 +55,10 @@ class Carrier:
         self._detached.set()
         self._refused_number = -1
         self._refused_count = 0
+        self.watchers = 0
+        self.liveness = Liveness(
+            self._loop, silence_s, self._busy, self._progress, receiver.ask, self._give_up
+        )
 
     @property
     def attached(self) -> bool:
@@ -81,11 +88,14 @@ class Carrier:
         reader = self._loop.create_task(self._read(wire))
         self._attach(reader, writer)
         try:
+            self.liveness.begin()
             writer.pump()
             await asyncio.wait((reader, writer.over), return_when=asyncio.FIRST_COMPLETED)
+            self.liveness.end()
             if wire.awaits_end and writer.over.done() and writer.over.exception() is None:
                 await asyncio.wait((reader,), timeout=FINISH_S)
         finally:
+            self.liveness.end()
             self._attach(None, None)
             reader.cancel()
             writer.close()
@@ -101,6 +111,20 @@ class Carrier:
         self._reader, self._writer = reader, writer
         self._sender.writer = self._receiver.writer = writer
 
+    # --- liveness: what it asks and does
+    # -----------------------------------------------------------------------------------------
+
+    def _busy(self) -> bool:
+        return self.watchers > 0 or self._sender.busy or self._receiver.inbox.partial_transfers > 0
+
+    def _progress(self) -> int:
+        return self._sender.outbox.acknowledged + self._receiver.inbox.next_number
+
+    def _give_up(self, silent_s: float) -> None:
+        if self._writer is not None:
+            error = TransportError(f"nothing was heard from the other end for {silent_s:.2f} s")
+            self._writer.fail(SilentError(error, self.liveness.heard_s))
+
     # --- writing: what a writer asks its source
     # --------------------------------------------------------------------------------------
 
@@ -110,7 +134,11 @@ class Carrier:
             self._frame = None
             return self._receiver.ack_message()
         frame = self._frame = self._sender.outbox.begin_write()
-        return None if frame is None else frame.message
+        if frame is None:
+            return None
+        if self.liveness.idle:
+            self.liveness.wake()
+        return frame.message
 
     def written(self) -> None:
         """The transport took the message that was asked for last."""
@@ -127,9 +155,10 @@ class Carrier:
     # ---------------------------------------------------------------------------------------------------
 
     async def _read(self, wire: Wire) -> None:
-        receiver = self._receiver
+        receiver, liveness, now = self._receiver, self.liveness, self._loop.time
         while True:
             message = await wire.read()
+            liveness.heard(now())
             if message is None:
                 if receiver.inbox.ended or self._closing():
                     return
@@ -138,6 +167,9 @@ class Carrier:
                 if not receiver.take_whole(message):
                     self._take(message)
                     await receiver.decode_room()
+                    liveness.heard_s = now()  # where that took long it was not the other end that was silent
+                elif liveness.idle:
+                    liveness.wake()
             except MeshError as error:
                 if not is_refusal(error):
                     raise
@@ -148,8 +180,14 @@ class Carrier:
         parsed = parse_header(header)
         if parsed.HasField("data"):
             self._receiver.take_frame(header, parsed.data, body, len(message))
+            if self.liveness.idle:
+                self.liveness.wake()
         elif parsed.HasField("ack") and not len(body):
             self._sender.acknowledged(parsed.ack.next_number, parsed.ack.credit_limit_bytes)
+            if parsed.ack.ping:
+                self._receiver.answer(parsed.ack.ping)
+            if parsed.ack.pong:
+                self.liveness.answered(parsed.ack.pong)
         elif parsed.HasField("accept") and not len(body) and not self.accepted:
             self.accepted = True
             self._sender.acknowledged(parsed.accept.next_number, parsed.accept.credit_limit_bytes)

@@ -13,7 +13,8 @@ from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.carrying import REFUSALS
 from orbitmesh.wire.frames import control_message
 from orbitmesh.wire.handshake import Secret, read_header, resume_message, wrap_for
-from orbitmesh.wire.records import CutError, RefusedError, SessionPeer, Wire
+from orbitmesh.wire.liveness import SILENCE_S
+from orbitmesh.wire.records import CutError, RefusedError, SessionPeer, SilentError, Wire
 from orbitmesh.wire.session import Session
 
 GIVE_UP_AFTER_S = 30.0
@@ -21,6 +22,12 @@ GIVE_UP_AFTER_S = 30.0
 
 HANDSHAKE_S = 10.0
 """How long the first messages of a connection may take."""
+
+GIVE_UP_ROUND_TRIPS = 8
+"""But never before so many round trips: a new connection takes four or five of them."""
+
+STEADY_S = 1.0
+"""A connection on which the other end was heard for so long was a good one, also where nothing was sent on it."""
 
 BACKOFF_MIN_S = 0.02
 """The pause before the first attempt to come back."""
@@ -47,7 +54,9 @@ class Dialler:
         receiver_role: The role that must answer.
         receiver_name: The name that must answer; any of the role where None.
         reconnect: Whether a cut session is taken up again.
-        give_up_after_s: For how long, without progress.
+        give_up_after_s: For how long, without progress; where the other end fell silent, since it was heard last.
+        silence_s: After how long a silence, while the session is in use, a connection is given up; where None, one
+            second, or half of `give_up_after_s` where that is less.
         window: How many bytes may be under way, each way.
         jitter: Random numbers from 0 to 1 for the pauses.
     """
@@ -61,6 +70,7 @@ class Dialler:
         receiver_name: str | None,
         reconnect: bool = True,
         give_up_after_s: float = GIVE_UP_AFTER_S,
+        silence_s: float | None = None,
         window: int = SESSION_CREDIT_BYTES,
         jitter: Callable[[], float] = random.random,
     ) -> None:
@@ -70,8 +80,10 @@ class Dialler:
         self._name = receiver_name
         self._reconnect = reconnect
         self._give_up_after_s = give_up_after_s
+        self._silence_s = min(SILENCE_S, give_up_after_s / 2) if silence_s is None else silence_s
         self._window = window
         self._jitter = jitter
+        self._was_up = False
         self._secret = Secret()
         self._names = ("", "")
         self._failures = 0
@@ -93,13 +105,16 @@ class Dialler:
                 self._count_handshake(error)
                 await self._pause(error)
                 continue
+            self._was_up = True
             session.keep(asyncio.get_running_loop().create_task(self._run(session, wire)))
             return session
 
     async def _run(self, session: Session, wire: Wire) -> None:
         """Carries the session until it is over."""
+        clock = asyncio.get_running_loop().time
         try:
             while True:
+                began_s = clock()
                 try:
                     await session.carry(wire)
                     return
@@ -107,6 +122,7 @@ class Dialler:
                     if isinstance(error, RefusedError) and error.for_good:
                         await self._tell(session)
                         return
+                    self._note_progress(session, error, steady=session.heard_s - began_s >= STEADY_S)
                     wire = await self._come_back(session, error)
         except MeshError as error:
             session.fail(error)
@@ -117,7 +133,6 @@ class Dialler:
             session.end()
 
     async def _come_back(self, session: Session, error: CutError | RefusedError) -> Wire:
-        self._note_progress(session)
         cause: CutError | RefusedError | MeshError | TimeoutError = error
         while True:
             await self._pause(cause)
@@ -127,12 +142,14 @@ class Dialler:
                 cause = failure
                 self._count_handshake(failure)
 
-    def _note_progress(self, session: Session) -> None:
-        if session.progress != self._progress:
+    def _note_progress(self, session: Session, cut: CutError | RefusedError, *, steady: bool) -> None:
+        """Frames that arrived give the time to come back anew; so does a good connection that had none to carry."""
+        if session.progress != self._progress or (steady and not session.pending):
             self._progress = session.progress
             self._failures = self._refusals = 0
         if self._failures == 0:
-            self._deadline = asyncio.get_running_loop().time() + self._give_up_after_s
+            since_s = cut.heard_s if isinstance(cut, SilentError) else asyncio.get_running_loop().time()
+            self._deadline = since_s + max(self._give_up_after_s, GIVE_UP_ROUND_TRIPS * session.round_trip_s)
 
     def _count_handshake(self, failure: Exception) -> None:
         """A handshake whose bytes are damaged again and again will not get better."""
@@ -145,14 +162,16 @@ class Dialler:
     async def _pause(self, cause: CutError | RefusedError | MeshError | TimeoutError) -> None:
         """Waits before the next attempt, or raises where there should be none."""
         if isinstance(cause, TimeoutError):
-            error: MeshError = TransportError(f"the handshake took longer than {HANDSHAKE_S:g} s")
+            error: MeshError = TransportError("the handshake was not answered in time")
         else:
             error = cause.error if isinstance(cause, CutError | RefusedError) else cause
         if not (isinstance(cause, RefusedError) or _may_come_back(error)):
             raise error
         loop = asyncio.get_running_loop()
         if not self._reconnect or loop.time() >= self._deadline:
-            raise TransportError(
+            if not self._was_up:
+                raise TransportError(f"the session could not be opened: {error.message}", metadata=error.metadata)
+            raise NodeLostError(
                 f"the session could not be taken up again: {error.message}", metadata=error.metadata
             )
         pause = min(BACKOFF_MAX_S, BACKOFF_MIN_S * 2 ** min(self._failures, 16)) * (0.5 + self._jitter() / 2)
@@ -169,6 +188,7 @@ class Dialler:
                 peer,
                 self._secret.keys(opening.sender, peer.spiffe),
                 window=self._window,
+                silence_s=self._silence_s,
             )
             await wire.write(control_message(wire_pb2.FrameHeader(open=opening)))
         self._names = (opening.sender, peer.spiffe)
@@ -176,7 +196,8 @@ class Dialler:
 
     async def _resume(self, session: Session) -> Wire:
         wire = self._open_wire()
-        async with asyncio.timeout(HANDSHAKE_S):
+        left_s = self._deadline - asyncio.get_running_loop().time()
+        async with asyncio.timeout(min(HANDSHAKE_S, max(left_s, BACKOFF_MIN_S))):
             if session.accepted:
                 # Both ends know the session: no need to wait for who is there.
                 refusal = session.refusal

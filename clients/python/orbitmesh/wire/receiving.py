@@ -53,6 +53,7 @@ class Receiver:
         self.inbox = Inbox(keys, window)
         self.writer: Writer | None = None
         self.ack_due = False
+        self._ping = self._pong = 0
         self._stats = stats
         self._threads = threads
         self._refuse_for_good = refuse_for_good
@@ -218,12 +219,25 @@ class Receiver:
         if self.writer is not None:
             self.writer.pump()
 
+    def ask(self, number: int) -> None:
+        """Asks whether the other end is there, with the next acknowledgement, which goes at once."""
+        self._ping = number
+        self._ack_now()
+
+    def answer(self, number: int) -> None:
+        """Answers such a question; of several that wait for their answer only the last."""
+        self._pong = number
+        self._ack_now()
+
     def ack_message(self) -> bytes:
-        """The acknowledgement of all that came and was taken."""
+        """The acknowledgement of all that came and was taken, with the question and the answer that are due."""
         self.ack_due = False
         self._acked_number = self.inbox.next_number
         self._acked_limit = self.inbox.credit_limit
-        ack = wire_pb2.Ack(next_number=self._acked_number, credit_limit_bytes=self._acked_limit)
+        ack = wire_pb2.Ack(
+            next_number=self._acked_number, credit_limit_bytes=self._acked_limit, ping=self._ping, pong=self._pong
+        )
+        self._ping = self._pong = 0
         message = control_message(wire_pb2.FrameHeader(ack=ack))
         self._stats.control_bytes += len(message)
         return message

@@ -33,6 +33,14 @@ class CutError(Exception):
         self.error = error
 
 
+class SilentError(CutError):
+    """The connection was given up because nothing was heard on it; `heard_s` says since when, by the event loop."""
+
+    def __init__(self, error: MeshError, heard_s: float) -> None:
+        super().__init__(error)
+        self.heard_s = heard_s
+
+
 class RefusedError(Exception):
     """This end refuses a frame and asks for it again, or gives the session up where `for_good`."""
 

@@ -233,6 +233,11 @@ class Sender:
         frame.handed = handed
         return handed
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything waits to be acknowledged, or for credit."""
+        return self.outbox.acknowledged < self.outbox.next_number or bool(self._credit_waiters)
+
     # --- credit and acknowledgements
     # ---------------------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
 
 from orbitmesh.errors import InvalidInputError, MeshError, TransportError, error_for
 from orbitmesh.limits import FRAME_BODY_BYTES, SESSION_CREDIT_BYTES, TRANSFER_BYTES
@@ -18,6 +19,7 @@ from orbitmesh.wire.carrying import Carrier
 from orbitmesh.wire.coding import INLINE_BYTES, Threads
 from orbitmesh.wire.frames import RAW
 from orbitmesh.wire.inbox import tensor_bytes
+from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.memory import expect_large_messages
 from orbitmesh.wire.receiving import Receiver
 from orbitmesh.wire.records import (
@@ -52,10 +54,17 @@ class Session:
         peer: Who is at the other end.
         keys: What to seal and open with.
         window: How many bytes may be under way or wait to be taken, each way.
+        silence_s: After how long a silence, while the session is in use, a connection is given up.
     """
 
     def __init__(
-        self, session_id: bytes, peer: SessionPeer, keys: SessionKeys, *, window: int = SESSION_CREDIT_BYTES
+        self,
+        session_id: bytes,
+        peer: SessionPeer,
+        keys: SessionKeys,
+        *,
+        window: int = SESSION_CREDIT_BYTES,
+        silence_s: float = SILENCE_S,
     ) -> None:
         if window < MIN_WINDOW_BYTES:
             raise ValueError(f"a window of {window} bytes is too small; at least {MIN_WINDOW_BYTES}")
@@ -66,7 +75,7 @@ class Session:
         self._threads = Threads()
         self._sender = Sender(keys.sealing, window, self._stats, self._threads)
         self._receiver = Receiver(keys.opening, window, self._stats, self._threads, self._refuse_for_good)
-        self._carrier = Carrier(self._sender, self._receiver, self.fail, lambda: self._shut)
+        self._carrier = Carrier(self._sender, self._receiver, self.fail, lambda: self._shut, silence_s)
         self._closing = False
         self._shut = False
         self._over = asyncio.Event()
@@ -97,6 +106,21 @@ class Session:
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return self._closing or self._over.is_set()
+
+    @property
+    def round_trip_s(self) -> float:
+        """The round trip as measured, in seconds; 0 before the first answer. It holds the other end's event loop."""
+        return self._carrier.liveness.round_trip_s
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """While this is entered the other end is asked whether it is there, also when nothing is under way."""
+        self._carrier.watchers += 1
+        self._carrier.liveness.wake()
+        try:
+            yield
+        finally:
+            self._carrier.watchers -= 1
 
     async def send(self, info: wire_pb2.TransferInfo, data: Buffer = b"", *, codec: int = RAW) -> SendReport:
         """Sends a transfer; returns when its last frame was handed to the transport.
@@ -219,6 +243,16 @@ class Session:
     def progress(self) -> tuple[int, int]:
         """How many frames arrived each way."""
         return self._sender.outbox.acknowledged, self._receiver.inbox.next_number
+
+    @property
+    def pending(self) -> bool:
+        """Whether anything is under way, either way."""
+        return self._sender.busy or self._receiver.inbox.partial_transfers > 0
+
+    @property
+    def heard_s(self) -> float:
+        """When anything was heard from the other end last, on the event loop's clock, in seconds."""
+        return self._carrier.liveness.heard_s
 
     @property
     def refusal(self) -> RefusedError | None:

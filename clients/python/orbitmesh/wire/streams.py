@@ -21,6 +21,7 @@ from orbitmesh.rpc import STATUS_DETAILS_KEY, map_rpc_error
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.wire.acceptor import SessionAcceptor as _Acceptor
 from orbitmesh.wire.dialler import GIVE_UP_AFTER_S, Dialler
+from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError
 from orbitmesh.wire.session import Session
 
@@ -48,6 +49,7 @@ async def dial(
     receiver_name: str | None,
     reconnect: bool = True,
     give_up_after_s: float = GIVE_UP_AFTER_S,
+    silence_s: float | None = None,
     window: int = SESSION_CREDIT_BYTES,
 ) -> Session:
     """Opens a session; it may be used at once and takes itself up again after a cut.
@@ -58,7 +60,11 @@ async def dial(
         receiver_role: The role that must answer.
         receiver_name: The name that must answer; any of the role where None.
         reconnect: Whether a cut session is taken up again.
-        give_up_after_s: For how long without progress, until it fails.
+        give_up_after_s: For how long without progress, until it fails with `NodeLostError`; where the other end fell
+            silent, since it was heard last. Never before eight round trips.
+        silence_s: After how long a silence, while the session is in use, its connection is given up and another one
+            tried; never before four round trips. One second where None, or half of `give_up_after_s` where that is
+            less.
         window: How many bytes may be under way, each way.
 
     Raises:
@@ -71,6 +77,7 @@ async def dial(
         receiver_name=receiver_name,
         reconnect=reconnect,
         give_up_after_s=give_up_after_s,
+        silence_s=silence_s,
         window=window,
     ).start()
 
@@ -83,6 +90,7 @@ class SessionAcceptor(_Acceptor):
         on_session: Runs once per session; the session is closed when it returns.
         idle_s: For how long a cut session is kept.
         window: How many bytes of a session may be under way, each way.
+        silence_s: After how long a silence, while a session is in use, its connection is given up.
     """
 
     def __init__(
@@ -92,8 +100,9 @@ class SessionAcceptor(_Acceptor):
         *,
         idle_s: float = SESSION_IDLE_S,
         window: int = SESSION_CREDIT_BYTES,
+        silence_s: float = SILENCE_S,
     ) -> None:
-        super().__init__(identity, on_session, idle_s=idle_s, window=window)
+        super().__init__(identity, on_session, idle_s=idle_s, window=window, silence_s=silence_s)
 
     async def handle(self, request_iterator: object, context: Context, *, caller_spiffe: str) -> None:
         """Answers one RPC of a method that is registered by `exchange_handler`.

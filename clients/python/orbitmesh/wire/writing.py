@@ -101,6 +101,10 @@ class Writer:
             self.over.set_exception(error)
             self.over.exception()  # whoever carries the connection asks; where nobody does, that is no defect
 
+    def fail(self, error: Exception) -> None:
+        """Ends the connection with an error, whatever is being written."""
+        self._end(error)
+
     def close(self) -> None:
         """Gives up the write that is under way, if one is; nothing more is written."""
         self._closed = True
