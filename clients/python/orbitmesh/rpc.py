@@ -217,7 +217,7 @@ def map_rpc_error(error: grpc.RpcError, *, address: str | None = None) -> MeshEr
     where = f" by {address}" if address else ""
     if code is grpc.StatusCode.UNAVAILABLE:
         return _unavailable(text, address)
-    if code is grpc.StatusCode.INTERNAL and any(sign in text for sign in _BROKEN_STREAM):
+    if code in _BROKEN_CODES and any(sign in text for sign in _BROKEN_STREAM):
         return TransportError(f"the connection{where} broke during the call ({text}); try again")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
         return InvalidInputError(
@@ -230,7 +230,9 @@ def map_rpc_error(error: grpc.RpcError, *, address: str | None = None) -> MeshEr
     return kind(f"the call was answered{where} with {code.name}: {words} ({text})", reason=reason_of_code)
 
 
-_BROKEN_STREAM = ("RST_STREAM", "Internal error from Core")
+_BROKEN_STREAM = ("RST_STREAM", "Internal error from Core", "Stream removed")
+# A connection that breaks under a call, for instance on a TLS record that was damaged, is UNKNOWN to gRPC at times.
+_BROKEN_CODES = frozenset({grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN})
 
 _Code = grpc.StatusCode
 _BY_CODE: Mapping[grpc.StatusCode, tuple[type[MeshError], str, str]] = MappingProxyType(
