@@ -13,7 +13,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,51 +22,15 @@ import pytest
 from orbitmesh.errors import InvalidInputError, TransportError
 from services.links import Engine, LinksProcess, Relay, RelaySpec, Shape
 from services.links.shaper import BUFFER_BYTES
+from tests.links.support import POLL_S, connect, echo, serving, until
 
-Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
-POLL_S = 0.005
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-
-
-@asynccontextmanager
-async def serving(serve: Serve) -> AsyncIterator[str]:
-    """A server on a port of its own; its `host:port`."""
-
-    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            await serve(reader, writer)
-        except ConnectionError:
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-
-
-async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()
 
 
 @asynccontextmanager
 async def link(target: str, shape: Shape, name: str = "sat-1>sat-2") -> AsyncIterator[Relay]:
     async with await Relay.start(RelaySpec(name, target, forward=shape, reverse=shape)) as relay:
         yield relay
-
-
-async def connect(address: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    host, port = address.rsplit(":", 1)
-    return await asyncio.open_connection(host, int(port))
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    while not await condition():  # noqa: ASYNC110 - the condition is another thread's or process's
-        await asyncio.sleep(POLL_S)
 
 
 async def test_a_round_trip_takes_at_least_twice_the_latency() -> None:
