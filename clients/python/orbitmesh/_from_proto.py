@@ -172,6 +172,8 @@ def deployment(message: scheduler_pb2.Deployment) -> Deployment:
         plan=plan(message.plan) if message.HasField("plan") else None,
         failure=message.failure,
         created_at=_time(message.created_at),
+        standbys={standby.stage_index: standby.node.name for standby in message.standbys if standby.ready},
+        version=message.version,
     )
 
 

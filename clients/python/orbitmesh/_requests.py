@@ -15,6 +15,12 @@ from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2
 
 STAGES_MAX = 4096
 """The most stages that may be asked for."""
+STANDBYS_MAX = 1
+"""The most standbys that a stage may have."""
+WORK_S_MAX = 366 * 86400.0
+"""The longest work that may be planned for, in seconds."""
+WORK_TOKENS_MAX = (1 << 32) - 1
+"""The most tokens that may be planned for."""
 PROMPT_BYTES = 1 << 21
 """The longest prompt as text, in bytes of UTF-8."""
 
@@ -57,7 +63,14 @@ def generate_request(
 
 
 def plan_request(
-    manifest: bytes, *, stages: int | None, objective: str, nodes: Sequence[str] | None, kv_tokens: int | None
+    manifest: bytes,
+    *,
+    stages: int | None,
+    objective: str,
+    nodes: Sequence[str] | None,
+    kv_tokens: int | None,
+    work_s: float | None,
+    work_tokens: int | None,
 ) -> scheduler_pb2.PlanRequest:
     """The request for a plan.
 
@@ -70,6 +83,8 @@ def plan_request(
         stages=_optional(stages, "stages", STAGES_MAX),
         nodes=_checked_nodes(nodes),
         kv_tokens=_optional(kv_tokens, "kv_tokens", 1 << 40),
+        work_s=_work_s(work_s),
+        work_tokens=_optional(work_tokens, "work_tokens", WORK_TOKENS_MAX),
     )
 
 
@@ -81,6 +96,9 @@ def deployment_request(
     codec: str,
     nodes: Sequence[str] | None,
     kv_tokens: int | None,
+    standbys: int,
+    work_s: float | None,
+    work_tokens: int | None,
     request_id: str,
 ) -> scheduler_pb2.CreateDeploymentRequest:
     """The request for a deployment, still without its pack.
@@ -96,6 +114,9 @@ def deployment_request(
         nodes=_checked_nodes(nodes),
         kv_tokens=_optional(kv_tokens, "kv_tokens", 1 << 40),
         codec=_from_proto.codec_number(codec),
+        standbys=_whole(standbys, "standbys", 0, STANDBYS_MAX),
+        work_s=_work_s(work_s),
+        work_tokens=_optional(work_tokens, "work_tokens", WORK_TOKENS_MAX),
     )
 
 
@@ -184,6 +205,10 @@ def _checked_nodes(nodes: Sequence[str] | None) -> list[str]:
             f"nodes is {nodes!r:.80}; expected a list of node names, or None for all that are up"
         )
     return [checked_name(node, "a node's name") for node in nodes]
+
+
+def _work_s(value: float | None) -> float:
+    return 0.0 if value is None else _between(value, "work_s", 1e-3, WORK_S_MAX)
 
 
 def _optional(value: int | None, what: str, most: int) -> int:

@@ -256,6 +256,8 @@ class AsyncMesh:
         objective: str = "latency",
         nodes: Sequence[str] | None = None,
         kv_tokens: int | None = None,
+        work_s: float | None = None,
+        work_tokens: int | None = None,
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Plan:
@@ -267,6 +269,9 @@ class AsyncMesh:
             objective: `latency` of one generation or `throughput` of many.
             nodes: Only these nodes; None means all that are up.
             kv_tokens: Tokens of cache that each stage must hold; None means the model's context length.
+            work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
+                knows a contact plan; None means a minute.
+            work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
             timeout: How long packing and planning may take together, in seconds.
             on_progress: Called while a model directory is packed.
 
@@ -277,7 +282,15 @@ class AsyncMesh:
             >>> (await mesh.plan("models/pydoc", stages=3)).reasons[0]
             'Stage 0 is on sat-1: ...'
         """
-        request = _requests.plan_request(b"", stages=stages, objective=objective, nodes=nodes, kv_tokens=kv_tokens)
+        request = _requests.plan_request(
+            b"",
+            stages=stages,
+            objective=objective,
+            nodes=nodes,
+            kv_tokens=kv_tokens,
+            work_s=work_s,
+            work_tokens=work_tokens,
+        )
         async with _bounded(timeout, f"planning {source}"):
             stubs = await self._ready()
             pack = await _packs.signed_pack(source, stubs.identity, on_progress or _silent)
@@ -295,6 +308,9 @@ class AsyncMesh:
         codec: str = "auto",
         nodes: Sequence[str] | None = None,
         kv_tokens: int | None = None,
+        standbys: int = 0,
+        work_s: float | None = None,
+        work_tokens: int | None = None,
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Deployment:
@@ -312,6 +328,10 @@ class AsyncMesh:
             nodes: Only these nodes; None means all that are up.
             kv_tokens: Tokens of cache that each stage must hold, over all generations; None means four
                 contexts.
+            standbys: 1 loads each stage on a second node too, which takes over at once where the first is lost.
+            work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
+                knows a contact plan; None means a minute.
+            work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
             timeout: How long all of it may take, in seconds.
             on_progress: Called as it goes on.
 
@@ -333,6 +353,9 @@ class AsyncMesh:
             codec=codec,
             nodes=nodes,
             kv_tokens=kv_tokens,
+            standbys=standbys,
+            work_s=work_s,
+            work_tokens=work_tokens,
             request_id=str(uuid.uuid4()),
         )
         tell = on_progress or _silent

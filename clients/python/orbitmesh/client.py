@@ -517,6 +517,8 @@ class Mesh:
         objective: str = "latency",
         nodes: Sequence[str] | None = None,
         kv_tokens: int | None = None,
+        work_s: float | None = None,
+        work_tokens: int | None = None,
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Plan:
@@ -528,6 +530,9 @@ class Mesh:
             objective: `latency` of one generation or `throughput` of many.
             nodes: Only these nodes; None means all that are up.
             kv_tokens: Tokens of cache that each stage must hold; None means the model's context length.
+            work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
+                knows a contact plan; None means a minute.
+            work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
             timeout: How long packing and planning may take together, in seconds.
             on_progress: Called while a model directory is packed.
 
@@ -545,6 +550,8 @@ class Mesh:
                 objective=objective,
                 nodes=nodes,
                 kv_tokens=kv_tokens,
+                work_s=work_s,
+                work_tokens=work_tokens,
                 timeout=timeout,
                 on_progress=on_progress,
             )
@@ -560,6 +567,9 @@ class Mesh:
         codec: str = "auto",
         nodes: Sequence[str] | None = None,
         kv_tokens: int | None = None,
+        standbys: int = 0,
+        work_s: float | None = None,
+        work_tokens: int | None = None,
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Deployment:
@@ -577,6 +587,10 @@ class Mesh:
             nodes: Only these nodes; None means all that are up.
             kv_tokens: Tokens of cache that each stage must hold, over all generations; None means four
                 contexts.
+            standbys: 1 loads each stage on a second node too, which takes over at once where the first is lost.
+            work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
+                knows a contact plan; None means a minute.
+            work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
             timeout: How long all of it may take, in seconds.
             on_progress: Called as it goes on.
 
@@ -600,6 +614,9 @@ class Mesh:
                 codec=codec,
                 nodes=nodes,
                 kv_tokens=kv_tokens,
+                standbys=standbys,
+                work_s=work_s,
+                work_tokens=work_tokens,
                 timeout=timeout,
                 on_progress=on_progress,
             )

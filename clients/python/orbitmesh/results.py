@@ -233,9 +233,13 @@ class Deployment:
     plan: Plan | None = None
     """How it is cut and why."""
     failure: str = ""
-    """Why it failed, where it did."""
+    """Why it failed, where it did; of one that serves all the same, which standbys it counts on."""
     created_at: datetime | None = None
     """When it was asked for, in UTC."""
+    standbys: Mapping[int, str] = field(default_factory=dict)
+    """The node that stands by, loaded, for each stage that has one."""
+    version: int = 0
+    """Grows with every change of its nodes."""
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,13 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--codec", choices=CODECS, default="auto", help="how tensors cross links; auto is lossless (default)"
     )
+    parser.add_argument(
+        "--standbys",
+        type=int,
+        choices=(0, 1),
+        default=0,
+        help="1 loads each stage on a second node too, which takes over at once where the first is lost",
+    )
     add_connection_options(parser)
     parser = add_command(
         subparsers,
@@ -65,6 +72,7 @@ def run_deploy(arguments: argparse.Namespace) -> int:
             arguments.source,
             name=arguments.name,
             codec=arguments.codec,
+            standbys=arguments.standbys,
             on_progress=on_progress,
             **_model_options(arguments),
         )
@@ -153,6 +161,15 @@ def _add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--kv-tokens", type=int, metavar="N", help="tokens of cache that each stage must hold"
     )
+    parser.add_argument(
+        "--work-s",
+        type=float,
+        metavar="S",
+        help="for how long the links must last, in seconds, where the mesh knows a contact plan (default: 60)",
+    )
+    parser.add_argument(
+        "--work-tokens", type=int, metavar="N", help="how many tokens the work is (default: 256)"
+    )
 
 
 def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -161,5 +178,7 @@ def _model_options(arguments: argparse.Namespace) -> dict[str, Any]:
         "objective": arguments.objective,
         "nodes": None if arguments.nodes is None else [name for name in arguments.nodes.split(",") if name],
         "kv_tokens": arguments.kv_tokens,
+        "work_s": arguments.work_s,
+        "work_tokens": arguments.work_tokens,
         "timeout": arguments.timeout or DEPLOY_DEADLINE_S,
     }
