@@ -12,13 +12,14 @@ from typing import Any
 
 import grpc
 
-from orbitmesh.errors import InvalidInputError, TransportError
+from orbitmesh.errors import InternalError, InvalidInputError, TransportError
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Role, init_mesh, issue, load_identity
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.links import LinksProcess, RelaySpec, Shape
 from services.localmesh.children import Child
-from services.localmesh.topology import GROUND, MeshSpec, role, ways
+from services.localmesh.sky import Sky
+from services.localmesh.topology import SERVICES, MeshSpec, Way, grounds, role, ways
 
 READY_WAIT_S = 60.0
 """How long the nodes may take to join and to measure their links."""
@@ -28,6 +29,10 @@ IDENTITY_LIFE = timedelta(days=7)
 """How long the identities of a local mesh are good for."""
 NOWHERE = "127.0.0.1:9"
 """Where a relay leads until its target listens."""
+NO_CONTACT = "no contact"
+"""The relay, cut for ever, that stands for all ways between places that never meet."""
+ANY_PORT = "127.0.0.1:0"
+"""Where a service listens that is to choose a port."""
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -49,6 +54,8 @@ class LocalMesh:
         self._addresses: dict[str, str] = {}
         self._links: LinksProcess | None = None
         self._relays: dict[tuple[str, str], str] = {}
+        self._never: set[tuple[str, str]] = set()
+        self._sky: Sky | None = None
 
     async def start(self) -> dict[str, Any]:
         """Brings everything up; returns the event `ready`.
@@ -56,6 +63,10 @@ class LocalMesh:
         Raises:
             TransportError: Where a service does not come up; its log is quoted.
         """
+        if self.spec.sky is not None:
+            self._sky = await asyncio.to_thread(Sky, self.spec, self.directory)
+            for warning in self._sky.warnings:
+                self._tell({"event": "warning", "what": warning})
         await asyncio.to_thread(self._identities)
         await self._start_links()
         self._tell({"event": "starting", "what": "scheduler"})
@@ -67,8 +78,10 @@ class LocalMesh:
                 tasks.create_task(self._start_child(name))
         self._tell({"event": "starting", "what": "measuring links"})
         await self._wait_until_joined()
+        await self._launch()
         return {
             "event": "ready",
+            "warnings": [] if self._sky is None else list(self._sky.warnings),
             "gateway": self._addresses["gateway"],
             "identity": str(self._identity("client", "local")),
             "operator_identity": str(self._identity("operator", "local")),
@@ -81,31 +94,41 @@ class LocalMesh:
         }
 
     async def perform(self, request: dict[str, Any]) -> dict[str, Any]:
-        """One operation: kill, restart, cut, restore, stats.
+        """One operation: kill, restart, cut, restore, stats, contact, clock.
 
         Raises:
             InvalidInputError: Where it is none of these or names what is not there.
+            TransportError: Where a service does not come up again; its log is quoted.
         """
         operation = request.get("op")
         if operation in ("kill", "restart"):
-            name = str(request.get("node"))
-            if name not in self._children:
-                raise InvalidInputError(f"there is no {name!r}; there are: {', '.join(self._children)}")
-            self._children[name].kill()
-            await self._children[name].stop()
-            if operation == "restart":
-                await self._start_child(name)
-            return {"node": name, "pid": self._children[name].process.pid}
+            return await self._kill(str(request.get("node")), again=operation == "restart")
+        if operation in ("contact", "clock"):
+            if self._sky is None:
+                raise InvalidInputError("this mesh was started without a contact plan: there is no mesh time")
+            if operation == "clock":
+                return {"clock": self._sky.at_clock()}
+            return {"contact": self._sky.contact(str(request.get("a")), str(request.get("b")))}
         if operation in ("cut", "restore", "stats"):
             if self._links is None:
                 raise InvalidInputError("this mesh was started without links: there is nothing to cut")
             if operation == "stats":
-                return {"relays": {f"{a}>{b}": await self._links.stats(f"{a}>{b}") for a, b in self._relays}}
+                relays = (await self._links.request("stats"))["relays"]
+                return {"relays": {name: relay for name, relay in relays.items() if name != NO_CONTACT}}
             names = self._named_links(str(request.get("link")))
             for name in names:
                 await (self._links.cut(name) if operation == "cut" else self._links.restore(name))
             return {"links": names}
-        raise InvalidInputError(f"unknown operation {operation!r}: kill, restart, cut, restore, stats")
+        raise InvalidInputError(f"unknown operation {operation!r}: kill, restart, cut, restore, stats, contact, clock")
+
+    async def _kill(self, name: str, *, again: bool) -> dict[str, Any]:
+        if name not in self._children:
+            raise InvalidInputError(f"there is no {name!r}; there are: {', '.join(self._children)}")
+        self._children[name].kill()
+        await self._children[name].stop()
+        if again:
+            await self._start_child(name)
+        return {"node": name, "pid": self._children[name].process.pid, "address": self._addresses[name]}
 
     async def stop(self) -> None:
         """Ends everything, in the order in which work flows, and removes a temporary directory."""
@@ -130,15 +153,49 @@ class LocalMesh:
         (self.directory / "logs").mkdir(exist_ok=True)
 
     async def _start_links(self) -> None:
-        link, pairs = self.spec.link, ways(self.spec)
-        if link is None or not pairs:
+        found = ways(self.spec) if self._sky is None else self._sky.ways
+        if not found:
             return
-        self._tell({"event": "starting", "what": f"{len(pairs)} emulated links"})
+        self._tell({"event": "starting", "what": f"{len(found)} emulated links"})
         self._links = await LinksProcess.start()
+        closed = ""
+        if any(way.kind == "never" for way in found):
+            closed = await self._links.add(RelaySpec(NO_CONTACT, NOWHERE))
+            await self._links.cut(NO_CONTACT)
+        for way in found:
+            pair = (way.source, way.target)
+            if way.kind == "never":
+                self._never.add(pair)
+            self._relays[pair] = closed if way.kind == "never" else await self._links.add(self._relay(way))
+
+    def _relay(self, way: Way) -> RelaySpec:
+        link = self.spec.link
+        if way.kind == "plan" and self._sky is not None:
+            return self._sky.relay(way, NOWHERE)
+        if link is None:
+            raise InternalError(f"{way.name} is a link of a mesh that has none")
         shape = Shape(latency_ms=link.latency_ms, rate_bps=link.rate_mbps * 1e6)
-        for source, target in pairs:
-            spec = RelaySpec(f"{source}>{target}", NOWHERE, forward=shape, reverse=shape)
-            self._relays[source, target] = await self._links.add(spec)
+        return RelaySpec(way.name, NOWHERE, forward=shape, reverse=shape)
+
+    async def _launch(self) -> None:
+        """Lets mesh time begin and every planned link follow the plan."""
+        sky, links = self._sky, self._links
+        if sky is None:
+            return
+        clock = await asyncio.to_thread(sky.launch)
+        if links is None or self.spec.sky is None:
+            return
+        for way in sky.ways:
+            if way.kind == "plan":
+                await links.schedule(
+                    way.name,
+                    self.spec.place(way.source),
+                    self.spec.place(way.target),
+                    sky.contacts_file,
+                    clock,
+                    outage=self.spec.sky.outage,
+                    ramp_s=self.spec.sky.ramp_s,
+                )
 
     async def _start_child(self, name: str) -> None:
         child = await Child.start(
@@ -147,16 +204,19 @@ class LocalMesh:
         self._children[name] = child
         self._addresses[name] = await child.address()
         for source, target in self._relays:
-            if target == name and self._links is not None:
+            if target == name and self._links is not None and (source, target) not in self._never:
                 await self._links.set(f"{source}>{target}", target=self._addresses[name])
 
     def _arguments(self, name: str) -> list[str]:
         name_role = role(name)
         module = "gateway" if name == "gateway" else f"services.{name_role}"
+        # Clients, and executors that are joined directly, keep the address of the gateway and the scheduler: one that
+        # is started again has to be where it was.
+        listen = self._addresses.get(name, ANY_PORT) if name in SERVICES else ANY_PORT
         arguments = [
             module,
             "--identity", str(self._identity(name_role, name)),
-            "--listen", "127.0.0.1:0",
+            "--listen", listen,
             "--state", str(self.directory / "state" / name),
         ]  # fmt: skip
         for source, target in self._relays:
@@ -165,7 +225,7 @@ class LocalMesh:
         if name_role in ("executor", "gateway"):
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
         if name_role == "executor":
-            kind = "ground" if name == GROUND else "satellite"
+            kind = "ground" if name in grounds(self.spec, self._sky.plan if self._sky else None) else "satellite"
             arguments += ["--kind", kind, "--threads", str(self.spec.torch_threads)]
         return arguments
 
@@ -188,21 +248,27 @@ class LocalMesh:
 
     def _missing(self, answer: scheduler_pb2.ListNodesResponse) -> str:
         up = {node.name: node for node in answer.nodes if node.state == scheduler_pb2.NODE_STATE_UP}
-        for name in self.spec.node_names:
+        joining = [name for name in self.spec.node_names if (name, "scheduler") not in self._never]
+        for name in joining:
             if name not in up:
                 return f"{name} has not joined"
             measured = {link.peer for link in up[name].measures.links if link.up}
-            lacking = set(self.spec.node_names) - measured - {name}
+            lacking = {peer for peer in joining if (name, peer) not in self._never} - measured - {name}
             if lacking:
                 return f"{name} has not measured its links to {', '.join(sorted(lacking))}"
         return ""
 
     def _named_links(self, name: str) -> list[str]:
         """One way `a>b`, or both ways `a-b` with a comma between the names: `a,b`."""
-        known = {f"{source}>{target}" for source, target in self._relays}
+        known = {f"{source}>{target}" for source, target in self._relays if (source, target) not in self._never}
+        never = {f"{source}>{target}" for source, target in self._never}
         first, comma, second = name.partition(",")
         names = [f"{first}>{second}", f"{second}>{first}"] if comma else [name]
         wrong = [each for each in names if each not in known]
+        if wrong and wrong[0] in never:
+            raise InvalidInputError(
+                f"{wrong[0]} never have contact in the plan: there is no link", reason="FAILED_PRECONDITION"
+            )
         if wrong:
             raise InvalidInputError(f"there is no link {wrong[0]!r}; links are written sat-1>sat-2, or sat-1,sat-2")
         return names

@@ -41,6 +41,7 @@ _HEAD = '''"""The sync client of a mesh. Made by `python -m orbitmesh._generate_
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -48,8 +49,9 @@ from typing import Any, overload
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
+from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_target
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
 '''

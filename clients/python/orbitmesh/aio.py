@@ -7,6 +7,7 @@ import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
@@ -15,9 +16,10 @@ from orbitmesh import _from_proto, _packs, _requests
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import ForkGuard
 from orbitmesh._stubs import Stubs
+from orbitmesh.contacts import ContactPlan
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError, TransportError
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_target
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, Node, OnProgress, Plan, Progress, Status
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.trace.breakdown import Breakdown
@@ -57,6 +59,12 @@ class AsyncLocalEntry:
         nodes: int = 4,
         link: Link | None = None,
         *,
+        node_names: Sequence[str] | None = None,
+        contacts: ContactPlan | str | Path | None = None,
+        time_factor: float = 1.0,
+        start: float | datetime | None = None,
+        gateway_at: str | None = None,
+        outage: str = "cut",
         directory: str | Path | None = None,
         torch_threads: int = 1,
         timeout: float = CONTROL_DEADLINE_S,
@@ -68,6 +76,16 @@ class AsyncLocalEntry:
         Args:
             nodes: How many executors: satellites, and one ground node.
             link: What an emulator puts between every two of them; None joins them directly.
+            node_names: The executors' names, in place of sat-1, sat-2, ..., ground-1 and of `nodes`.
+            contacts: A contact plan, or the file that holds one: every link between nodes that it knows opens, closes,
+                and is late and thin as it says; nodes that have no contact in it have no way to each other.
+            time_factor: Mesh seconds per real second: at 60 an orbit of 95 minutes passes in 95 seconds. Latencies and
+                rates stay real.
+            start: The mesh time at the moment at which the mesh is up, as seconds since 1970 or a datetime; None takes
+                the beginning of the plan.
+            gateway_at: The node or site of the plan beside which gateway and scheduler stand; None takes ground-1, or
+                the last node where there is none.
+            outage: What the end of a contact does to connections: `cut` resets them, `hold` keeps them and all bytes.
             directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
             torch_threads: Threads that each executor computes with.
             timeout: How long a control call may take, in seconds.
@@ -75,9 +93,18 @@ class AsyncLocalEntry:
             on_progress: Called as its processes start.
 
         Raises:
-            InvalidInputError: a number is out of range.
+            InvalidInputError: a number is out of range, or the contact plan is wrong.
         """
-        target = local_target(nodes, link, directory, torch_threads, on_progress)
+        target = local_target(
+            nodes,
+            link,
+            directory,
+            torch_threads,
+            on_progress,
+            node_names=node_names,
+            sky=local_sky(contacts, time_factor, start, outage),
+            gateway_at=gateway_at,
+        )
         return AsyncMesh(target, timeout=timeout, open_timeout=start_timeout)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, overload
@@ -10,8 +11,9 @@ from typing import Any, overload
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
+from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_target
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
 
@@ -79,7 +81,7 @@ class Local:
         return self._core.pid
 
     def processes(self) -> dict[str, LocalNode]:
-        """The nodes' processes by name, as they were started.
+        """The nodes' processes by name, as they were started last.
 
         Example:
             >>> sorted(mesh.local.processes())
@@ -87,8 +89,20 @@ class Local:
         """
         return self._core.processes()
 
+    def services(self) -> dict[str, int]:
+        """The processes of the gateway and the scheduler, as they were started last.
+
+        Example:
+            >>> sorted(mesh.local.services())
+            ['gateway', 'scheduler']
+        """
+        return self._core.services()
+
     def kill(self, node: str) -> None:
-        """Kills a node's process with SIGKILL, as a failing machine would.
+        """Kills the process of a node, of the gateway or of the scheduler with SIGKILL, as a failing machine would.
+
+        Args:
+            node: A node's name, `gateway` or `scheduler`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -99,10 +113,15 @@ class Local:
         self._loop.run(self._core.kill(node))
 
     def restart(self, node: str) -> None:
-        """Kills a node's process and starts it again: it comes back without what it held in memory.
+        """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
+        it keeps on disk. The gateway and the scheduler come back at the address they had.
+
+        Args:
+            node: A node's name, `gateway` or `scheduler`.
 
         Raises:
             InvalidInputError: there is no node of this name.
+            TransportError: it does not come up again; the message quotes its log.
 
         Example:
             >>> mesh.local.restart("sat-2")
@@ -140,6 +159,40 @@ class Local:
             >>> mesh.local.restore("sat-1", "sat-2")
         """
         self._loop.run(self._core.restore(a, b, both_ways=both_ways))
+
+    def contact(self, a: str, b: str) -> Mapping[str, Any]:
+        """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
+
+        Args:
+            a: A node, `gateway`, `scheduler`, or a site of the plan.
+            b: Another one.
+
+        Returns:
+            `open`; `window` (what is open: start_s, end_s, latency_ms, rate_bps, ... or None), `next` (the next
+            window or None), `next_change_s` in mesh time and `next_change_in_s` in real seconds, `mesh_s`, `planned`
+            (False where the plan does not speak of the pair).
+
+        Raises:
+            InvalidInputError: there is no such place, or the mesh was made without `contacts`.
+
+        Example:
+            >>> mesh.local.contact("sat-1", "gateway")["open"]
+            True
+        """
+        return self._loop.run(self._core.contact(a, b))
+
+    def clock(self) -> MeshClock:
+        """The clock of this mesh, for which its contact plan is told.
+
+        Raises:
+            InvalidInputError: the mesh was made without `contacts`.
+
+        Example:
+            >>> clock = mesh.local.clock()
+            >>> clock.factor
+            60.0
+        """
+        return self._loop.run(self._core.clock())
 
     def stats(self) -> Mapping[str, Any]:
         """What the supervisor and the link emulator have counted.
@@ -338,6 +391,12 @@ class LocalEntry:
         nodes: int = 4,
         link: Link | None = None,
         *,
+        node_names: Sequence[str] | None = None,
+        contacts: ContactPlan | str | Path | None = None,
+        time_factor: float = 1.0,
+        start: float | datetime | None = None,
+        gateway_at: str | None = None,
+        outage: str = "cut",
         directory: str | Path | None = None,
         torch_threads: int = 1,
         timeout: float = CONTROL_DEADLINE_S,
@@ -349,6 +408,16 @@ class LocalEntry:
         Args:
             nodes: How many executors: satellites, and one ground node.
             link: What an emulator puts between every two of them; None joins them directly.
+            node_names: The executors' names, in place of sat-1, sat-2, ..., ground-1 and of `nodes`.
+            contacts: A contact plan, or the file that holds one: every link between nodes that it knows opens, closes,
+                and is late and thin as it says; nodes that have no contact in it have no way to each other.
+            time_factor: Mesh seconds per real second: at 60 an orbit of 95 minutes passes in 95 seconds. Latencies and
+                rates stay real.
+            start: The mesh time at the moment at which the mesh is up, as seconds since 1970 or a datetime; None takes
+                the beginning of the plan.
+            gateway_at: The node or site of the plan beside which gateway and scheduler stand; None takes ground-1, or
+                the last node where there is none.
+            outage: What the end of a contact does to connections: `cut` resets them, `hold` keeps them and all bytes.
             directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
             torch_threads: Threads that each executor computes with.
             timeout: How long a control call may take, in seconds.
@@ -356,9 +425,18 @@ class LocalEntry:
             on_progress: Called as its processes start.
 
         Raises:
-            InvalidInputError: a number is out of range.
+            InvalidInputError: a number is out of range, or the contact plan is wrong.
         """
-        target = local_target(nodes, link, directory, torch_threads, on_progress)
+        target = local_target(
+            nodes,
+            link,
+            directory,
+            torch_threads,
+            on_progress,
+            node_names=node_names,
+            sky=local_sky(contacts, time_factor, start, outage),
+            gateway_at=gateway_at,
+        )
         return Mesh(target, timeout=timeout, open_timeout=start_timeout)
 
 

@@ -8,12 +8,15 @@ import importlib.util
 import json
 import math
 import sys
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from orbitmesh._loop import ForkGuard
+from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.errors import DeadlineError, InvalidInputError, TransportError, error_for
 from orbitmesh.results import Link, LocalNode, OnProgress, Progress
 
@@ -33,6 +36,24 @@ NEEDED_MODULES = ("services.localmesh", "torch", "transformers")
 """What a local mesh needs beyond the base install."""
 
 
+OUTAGES = ("cut", "hold")
+"""What a closed window may do to connections."""
+
+
+@dataclass(frozen=True)
+class LocalSky:
+    """The contact plan that the links of a local mesh follow."""
+
+    contacts: ContactPlan | Path
+    """The plan, or the file that holds it."""
+    time_factor: float = 1.0
+    """Mesh seconds per real second."""
+    start_s: float | None = None
+    """The mesh time at which the mesh is launched; None: where the plan begins."""
+    outage: str = "cut"
+    """What a closed window does to connections: `cut` resets them, `hold` keeps them and every byte."""
+
+
 @dataclass(frozen=True)
 class LocalSpec:
     """What a local mesh is to be."""
@@ -45,9 +66,19 @@ class LocalSpec:
     """Where it keeps its state; None takes a temporary directory and removes it at the end."""
     torch_threads: int
     """Threads that each executor computes with."""
+    node_names: tuple[str, ...] | None = None
+    """The executors' names in place of sat-1, sat-2, ..., ground-1."""
+    sky: LocalSky | None = None
+    """The contact plan that links follow; None: links do not move."""
+    gateway_at: str | None = None
+    """Where gateway and scheduler stand; None takes ground-1, or the last node where there is none."""
 
-    def to_json(self) -> dict[str, object]:
-        """The spec as the supervisor reads it."""
+    def to_json(self, contacts: Path | None = None) -> dict[str, object]:
+        """The spec as the supervisor reads it.
+
+        Args:
+            contacts: The file that holds the contact plan.
+        """
         link = (
             None
             if self.link is None
@@ -58,15 +89,79 @@ class LocalSpec:
             "link": link,
             "directory": None if self.directory is None else str(self.directory),
             "torch_threads": self.torch_threads,
+            "node_names": None if self.node_names is None else list(self.node_names),
+            "gateway_at": self.gateway_at,
+            **self._sky_to_json(contacts),
         }
 
+    def _sky_to_json(self, contacts: Path | None) -> dict[str, object]:
+        if self.sky is None:
+            return {}
+        return {
+            "contacts": str(contacts),
+            "time_factor": self.sky.time_factor,
+            "contacts_start_s": self.sky.start_s,
+            "outage": self.sky.outage,
+        }
 
-def local_spec(nodes: int, link: Link | None, directory: str | Path | None, torch_threads: int) -> LocalSpec:
+    @contextlib.contextmanager
+    def contacts_file(self) -> Iterator[Path | None]:
+        """The file that holds the contact plan, for as long as the mesh starts: it then has a copy of its own."""
+        if self.sky is None or isinstance(self.sky.contacts, Path):
+            yield None if self.sky is None else self.sky.contacts  # type: ignore[misc] # narrowed by the line above
+            return
+        with tempfile.TemporaryDirectory(prefix="orbitmesh-plan-") as directory:
+            path = Path(directory) / "contacts.json"
+            path.write_text(self.sky.contacts.dump(), encoding="utf-8")
+            yield path
+
+
+def local_sky(
+    contacts: ContactPlan | str | Path | None, time_factor: float, start: float | datetime | None, outage: str
+) -> LocalSky | None:
+    """A checked sky; None where there is no plan.
+
+    Raises:
+        InvalidInputError: there is no such plan, a number is out of range, or there is no plan that it could be for.
+    """
+    if contacts is None:
+        if time_factor != 1.0 or start is not None or outage != "cut":
+            raise InvalidInputError(
+                "time_factor, start and outage are of a contact plan, and none was given; give contacts=..."
+            )
+        return None
+    if not 0 < time_factor < math.inf:
+        raise InvalidInputError(f"time_factor is {time_factor}; expected mesh seconds per real second, above 0")
+    if outage not in OUTAGES:
+        raise InvalidInputError(f"outage is {outage!r:.80}; expected one of {', '.join(OUTAGES)}")
+    plan = contacts if isinstance(contacts, ContactPlan) else Path(contacts).expanduser().absolute()
+    if isinstance(plan, Path):
+        ContactPlan.load(plan)
+    if isinstance(start, datetime):
+        start = (start if start.tzinfo else start.replace(tzinfo=UTC)).timestamp()
+    if start is not None and not 0 <= start < math.inf:
+        raise InvalidInputError(f"start is {start}; expected mesh time in seconds since 1970, or a datetime")
+    return LocalSky(plan, float(time_factor), start, outage)
+
+
+def local_spec(
+    nodes: int,
+    link: Link | None,
+    directory: str | Path | None,
+    torch_threads: int,
+    *,
+    node_names: Sequence[str] | None = None,
+    sky: LocalSky | None = None,
+    gateway_at: str | None = None,
+) -> LocalSpec:
     """A checked spec.
 
     Raises:
         InvalidInputError: a number is out of range.
     """
+    names = None if node_names is None else tuple(node_names)
+    if names is not None:
+        nodes = len(names)
     if not 1 <= nodes <= NODES_MAX:
         raise InvalidInputError(f"a local mesh of {nodes} nodes cannot be made; expected 1 to {NODES_MAX}")
     if torch_threads < 1:
@@ -74,7 +169,7 @@ def local_spec(nodes: int, link: Link | None, directory: str | Path | None, torc
     if link is not None and not (0 <= link.latency_ms < math.inf and 0 < link.rate_mbps < math.inf):
         raise InvalidInputError(f"{link} cannot be emulated; expected a latency from 0 and a rate above 0")
     place = None if directory is None else Path(directory).expanduser().absolute()
-    return LocalSpec(nodes=nodes, link=link, directory=place, torch_threads=torch_threads)
+    return LocalSpec(nodes, link, place, torch_threads, names, sky, gateway_at)
 
 
 def local_target(
@@ -83,13 +178,20 @@ def local_target(
     directory: str | Path | None,
     torch_threads: int,
     on_progress: OnProgress | None,
+    *,
+    node_names: Sequence[str] | None = None,
+    sky: LocalSky | None = None,
+    gateway_at: str | None = None,
 ) -> AsyncLocal:
     """A local mesh that is yet to start.
 
     Raises:
         InvalidInputError: a number is out of range.
     """
-    return AsyncLocal(local_spec(nodes, link, directory, torch_threads), on_progress)
+    spec = local_spec(
+        nodes, link, directory, torch_threads, node_names=node_names, sky=sky, gateway_at=gateway_at
+    )
+    return AsyncLocal(spec, on_progress)
 
 
 def check_can_run() -> None:
@@ -127,6 +229,7 @@ class AsyncLocal:
         self._process: asyncio.subprocess.Process | None = None
         self._complaints: asyncio.Task[str] | None = None
         self._ready: Mapping[str, Any] = {}
+        self._again: dict[str, Mapping[str, Any]] = {}  # what was started again: its process and address now
 
     @property
     def gateway(self) -> str:
@@ -179,7 +282,7 @@ class AsyncLocal:
         return self._process.pid if self._process is not None else 0
 
     def processes(self) -> dict[str, LocalNode]:
-        """The nodes' processes by name, as they were started.
+        """The nodes' processes by name, as they were started last.
 
         Example:
             >>> sorted(mesh.local.processes())
@@ -189,11 +292,27 @@ class AsyncLocal:
             name: LocalNode(
                 name=name, pid=int(facts["pid"]), address=str(facts["address"]), facts=dict(facts)
             )
-            for name, facts in self._ready.get("nodes", {}).items()
+            for name, started in self._ready.get("nodes", {}).items()
+            for facts in (self._again.get(name, started),)
+        }
+
+    def services(self) -> dict[str, int]:
+        """The processes of the gateway and the scheduler, as they were started last.
+
+        Example:
+            >>> sorted(mesh.local.services())
+            ['gateway', 'scheduler']
+        """
+        return {
+            name: int(self._again[name]["pid"]) if name in self._again else int(pid)
+            for name, pid in self._ready.get("services", {}).items()
         }
 
     async def kill(self, node: str) -> None:
-        """Kills a node's process with SIGKILL, as a failing machine would.
+        """Kills the process of a node, of the gateway or of the scheduler with SIGKILL, as a failing machine would.
+
+        Args:
+            node: A node's name, `gateway` or `scheduler`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -205,16 +324,21 @@ class AsyncLocal:
         await self._ask({"op": "kill", "node": node})
 
     async def restart(self, node: str) -> None:
-        """Kills a node's process and starts it again: it comes back without what it held in memory.
+        """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
+        it keeps on disk. The gateway and the scheduler come back at the address they had.
+
+        Args:
+            node: A node's name, `gateway` or `scheduler`.
 
         Raises:
             InvalidInputError: there is no node of this name.
+            TransportError: it does not come up again; the message quotes its log.
 
         Example:
             >>> await mesh.local.restart("sat-2")
         """
         self._check_node(node)
-        await self._ask({"op": "restart", "node": node})
+        self._again[node] = await self._ask({"op": "restart", "node": node})
 
     async def cut(self, a: str, b: str, *, both_ways: bool = True) -> None:
         """Cuts the link between two nodes: what is under way is lost and nothing passes until `restore`.
@@ -248,6 +372,42 @@ class AsyncLocal:
         """
         await self._ask_for_links("restore", a, b, both_ways)
 
+    async def contact(self, a: str, b: str) -> Mapping[str, Any]:
+        """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
+
+        Args:
+            a: A node, `gateway`, `scheduler`, or a site of the plan.
+            b: Another one.
+
+        Returns:
+            `open`; `window` (what is open: start_s, end_s, latency_ms, rate_bps, ... or None), `next` (the next
+            window or None), `next_change_s` in mesh time and `next_change_in_s` in real seconds, `mesh_s`, `planned`
+            (False where the plan does not speak of the pair).
+
+        Raises:
+            InvalidInputError: there is no such place, or the mesh was made without `contacts`.
+
+        Example:
+            >>> (await mesh.local.contact("sat-1", "gateway"))["open"]
+            True
+        """
+        answer = await self._ask({"op": "contact", "a": a, "b": b})
+        return dict(answer["contact"])
+
+    async def clock(self) -> MeshClock:
+        """The clock of this mesh, for which its contact plan is told.
+
+        Raises:
+            InvalidInputError: the mesh was made without `contacts`.
+
+        Example:
+            >>> clock = await mesh.local.clock()
+            >>> clock.factor
+            60.0
+        """
+        told = (await self._ask({"op": "clock"}))["clock"]
+        return MeshClock(told["origin_mesh_s"], told["origin_wall_s"], told["factor"])
+
     async def stats(self) -> Mapping[str, Any]:
         """What the supervisor and the link emulator have counted.
 
@@ -275,9 +435,10 @@ class AsyncLocal:
         )
         self._complaints = asyncio.create_task(_tail(self._process), name="localmesh-stderr")
         try:
-            async with asyncio.timeout(timeout):
-                await self._say(self._spec.to_json())
-                self._ready = await self._until_ready()
+            with self._spec.contacts_file() as contacts:
+                async with asyncio.timeout(timeout):
+                    await self._say(self._spec.to_json(contacts))
+                    self._ready = await self._until_ready()
         except TimeoutError:
             await self._stop()
             raise DeadlineError(
@@ -325,9 +486,9 @@ class AsyncLocal:
     async def _ask_for_links(self, op: str, a: str, b: str, both_ways: bool) -> None:
         self._check_node(a)
         self._check_node(b)
-        if self._spec.link is None:
+        if self._spec.link is None and self._spec.sky is None:
             raise InvalidInputError(
-                "this local mesh has no emulated links to cut; make it with link=Link(...)"
+                "this local mesh has no emulated links to cut; make it with link=Link(...) or contacts=..."
             )
         for one, other in ((a, b), (b, a)) if both_ways else ((a, b),):
             await self._ask({"op": op, "link": f"{one}>{other}"})
