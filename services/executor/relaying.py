@@ -79,6 +79,7 @@ class RelayTable:
         log: Where tunnels are told.
         tunnels_max: The most tunnels at a time.
         idle_s: How long a tunnel may carry nothing, in seconds.
+        drain_s: How long tunnels may go on once this node drains, in seconds.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class RelayTable:
         *,
         tunnels_max: int = TUNNELS_MAX,
         idle_s: float = IDLE_S,
+        drain_s: float = DRAIN_TUNNELS_S,
     ) -> None:
         self._name = name
         self._channels = channels
@@ -97,6 +99,7 @@ class RelayTable:
         self._log = log
         self._tunnels_max = tunnels_max
         self._idle_s = idle_s
+        self._drain_s = drain_s
         self._tunnels: set[Meter] = set()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -153,7 +156,7 @@ class RelayTable:
         """Takes no new tunnels, lets those there are go on for a little, then ends them with DRAINING."""
         self._draining = True
         try:
-            async with asyncio.timeout(DRAIN_TUNNELS_S):
+            async with asyncio.timeout(self._drain_s):
                 await self._empty.wait()
         except TimeoutError:
             for meter in self._tunnels:

@@ -1,9 +1,10 @@
 """The ends of a tunnel and the way between them: sockets, both sides of the RPC `Relay`, and the pump that joins two.
 
-Every end is read and written with plain bytes; `b""` stands for the end of one direction, the other may go on. A pump
-holds one piece per direction and reads the next one only when the receiving end took it, so a reader that stops also
-stops the sender, hop by hop: what is under way is bounded by the pieces, the windows of HTTP/2 and the kernel's
-buffers.
+Every end is read and written with plain bytes; `b""` stands for the end of one direction, the other may go on. In the
+RPC an empty message says it, both ways: a server cannot half-close a call, and cannot tell a client's half-close from
+a call that broke. A pump holds one piece per direction and reads the next one only when the receiving end took it, so a
+reader that stops also stops the sender, hop by hop: what is under way is bounded by the pieces, the windows of HTTP/2
+(which gRPC sizes by what the hop carries in a round trip) and the kernel's buffers.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ END_WAIT_S = 5.0
 """How long a tunnel whose two directions have ended waits for the far end to say so, in seconds."""
 
 _RESET = struct.pack("ii", 1, 0)
-_Broken = (grpc.aio.BaseError, asyncio.InvalidStateError)
+_Broken = (grpc.RpcError, grpc.aio.BaseError, asyncio.InvalidStateError)
 
 RelayCall: TypeAlias = "grpc.aio.StreamStreamCall[executor_pb2.RelayRequest, executor_pb2.RelayResponse]"
 Context: TypeAlias = "grpc.aio.ServicerContext[executor_pb2.RelayRequest, executor_pb2.RelayResponse]"
@@ -154,9 +155,9 @@ class CallEnd:
         if self._far_ended:
             return b""
         answer = await self._receive()
-        if answer is None or not answer.data:
-            self._far_ended = True  # an empty message is the far end's half-close: a server cannot half-close a call
-            return b""
+        if answer is None:
+            raise await self._status()
+        self._far_ended = not answer.data
         return bytes(answer.data)
 
     async def write(self, data: bytes) -> None:
@@ -164,12 +165,8 @@ class CallEnd:
         await self._send(executor_pb2.RelayRequest(data=data))
 
     async def finish(self) -> None:
-        """Half-closes the call."""
-        try:
-            await self._call.done_writing()
-        except (*_Broken, asyncio.CancelledError):
-            _raise_if_cancelled()
-            raise await self._status() from None
+        """Says that this direction has ended."""
+        await self._send(executor_pb2.RelayRequest())
 
     async def close(self) -> None:
         """Waits for the status, so that what is still under way is not cancelled."""
@@ -226,32 +223,34 @@ class ContextEnd:
     def __init__(self, context: Context, caller: str) -> None:
         self._context = context
         self._caller = caller
+        self._caller_ended = False
 
     async def read(self) -> bytes:
-        """The next bytes from the caller; messages without any are passed over."""
-        while True:
-            try:
-                message: Any = await self._context.read()
-            except _Broken as error:
-                raise self._broken(error) from None
-            if message is grpc.aio.EOF:
-                return b""
-            if message.path:
-                raise InvalidInputError("only a tunnel's first message carries its path; open another tunnel")
-            if len(message.data) > CHUNK_BYTES:
-                raise InvalidInputError(
-                    f"a message of a tunnel carries at most {CHUNK_BYTES} bytes, not {len(message.data)}; cut it",
-                    reason="LIMIT_EXCEEDED",
-                )
-            if message.data:
-                return bytes(message.data)
+        """The next bytes from the caller."""
+        if self._caller_ended:
+            return b""
+        try:
+            message: Any = await self._context.read()
+        except _Broken as error:
+            raise self._broken(str(error)) from None
+        if message is grpc.aio.EOF:
+            raise self._broken("it ended the call")  # which is also how a cancelled call looks at first
+        if message.path:
+            raise InvalidInputError("only a tunnel's first message carries its path; open another tunnel")
+        if len(message.data) > CHUNK_BYTES:
+            raise InvalidInputError(
+                f"a message of a tunnel carries at most {CHUNK_BYTES} bytes, not {len(message.data)}; cut it",
+                reason="LIMIT_EXCEEDED",
+            )
+        self._caller_ended = not message.data
+        return bytes(message.data)
 
     async def write(self, data: bytes) -> None:
         """Waits until gRPC took it, which flow control decides."""
         await self._send(executor_pb2.RelayResponse(data=data))
 
     async def finish(self) -> None:
-        """Says that this direction has ended, by an empty message."""
+        """Says that this direction has ended."""
         await self._send(executor_pb2.RelayResponse())
 
     async def close(self) -> None:
@@ -268,10 +267,10 @@ class ContextEnd:
         try:
             await self._context.write(message)
         except _Broken as error:
-            raise self._broken(error) from None
+            raise self._broken(str(error)) from None
 
-    def _broken(self, error: Exception) -> TransportError:
-        return TransportError(f"{self._caller} broke the tunnel ({error})", metadata={"hop": self._caller})
+    def _broken(self, why: str) -> TransportError:
+        return TransportError(f"{self._caller} broke the tunnel ({why})", metadata={"hop": self._caller})
 
 
 @dataclass(eq=False)
