@@ -82,6 +82,11 @@ def plan_links(records: Iterable[NodeRecord]) -> dict[tuple[str, str], PlanLink]
     }
 
 
+def down_links(records: Iterable[NodeRecord]) -> frozenset[tuple[str, str]]:
+    """The links whose last probes failed."""
+    return frozenset((record.name, link.peer) for record in records for link in record.measures.links if not link.up)
+
+
 def choose_nodes(up: list[NodeRecord], wanted: Iterable[str]) -> list[NodeRecord]:
     """The nodes to plan with.
 

@@ -27,6 +27,8 @@ class NodeRecord:
     """The same on the wall clock, in nanoseconds since 1970."""
     beats: int = 1
     """Heartbeats since it joined."""
+    lives: int = 1
+    """How many processes have spoken for it; each counts its heartbeats from one."""
 
 
 class Registry:
@@ -51,8 +53,11 @@ class Registry:
             self._forget(now_s)
             if len(self._nodes) >= NODES_MAX:
                 raise CapacityError(f"{NODES_MAX} nodes are registered, the most this scheduler takes")
-        beats = 1 if known is None or not self.is_member(known, now_s) else known.beats + 1
-        self._nodes[name] = NodeRecord(name, measures, now_s, now_ns, beats)
+        anew = known is None or 0 < measures.sequence <= known.measures.sequence
+        # A process that starts anew has forgotten its stages, however soon it came back.
+        beats = 1 if known is None or anew or not self.is_member(known, now_s) else known.beats + 1
+        lives = 1 if known is None else known.lives + anew
+        self._nodes[name] = NodeRecord(name, measures, now_s, now_ns, beats, lives)
         return self._nodes[name]
 
     def leave(self, name: str) -> None:

@@ -83,14 +83,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def Plan(self, request: scheduler_pb2.PlanRequest, context: Any) -> scheduler_pb2.PlanResponse:  # noqa: N802
         """Plans."""
-        found = await asyncio.to_thread(
-            self._deployments.plan,
-            request.manifest,
-            request.objective,
-            request.stages,
-            list(request.nodes),
-            request.kv_tokens,
-        )
+        found = await asyncio.to_thread(self._deployments.plan, request)
         return scheduler_pb2.PlanResponse(plan=found)
 
     async def CreateDeployment(  # noqa: N802
@@ -113,6 +106,20 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         """Gets one."""
         return scheduler_pb2.GetDeploymentResponse(deployment=self._deployments.message(request.name))
 
+    async def ReplaceStage(  # noqa: N802
+        self, request: scheduler_pb2.ReplaceStageRequest, context: Any
+    ) -> AsyncIterator[scheduler_pb2.ReplaceStageResponse]:
+        """Fills a place anew."""
+        async for answer in self._deployments.replace(request):
+            yield answer
+
+    async def WatchDeployments(  # noqa: N802
+        self, request: scheduler_pb2.WatchDeploymentsRequest, context: Any
+    ) -> AsyncIterator[scheduler_pb2.WatchDeploymentsResponse]:
+        """Tells of changes."""
+        async for answer in self._deployments.watch(frozenset(request.names), self._draining):
+            yield answer
+
     async def DeleteDeployment(  # noqa: N802
         self, request: scheduler_pb2.DeleteDeploymentRequest, context: Any
     ) -> scheduler_pb2.DeleteDeploymentResponse:
@@ -129,13 +136,14 @@ async def run(settings: SchedulerSettings) -> None:
     store = DeploymentStore(settings.state / "scheduler.sqlite")
     deployments = Deployments(registry, store, identities, ways_table(settings.peers), host.log)
     servicer = SchedulerServicer(registry, deployments, settings.heartbeat_s, host.draining, host.log)
+    host.on_drain(deployments.wake)
     host.add(SERVICE, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer)
     port = await host.start()
     host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
     try:
         async with asyncio.TaskGroup() as tasks:
-            repairing = tasks.create_task(deployments.repair())
+            upkeep = tasks.create_task(deployments.keep_up())
             await host.run_until_stopped()
-            repairing.cancel()
+            upkeep.cancel()
     finally:
         await deployments.close()
