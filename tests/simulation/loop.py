@@ -14,6 +14,10 @@ from tests.simulation.world import StandstillError
 T = TypeVar("T")
 
 
+TURNS_MAX = 100_000
+"""So many turns of the loop without time going on: something runs in circles."""
+
+
 class _Selector(selectors.SelectSelector):
     """Lets time pass where the loop would sleep; there is no real socket to look at."""
 
@@ -23,9 +27,11 @@ class _Selector(selectors.SelectSelector):
         self.turns = 0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.turns += 1
         if timeout is None:
             raise StandstillError(f"everything waits at {self.now_s:.6f} s and no timer runs")
+        self.turns = 0 if timeout > 0 else self.turns + 1
+        if self.turns > TURNS_MAX:
+            raise StandstillError(f"{TURNS_MAX} turns at {self.now_s:.6f} s and no time goes by")
         self.now_s += max(timeout, 0.0)
         return []
 

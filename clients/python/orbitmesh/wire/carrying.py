@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from orbitmesh.errors import InternalError, MeshError, TransportError
+from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.frames import malformed, parse_header, split_message
 from orbitmesh.wire.inbox import is_refusal
 from orbitmesh.wire.ledger import SealedFrame
@@ -55,9 +56,10 @@ class Carrier:
         self._detached.set()
         self._refused_number = -1
         self._refused_count = 0
+        self._asked_at = (0, 0)
         self.watchers = 0
         self.liveness = Liveness(
-            self._loop, silence_s, self._busy, self._progress, receiver.ask, self._give_up
+            self._loop, silence_s, self._busy, self._progress, self._ask, self._give_up
         )
 
     @property
@@ -119,6 +121,21 @@ class Carrier:
 
     def _progress(self) -> int:
         return self._sender.outbox.acknowledged + self._receiver.inbox.next_number
+
+    def _ask(self, number: int) -> None:
+        self._asked_at = number, self._sender.outbox.begun_number
+        self._receiver.ask(number)
+
+    def _answered(self, ack: wire_pb2.Ack) -> None:
+        """The order is kept on a connection: an answer shows what came of all that was written before the question.
+
+        Raises:
+            CutError: Less came.
+        """
+        number, begun = self._asked_at
+        if ack.pong == number and ack.next_number < begun:
+            raise CutError(TransportError(f"frame {ack.next_number} was lost on a connection that goes on"))
+        self.liveness.answered(ack.pong)
 
     def _give_up(self, silent_s: float) -> None:
         if self._writer is not None:
@@ -187,7 +204,7 @@ class Carrier:
             if parsed.ack.ping:
                 self._receiver.answer(parsed.ack.ping)
             if parsed.ack.pong:
-                self.liveness.answered(parsed.ack.pong)
+                self._answered(parsed.ack)
         elif parsed.HasField("accept") and not len(body) and not self.accepted:
             self.accepted = True
             self._sender.acknowledged(parsed.accept.next_number, parsed.accept.credit_limit_bytes)

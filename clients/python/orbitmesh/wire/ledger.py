@@ -80,6 +80,11 @@ class Outbox:
         return frame
 
     @property
+    def begun_number(self) -> int:
+        """The number of the first frame that this connection has not carried."""
+        return self.acknowledged + self._cursor
+
+    @property
     def idle(self) -> bool:
         """Whether this connection has carried every frame."""
         return self._cursor == len(self._frames)
