@@ -19,6 +19,7 @@ LICENCES = {
     "BSD-3-Clause": ("BSD-3-Clause", "3-Clause BSD"),
     "MIT": ("MIT",),
     "MPL-2.0": ("MPL-2.0",),
+    "PSF-2.0 style": ("Python Software Foundation License",),
 }
 """How packages themselves write the licences that the page names."""
 

@@ -1,0 +1,1 @@
+"""The constellation: which satellites, sites and links there are, and when the links are open."""
