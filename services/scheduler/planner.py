@@ -51,6 +51,7 @@ __all__ = [
     "PlanStage",
     "assess",
     "describe",
+    "find",
     "plan",
 ]
 
@@ -190,6 +191,29 @@ def plan(
             split = runner[0]
             runner = best_neighbour(costs, split, objective, fixed=stages is not None)
     return _assemble(costs, split, objective, runner[0] if runner else None, lower_s, proven)
+
+
+def find(
+    model: PlanModel,
+    nodes: Sequence[PlanNode],
+    links: Mapping[tuple[str, str], PlanLink | None],
+    *,
+    objective: Objective,
+    stages: int | None = None,
+) -> PlanAlternative | None:
+    """What `plan` would choose, without the reasons; None where nothing fits or the search ended without a plan.
+
+    Raises:
+        InvalidInputError: Malformed input.
+    """
+    costs = build(model, nodes, links)
+    if stages is not None and stages > min(costs.layers, len(costs.names)):
+        return None
+    split, _, _ = _latency(costs, stages) if objective is Objective.LATENCY else _throughput(costs, stages)
+    if split is None:
+        return None
+    bottleneck_s, token_s = _value(costs, split)
+    return PlanAlternative(tuple(costs.names[n] for n in split[0]), split[1], token_s, bottleneck_s)
 
 
 def assess(
