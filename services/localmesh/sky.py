@@ -137,7 +137,7 @@ class Sky:
                 f"{', '.join(sorted(self.plan.nodes)) or 'no contact at all'}; give node_names as the plan has them"
             )
         cut_off = [way.source for way in self.ways if way.target == "gateway" and way.kind == "never"]
-        if len(cut_off) == len(names):
+        if cut_off and len(cut_off) == len([name for name in names if name != home]):
             raise InvalidInputError(
                 f"no node of this mesh ({', '.join(names)}) ever meets {home}, where the gateway is; put the gateway "
                 "at a site that they see (gateway_at), or give another plan"

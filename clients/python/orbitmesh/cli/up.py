@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from orbitmesh.cli.state import (
     state_directory,
     write_state,
 )
-from orbitmesh.errors import DeadlineError, InternalError, InvalidInputError, TransportError
-from orbitmesh.local import LocalSpec, check_can_run, local_spec
+from orbitmesh.errors import DeadlineError, InternalError, InvalidInputError, MeshError, TransportError, error_for
+from orbitmesh.local import OUTAGES, LocalSpec, check_can_run, local_sky, local_spec
 from orbitmesh.results import Link, OnProgress, Progress
 
 ORDERS_NAME = "mesh.orders"
@@ -48,23 +49,58 @@ def register(subparsers: Subparsers) -> None:
         "up",
         run_up,
         summary="start a mesh on this machine, in the background; other commands then need no options",
-        examples="orbitmesh up\norbitmesh up --nodes 6 --latency-ms 20 --rate-mbps 100",
+        examples="orbitmesh up\norbitmesh up --nodes 6 --latency-ms 20 --rate-mbps 100\n"
+        "orbitmesh up --node sat-1 --node sat-2 --node oslo --gateway-at oslo --contacts plan.json --time-factor 60",
     )
     add_mesh_options(parser)
+    add_sky_options(parser)
     parser.add_argument("--directory", metavar="DIR", help="where it keeps its state")
-    add_command(
-        subparsers, "down", run_down, summary="stop the mesh that `up` started", examples="orbitmesh down"
-    )
+    add_command(subparsers, "down", run_down, summary="stop the mesh that `up` started", examples="orbitmesh down")
 
 
 def add_mesh_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what a local mesh is to be."""
-    parser.add_argument(
-        "--nodes", type=int, default=4, help="how many, the last one on the ground (default 4)"
-    )
+    parser.add_argument("--nodes", type=int, default=4, help="how many, the last one on the ground (default 4)")
     parser.add_argument("--latency-ms", type=float, help="emulated one-way latency between nodes")
     parser.add_argument("--rate-mbps", type=float, help="emulated rate between nodes, in megabits per second")
     parser.add_argument("--torch-threads", type=int, default=1, help="threads of each node (default 1)")
+
+
+def add_sky_options(parser: argparse.ArgumentParser) -> None:
+    """The options that put a local mesh under a contact plan."""
+    sky = parser.add_argument_group("a sky that moves")
+    sky.add_argument(
+        "--contacts", metavar="FILE", help="a contact plan (see `orbitmesh contacts`) that all links follow"
+    )
+    sky.add_argument(
+        "--time-factor", type=float, default=1.0, metavar="N", help="mesh seconds per real second (default 1)"
+    )
+    sky.add_argument(
+        "--contacts-start",
+        type=mesh_time,
+        metavar="TIME",
+        help="the mesh time at which the mesh is up, ISO 8601 or seconds since 1970 (default: the plan's start)",
+    )
+    sky.add_argument("--node", action="append", metavar="NAME", help="a node by its name in the plan, again for each")
+    sky.add_argument("--gateway-at", metavar="NAME", help="where the gateway stands (default ground-1)")
+    sky.add_argument(
+        "--outage", choices=OUTAGES, default="cut", help="what the end of a contact does to connections (default cut)"
+    )
+
+
+def mesh_time(text: str) -> float:
+    """A mesh time as people write it, in seconds since 1970; without a zone it is UTC."""
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.80} is no time; expected such as 2026-03-01T12:00:00Z, or seconds since 1970"
+        ) from None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
 
 
 def link_of(arguments: argparse.Namespace) -> Link | None:
@@ -84,12 +120,19 @@ def run_up(arguments: argparse.Namespace) -> int:
     known = read_state()
     if known is not None and is_running(known):
         raise InvalidInputError(
-            f"a mesh runs already (process {known.pid}, gateway {known.gateway}); stop it with `orbitmesh "
-            "down`",
+            f"a mesh runs already (process {known.pid}, gateway {known.gateway}); stop it with `orbitmesh down`",
             reason="ALREADY_EXISTS",
         )
     directory = arguments.directory or state_directory() / "mesh"
-    spec = local_spec(arguments.nodes, link_of(arguments), directory, arguments.torch_threads)
+    spec = local_spec(
+        arguments.nodes,
+        link_of(arguments),
+        directory,
+        arguments.torch_threads,
+        node_names=arguments.node,
+        sky=local_sky(arguments.contacts, arguments.time_factor, arguments.contacts_start, arguments.outage),
+        gateway_at=arguments.gateway_at,
+    )
     with output.progress() as on_progress:
         state = start_detached(spec, on_progress)
     output.document({"event": "up", "mesh": state})
@@ -141,8 +184,9 @@ def start_detached(spec: LocalSpec, on_progress: OnProgress) -> MeshState:
             start_new_session=True,
         )
         try:
-            os.write(pipe, json.dumps(spec.to_json()).encode() + b"\n")
-            ready = _until_ready(process, log, on_progress)
+            with spec.contacts_file() as contacts:
+                os.write(pipe, json.dumps(spec.to_json(contacts)).encode() + b"\n")
+                ready = _until_ready(process, log, on_progress)
             state = _state_of(process, ready)
             write_state(state)
         except BaseException:
@@ -191,10 +235,17 @@ def _until_ready(process: subprocess.Popen[bytes], log: Path, on_progress: OnPro
         if event.get("event") == "ready":
             return event
         if event.get("event") == "failed" or "error" in event:
-            raise TransportError(f"the mesh did not come up: {event.get('error') or event}")
+            raise _failure(event)
         subject = event.get("process") or event.get("node") or event.get("what") or "mesh"
         on_progress(Progress(phase=str(event.get("event", "starting")), subject=str(subject)))
     raise TransportError(f"the mesh ended while it started; the end of {log}:\n{_tail(log)}")
+
+
+def _failure(event: dict[str, Any]) -> MeshError:
+    error = event.get("error")
+    if isinstance(error, dict):
+        return error_for(str(error.get("reason")), f"the mesh did not come up: {error.get('message')}")
+    return TransportError(f"the mesh did not come up: {event}")
 
 
 def _lines(process: subprocess.Popen[bytes], log: Path) -> Iterator[bytes]:
