@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
 
-from gateway.breakdown import GenerationRecord, Step, steps_on_gateway_clock
+from gateway.ledger import GATEWAY, Step
+from gateway.record import GenerationRecord
+from gateway.ways import clock_slack_ns, executions
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import gateway_pb2
 
@@ -54,7 +57,7 @@ def spans(record: GenerationRecord, breakdown: gateway_pb2.Breakdown, gateway: s
     """The spans of one generation, the request's last."""
     root = _context(record, "request")
     children = list(_children(record, root))
-    end = record.ended_ns or max(record.arrived_ns, default=record.began_ns)
+    end = record.last_ns
     yield from children[:SPANS_MAX]
     yield _span(
         record,
@@ -78,48 +81,98 @@ def spans(record: GenerationRecord, breakdown: gateway_pb2.Breakdown, gateway: s
 
 def _children(record: GenerationRecord, root: SpanContext) -> Iterator[ReadableSpan]:
     if record.admitted_ns:
+        times = (record.began_ns, record.admitted_ns)
+        yield _span(record, "gateway.admit", _context(record, "admit"), root, times, GATEWAY)
+    for number, stall in enumerate(record.stalls):
         yield _span(
-            record, "gateway.admit", _context(record, "admit"), root, (record.began_ns, record.admitted_ns), "gateway"
+            record,
+            "generation.stall",
+            _context(record, f"stall {number}"),
+            root,
+            (stall.began_ns, stall.ended_ns),
+            GATEWAY,
+            attributes={"orbitmesh.stall": stall.what, "orbitmesh.detail": stall.detail},
         )
-    stages = steps_on_gateway_clock(record)
-    for index, steps in enumerate(stages):
-        node = record.nodes[index]
-        for position, step in sorted(steps.items()):
-            yield _span(
-                record,
-                "stage.step",
-                _context(record, f"step {index} {position}"),
-                root,
-                (step.received, step.ended),
-                node,
-                attributes={
-                    "orbitmesh.stage": index,
-                    "orbitmesh.position": position,
-                    "orbitmesh.open_us": (step.opened - step.received) / 1e3,
-                    "orbitmesh.queue_us": (step.started - step.opened) / 1e3,
-                    "orbitmesh.compute_us": (step.ended - step.started) / 1e3,
-                },
-            )
-            following = stages[index + 1].get(position) if index + 1 < len(stages) else None
-            if following is not None:
-                yield _transfer(record, root, (index, position), step, following)
+    ran = _runs(record)
+    for number, run in enumerate(ran):
+        yield _step(record, root, number, run)
+    for number, (sender, receiver) in enumerate(_sent(record, ran)):
+        yield _transfer(record, root, number, sender, receiver)
 
 
-def _transfer(
-    record: GenerationRecord, root: SpanContext, where: tuple[int, int], step: Step, following: Step
-) -> ReadableSpan:
-    index, position = where
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One step somewhere."""
+
+    stage: int
+    """The stage's place."""
+    node: str
+    """Where it ran."""
+    position: int
+    """The position of its last row."""
+    step: Step
+    """When, on the gateway's clock."""
+
+
+def _runs(record: GenerationRecord) -> list[_Run]:
+    """Every step of every stage on every node, by the stage's place, the position and the time."""
+    runs = [
+        _Run(index, node, position, step)
+        for (index, node), positions in executions(record).items()
+        for position, steps in positions.items()
+        for step in steps
+    ]
+    return sorted(runs, key=lambda run: (run.stage, run.position, run.step.received))
+
+
+def _sent(record: GenerationRecord, runs: list[_Run]) -> Iterator[tuple[_Run, _Run]]:
+    """Who sent each step's rows to it: the last one before it that had them. A journal sends without computing again,
+    so one step may have sent to several."""
+    slack_ns = clock_slack_ns(record, max([record.began_ns, *(run.step.ended for run in runs)]))
+    ran: dict[tuple[int, int], list[_Run]] = {}
+    for run in runs:
+        ran.setdefault((run.stage, run.position), []).append(run)
+    for run in runs:
+        senders = ran.get((run.stage - 1, run.position), [])
+        before = [sender for sender in senders if sender.step.ended <= run.step.received + slack_ns]
+        if before or len(senders) == 1:
+            yield (before or senders)[-1], run
+
+
+def _step(record: GenerationRecord, root: SpanContext, number: int, run: _Run) -> ReadableSpan:
+    step = run.step
+    return _span(
+        record,
+        "stage.step",
+        _context(record, f"step {number}"),
+        root,
+        (step.received, step.ended),
+        run.node,
+        attributes={
+            "orbitmesh.stage": run.stage,
+            "orbitmesh.position": run.position,
+            "orbitmesh.open_us": (step.opened - step.received) / 1e3,
+            "orbitmesh.queue_us": (step.started - step.opened) / 1e3,
+            "orbitmesh.compute_us": (step.ended - step.started) / 1e3,
+        },
+    )
+
+
+def _transfer(record: GenerationRecord, root: SpanContext, number: int, sender: _Run, receiver: _Run) -> ReadableSpan:
+    step, received = sender.step, receiver.step.received
+    # What was sent again from a journal left after the stall in which it was asked for.
+    left = max([step.ended, *(stall.ended_ns for stall in record.stalls if step.ended < stall.ended_ns <= received)])
     return _span(
         record,
         "transfer",
-        _context(record, f"transfer {index} {position}"),
+        _context(record, f"transfer {number}"),
         root,
-        (step.ended, max(step.ended, following.received)),
-        record.nodes[index],
+        (left, max(left, received)),
+        sender.node,
         SpanKind.PRODUCER,
         {
-            "orbitmesh.link": f"{record.nodes[index]}>{record.nodes[index + 1]}",
-            "orbitmesh.position": position,
+            "orbitmesh.link": f"{sender.node}>{receiver.node}",
+            "orbitmesh.position": receiver.position,
             "orbitmesh.codec_us": step.codec / 1e3,
             "orbitmesh.seal_us": step.seal / 1e3,
             "orbitmesh.credit_us": step.credit / 1e3,

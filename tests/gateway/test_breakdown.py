@@ -33,7 +33,7 @@ def make_record(
     names = tuple(f"node-{index}" for index in range(stages))
     offsets = [chance.randrange(-(10**10), 10**10) for _ in names]
     truth, now, prompt = Truth(), chance.randrange(10**12), 9
-    record = GenerationRecord("ab" * 16, "demo", names, prompt, began_ns=now, began_at_ns=0)
+    record = GenerationRecord("ab" * 16, "demo", [(0, names)], prompt, began_ns=now, began_at_ns=0)
     for name, offset in zip(names, offsets, strict=True):
         wrong = chance.randint(-clock_error_ns, clock_error_ns)
         trip = 2 * clock_error_ns + 1000
@@ -76,7 +76,7 @@ def make_record(
             source = name
     truth.add(f"{names[-1]}>gateway", "link", link_ns)
     record.ended_ns = record.arrived_ns[-1]
-    record.stages = dict(enumerate(columns))
+    record.stages = {(index, name): columns[index] for index, name in enumerate(names)}
     return record, truth
 
 
@@ -124,7 +124,7 @@ def test_the_sum_of_the_ring_links_does_not_depend_on_the_clocks(seed: int) -> N
 
 def test_waiting_for_own_earlier_chunks_counts_as_computing() -> None:
     """While the last chunk of a prompt waits for the chunks before it, the stage works on this very prompt."""
-    record = GenerationRecord("ab" * 16, "demo", ("a",), 512, began_ns=0, began_at_ns=0)
+    record = GenerationRecord("ab" * 16, "demo", [(0, ("a",))], 512, began_ns=0, began_at_ns=0)
     record.clocks["a"] = ClockReading(0, 0, 0)
     record.admitted_ns, record.fed_ns = 1, 2
     timings = executor_pb2.StageTimings(
@@ -132,7 +132,7 @@ def test_waiting_for_own_earlier_chunks_counts_as_computing() -> None:
         compute_ns=[100, 100],
         codec_ns=[0, 0], seal_ns=[0, 0], credit_ns=[0, 0], send_ns=[0, 0],
     )  # fmt: skip
-    record.stages[0] = timings
+    record.stages[0, "a"] = timings
     record.arrived_ns = [220]
     record.ended_ns = 220
     found = rows_of(breakdown(record))
@@ -143,7 +143,7 @@ def test_waiting_for_own_earlier_chunks_counts_as_computing() -> None:
 def test_a_stage_that_never_reported_leaves_its_time_unattributed_and_says_so() -> None:
     """Lost timings are not guessed: the whole is unattributed and marked incomplete."""
     record, _ = make_record(1, 3, tokens=4, link_ns=MS)
-    del record.stages[1]
+    del record.stages[1, "node-1"]
     message = breakdown(record)
     assert message.incomplete
     assert message.attributed == 0.0
