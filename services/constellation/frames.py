@@ -2,8 +2,8 @@
 
 SGP4 gives positions in TEME (true equator, mean equinox of date). The Earth-fixed frame here is TEME turned by
 Greenwich mean sidereal time (Vallado, Fundamentals of Astrodynamics, 4th ed., section 3.7.3 and algorithm 15; Vallado,
-Crawford, Hujsak, Kelso, Revisiting Spacetrack Report 3, AIAA 2006-6753, appendix C). Polar motion, at most 10 m on the ground, is
-left out. Lengths are metres, times mesh time in seconds since 1970-01-01 UTC.
+Crawford, Hujsak, Kelso, Revisiting Spacetrack Report 3, AIAA 2006-6753, appendix C). Polar motion, at most 10 m on the
+ground, is left out. Lengths are metres, times mesh time in seconds since 1970-01-01 UTC.
 """
 
 from __future__ import annotations

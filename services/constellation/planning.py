@@ -41,7 +41,7 @@ def plan_contacts(
     end_s: float | None = None,
     between: tuple[str, str] | None = None,
 ) -> ContactPlan:
-    """All contacts of a scenario within a span.
+    """All contacts of a scenario within a span. A link that is open when the span begins has been acquired before.
 
     Args:
         scenario: What there is.
@@ -153,7 +153,8 @@ class _Planner:
             distances, seen.start_s, seen.end_s, self._scenario.latency_tolerance_s, RADIO_SAMPLE_S
         )
         return [
-            Contact(source, target, seen.start_s, seen.end_s, rate_bps, curve, "radio", rule.acquisition_s,
+            Contact(source, target, seen.start_s, seen.end_s, rate_bps, curve, "radio",
+                    0.0 if seen.truncated_start else rule.acquisition_s,
                     min(seen.max_elevation_deg, 90.0), seen.truncated_start, seen.truncated_end)
             for source, target, rate_bps in ((satellite, site, rule.down_bps), (site, satellite, rule.up_bps))
         ]  # fmt: skip
@@ -172,7 +173,8 @@ class _Planner:
                 seen.start_s, seen.end_s, self._scenario.latency_tolerance_s, LASER_SAMPLE_S,
             )  # fmt: skip
             contacts += [
-                Contact(source, target, seen.start_s, seen.end_s, rule.rate_bps, curve, "laser", rule.acquisition_s,
+                Contact(source, target, seen.start_s, seen.end_s, rule.rate_bps, curve, "laser",
+                        0.0 if seen.truncated_start else rule.acquisition_s,
                         None, seen.truncated_start, seen.truncated_end)
                 for source, target in (pairs[seen.pair], pairs[seen.pair][::-1])
             ]  # fmt: skip

@@ -57,6 +57,7 @@ ALLOWED: Table = MappingProxyType(
         "/orbitmesh.v1.ExecutorService/Relay": _MESH,
         "/orbitmesh.v1.ExecutorService/Exchange": frozenset({Role.GATEWAY, Role.EXECUTOR}),
         "/orbitmesh.v1.ExecutorService/Probe": _MESH,
+        "/orbitmesh.v1.ConstellationService/*": _EVERYBODY,
         "/orbitmesh.v1.GatewayService/*": _USERS,
         "/orbitmesh.v1.PackService/CreatePack": _USERS,
         "/orbitmesh.v1.PackService/ListPacks": _USERS | _SCHEDULER,

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from orbitmesh.cli import bench, demo, deploy, explain, generate, model, pki, status, up
+from orbitmesh.cli import bench, contacts, demo, deploy, explain, generate, model, pki, status, up
 from orbitmesh.cli.output import FAILED, INTERRUPTED, USAGE, Output
 from orbitmesh.errors import InvalidInputError, MeshError
 
@@ -51,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for module in (demo, up, status, deploy, generate, explain, model, pki, bench):
+    for module in (demo, up, status, deploy, generate, explain, contacts, model, pki, bench):
         module.register(subparsers)
     return parser
 
