@@ -1,6 +1,6 @@
 """How exact the link emulator is: round trips, rates, and what a gRPC stream gets out of it.
 
-    python bench/links.py [--json] [--seconds 1.0] [--trips 100] [--rounds 5]
+    python bench/links.py [--json] [--seconds 1.0] [--trips 100] [--rounds 5] [--windows 10]
 
 Three real processes: this one, the emulator, and a server. Cases run interleaved, `--rounds` times.
 
@@ -9,6 +9,11 @@ Three real processes: this one, the emulator, and a server. Cases run interleave
   delays the measurement little; `--ordinary` leaves that out (the emulator asks for it either way).
 - A rate is the bytes received between the first and the last read of the measured window, over that time.
 - The gRPC case streams messages of 1 MiB over TLS through 20 ms and 100 Mbit/s each way.
+- A pass of a satellite at 60x: each round trip against what the contact plan says for the moments at which its two
+  halves began. Windows at 60x: when the first connection was accepted, when the first byte was back, and when the
+  connection was reset, against the plan. Errors are real milliseconds.
+
+It ends with the goals and whether they were met: round trip median 0.5 ms and p99 2 ms, rates within 2 %.
 
 `--json` writes `bench/results/links.json` too.
 """
@@ -32,6 +37,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 
 import grpc
 import psutil
@@ -40,9 +46,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "clients" / "python")]
+sys.path[:0] = [str(ROOT), str(ROOT / "clients" / "python"), str(ROOT / "bench")]
 
-from services.links import LinksProcess, RelaySpec, Shape  # noqa: E402 - the paths come first
+from _links_sky import FACTOR, Spread, measure_sky  # noqa: E402 - the paths come first
+
+from services.links import LinksProcess, RelaySpec, Shape  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "links.json"
 LATENCIES_MS = (0.0, 5.0, 20.0, 100.0)
@@ -55,7 +63,12 @@ GRPC_SHAPE = Shape(latency_ms=20.0, rate_bps=1e8)
 GRPC_MESSAGE_BYTES = 1 << 20
 GRPC_METHOD = "/bench/Flood"
 HOST_NAME = "localhost"
+GOAL_MEDIAN_MS = 0.5
+GOAL_P99_MS = 2.0
+GOAL_RATE_PERCENT = 2.0
 ORDINARY = "--ordinary"
+
+T = TypeVar("T")
 
 
 def _serve() -> None:
@@ -130,8 +143,9 @@ def _prefer(ordinary: bool) -> bool:
 
 def _echo(sock: socket.socket) -> None:
     _prefer(ORDINARY in sys.argv)
-    while data := sock.recv(READ_BYTES):
-        sock.sendall(data)
+    with sock, contextlib.suppress(ConnectionError):  # a window that closes resets it
+        while data := sock.recv(READ_BYTES):
+            sock.sendall(data)
 
 
 def _flood(sock: socket.socket) -> None:
@@ -146,7 +160,6 @@ def _flood(sock: socket.socket) -> None:
 def _round_trips_ms(address: str, trips: int) -> list[float]:
     host, port = address.rsplit(":", 1)
     times = []
-    _prefer(ORDINARY in sys.argv)
     with socket.create_connection((host, int(port))) as sock:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         for trip in range(trips + 3):
@@ -180,10 +193,15 @@ def _percentile(values: Sequence[float], share: float) -> float:
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
-async def _in_thread(measure: Callable[[str, int], list[float]], address: str, trips: int) -> list[float]:
+async def _in_thread(measure: Callable[..., T], *arguments: object) -> T:
     """Run in a thread that ends, and with it its priority."""
+
+    def preferred() -> T:
+        _prefer(ORDINARY in sys.argv)
+        return measure(*arguments)
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        return await asyncio.get_running_loop().run_in_executor(pool, measure, address, trips)
+        return await asyncio.get_running_loop().run_in_executor(pool, preferred)
 
 
 async def _measure(arguments: argparse.Namespace) -> dict[str, object]:
@@ -204,6 +222,7 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, object]:
     cpu_s: dict[float, float] = dict.fromkeys(RATES_BPS, 0.0)
     bare: list[float] = []
     streams: list[float] = []
+    sky: dict[str, list[float]] = {}
     async with await LinksProcess.start() as links:
         emulator = psutil.Process(links.pid)
         late = {ms: await links.add(_spec(f"late-{ms}", echo_port, Shape(ms))) for ms in LATENCIES_MS}
@@ -222,10 +241,30 @@ async def _measure(arguments: argparse.Namespace) -> dict[str, object]:
                 after = emulator.cpu_times()
                 cpu_s[bps] += after.user + after.system - before.user - before.system
             streams.append(await asyncio.to_thread(_grpc_bps, far, certificate, arguments.seconds))
+            found = await measure_sky(links, echo_port, base_ms, arguments.windows, _in_thread)
+            for name, values in found.items():
+                sky.setdefault(name, []).extend(values)
     server.stdin.close()
     await server.wait()
+    medians = [statistics.median(found) for found in errors.values()]
+    tails = [_percentile(found, 0.99) for found in errors.values()]
+    rate_percent = max(abs(rate / bps - 1) for bps, found in rates.items() for rate in found) * 100
     measured_s = arguments.rounds * (arguments.seconds + SETTLE_S)
     return {
+        "goals": {
+            "round_trip_median_ms": {
+                "goal": GOAL_MEDIAN_MS,
+                "worst": max(medians),
+                "met": max(medians) <= GOAL_MEDIAN_MS,
+            },
+            "round_trip_p99_ms": {"goal": GOAL_P99_MS, "worst": max(tails), "met": max(tails) <= GOAL_P99_MS},
+            "rate_percent": {
+                "goal": GOAL_RATE_PERCENT,
+                "worst": rate_percent,
+                "met": rate_percent <= GOAL_RATE_PERCENT,
+            },
+        },
+        "contact_plan": {"factor": FACTOR, **{name: Spread(values).report() for name, values in sky.items()}},
         "bare_round_trip_ms": {"median": statistics.median(bare), "p99": _percentile(bare, 0.99)},
         "grpc_tls_stream": {
             "latency_ms": GRPC_SHAPE.latency_ms,
@@ -278,9 +317,7 @@ def _machine(ordinary: bool) -> dict[str, object]:
         ),
         platform.processor(),
     )
-    commit = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     return {
         "cpu": model,
         "cores": os.cpu_count(),
@@ -300,6 +337,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=1.0, help="length of one rate measurement")
     parser.add_argument("--trips", type=int, default=100, help="round trips per latency and round")
     parser.add_argument("--rounds", type=int, default=5, help="how often each case runs, in turns")
+    parser.add_argument("--windows", type=int, default=10, help="windows that open and close in each round")
     parser.add_argument(ORDINARY, action="store_true", help="do not ask for real-time priority")
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
