@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from orbitmesh.errors import MeshError, NodeLostError, TransportError
+from orbitmesh.errors import MeshError, TransportError
 from orbitmesh.wire.acceptor import SessionAcceptor
 from orbitmesh.wire.frames import parse_header, split_message
 from orbitmesh.wire.records import CutError

@@ -17,8 +17,9 @@ from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.acceptor import SessionAcceptor
 from orbitmesh.wire.carrying import REFUSALS
 from orbitmesh.wire.dialler import Dialler
-from orbitmesh.wire.frames import parse_header, split_message
+from orbitmesh.wire.frames import FRAME_CREDIT_BYTES, parse_header, split_message
 from orbitmesh.wire.records import SessionEndError
+from orbitmesh.wire.seal import TAG_BYTES
 from orbitmesh.wire.session import Session
 from tests.wire.memory_wire import Faults, Network, Pipe
 from tests.wire.virtual_time import simulate
@@ -168,6 +169,7 @@ def test_random_cuts_do_happen(mesh: Mesh) -> None:
 
 async def test_a_sender_waits_for_a_receiver_that_does_not_take(mesh: Mesh) -> None:
     """What waits at either end is bounded by the window; once the receiver takes, everything arrives."""
+    fits = WINDOW // (60_000 + TAG_BYTES + FRAME_CREDIT_BYTES)
     go = asyncio.Event()
     taken: list[int] = []
 
@@ -177,17 +179,17 @@ async def test_a_sender_waits_for_a_receiver_that_does_not_take(mesh: Mesh) -> N
             taken.append(len(received.data))
 
     async with connected(mesh, on_session) as world:
-        sending = [asyncio.ensure_future(world.session.send(blob(n), bytes(100_000))) for n in range(40)]
-        await settled(lambda: sum(each.done() for each in sending) >= 20)
+        sending = [asyncio.ensure_future(world.session.send(blob(n), bytes(60_000))) for n in range(60)]
+        await settled(lambda: sum(each.done() for each in sending) >= fits)
         for _ in range(200):
             await asyncio.sleep(0)
         receiver = world.acceptor.sessions[0]
         assert receiver.stats.received_bytes <= WINDOW
         assert world.session.stats.sent_bytes <= WINDOW
-        assert sum(each.done() for each in sending) == 20
+        assert sum(each.done() for each in sending) == fits
         go.set()
         reports = await asyncio.gather(*sending)
-        await settled(lambda: len(taken) == 40)
+        await settled(lambda: len(taken) == 60)
         assert max(report.credit_ns for report in reports) > 0
 
 

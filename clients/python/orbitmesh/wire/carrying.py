@@ -10,8 +10,9 @@ from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.frames import malformed, parse_header, split_message
 from orbitmesh.wire.inbox import is_refusal
 from orbitmesh.wire.ledger import SealedFrame
-from orbitmesh.wire.liveness import SILENCE_S, Liveness
-from orbitmesh.wire.receiving import Receiver
+from orbitmesh.wire.liveness import QUESTIONS_KEPT, SILENCE_S, Liveness
+from orbitmesh.wire.pacing import COUNTED_FROM_BYTES
+from orbitmesh.wire.receiving import ACK_DELAY_S, Receiver
 from orbitmesh.wire.records import CutError, RefusedError, SilentError, Wire
 from orbitmesh.wire.sending import Sender
 from orbitmesh.wire.writing import Writer
@@ -56,7 +57,7 @@ class Carrier:
         self._detached.set()
         self._refused_number = -1
         self._refused_count = 0
-        self._asked_at = (0, 0)
+        self._begun: dict[int, int] = {}
         self.watchers = 0
         self.liveness = Liveness(
             self._loop, silence_s, self._busy, self._progress, self._ask, self._give_up
@@ -86,6 +87,7 @@ class Carrier:
         """Reads and writes on a connection until it ends; gives why, None where both ends were done."""
         self._detached.clear()
         self.refusal = None
+        self._begun.clear()
         writer = Writer(wire, self, self._loop)
         reader = self._loop.create_task(self._read(wire))
         self._attach(reader, writer)
@@ -123,7 +125,9 @@ class Carrier:
         return self._sender.outbox.acknowledged + self._receiver.inbox.next_number
 
     def _ask(self, number: int) -> None:
-        self._asked_at = number, self._sender.outbox.begun_number
+        self._begun[number] = self._sender.outbox.begun_number
+        if len(self._begun) > QUESTIONS_KEPT:
+            del self._begun[min(self._begun)]
         self._receiver.ask(number)
 
     def _answered(self, ack: wire_pb2.Ack) -> None:
@@ -132,8 +136,9 @@ class Carrier:
         Raises:
             CutError: Less came.
         """
-        number, begun = self._asked_at
-        if ack.pong == number and ack.next_number < begun:
+        begun = self._begun.get(ack.pong, 0)
+        self._begun = {number: each for number, each in self._begun.items() if number > ack.pong}
+        if ack.next_number < begun:
             raise CutError(TransportError(f"frame {ack.next_number} was lost on a connection that goes on"))
         self.liveness.answered(ack.pong)
 
@@ -155,6 +160,8 @@ class Carrier:
             return None
         if self.liveness.idle:
             self.liveness.wake()
+        if len(frame.message) >= COUNTED_FROM_BYTES:
+            frame.written_s = self._loop.time()
         return frame.message
 
     def written(self) -> None:
@@ -200,7 +207,8 @@ class Carrier:
             if self.liveness.idle:
                 self.liveness.wake()
         elif parsed.HasField("ack") and not len(body):
-            self._sender.acknowledged(parsed.ack.next_number, parsed.ack.credit_limit_bytes)
+            delay_s = self.liveness.round_trip_s + ACK_DELAY_S
+            self._sender.acknowledged(parsed.ack.next_number, parsed.ack.credit_limit_bytes, delay_s)
             if parsed.ack.ping:
                 self._receiver.answer(parsed.ack.ping)
             if parsed.ack.pong:

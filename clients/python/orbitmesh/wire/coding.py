@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from orbitmesh.errors import InvalidInputError
@@ -39,26 +40,28 @@ class Threads:
 class Coder:
     """Codes the frames of one transfer in threads, a few ahead, in order."""
 
-    def __init__(self, pool: ThreadPoolExecutor, chunks: list[memoryview], codec: int, dtype: int) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, chunks: Iterator[memoryview], codec: int, dtype: int) -> None:
         self._pool = pool
-        self._chunks = iter(chunks)
+        self._chunks = chunks
         self._codec = codec
         self._dtype = dtype
-        self._ahead: deque[asyncio.Future[tuple[bytes, int]]] = deque()
+        self._ahead: deque[tuple[asyncio.Future[tuple[bytes, int]], int]] = deque()
         self.work_ns = 0
 
-    async def next(self) -> bytes:
-        """The next frame's payload."""
+    async def next(self) -> tuple[bytes, int]:
+        """The next frame's payload and how many raw bytes it holds."""
         loop = asyncio.get_running_loop()
         while len(self._ahead) < CODES_AHEAD and (chunk := next(self._chunks, None)) is not None:
-            self._ahead.append(loop.run_in_executor(self._pool, encode_frame, self._codec, chunk, self._dtype))
-        payload, work_ns = await self._ahead.popleft()
+            work = loop.run_in_executor(self._pool, encode_frame, self._codec, chunk, self._dtype)
+            self._ahead.append((work, len(chunk)))
+        coded, size = self._ahead.popleft()
+        payload, work_ns = await coded
         self.work_ns += work_ns
-        return payload
+        return payload, size
 
     def cancel(self) -> None:
         """Forgets what is being coded."""
-        for each in self._ahead:
+        for each, _ in self._ahead:
             each.cancel()
 
 

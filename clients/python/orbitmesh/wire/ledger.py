@@ -32,6 +32,9 @@ class SealedFrame:
     taken: bool = False
     """Whether the transport took it."""
 
+    written_s: float = 0.0
+    """When it began to be written last, by the event loop's clock; only where it is large."""
+
     def tell(self) -> None:
         """The transport took the frame: its sender need not wait any more."""
         self.taken = True
@@ -106,8 +109,11 @@ class Outbox:
         """The frames whose senders wait for the transport."""
         return [frame for frame in self._frames if frame.handed is not None and not frame.handed.done()]
 
-    def acknowledge(self, next_number: int, credit_limit: int) -> None:
+    def acknowledge(self, next_number: int, credit_limit: int) -> tuple[int, float]:
         """Lets go of every frame below `next_number`.
+
+        Returns:
+            How many bytes of large frames that is, and when the first of them began to be written.
 
         Raises:
             SealError: A frame is acknowledged that was never sent, or credit is taken back (FRAME_MALFORMED).
@@ -115,12 +121,18 @@ class Outbox:
         if next_number > self.next_number:
             raise malformed(f"frame {next_number - 1} is acknowledged and only {self.next_number} were sent")
         self.credit_limit = max(self.credit_limit, credit_limit)
+        large_bytes, written_s = 0, 0.0
         while self.acknowledged < next_number:
             # It may have arrived although the connection broke while it was being written.
-            self._frames.popleft().tell()
+            frame = self._frames.popleft()
+            frame.tell()
+            if frame.written_s:
+                written_s = written_s if large_bytes else frame.written_s
+                large_bytes += len(frame.message)
             self.acknowledged += 1
             self._cursor -= 1
         self._cursor = max(self._cursor, 0)
+        return large_bytes, written_s
 
     def rewind(self, next_number: int) -> None:
         """Starts a new connection at `next_number`, the first frame that the other end does not have.

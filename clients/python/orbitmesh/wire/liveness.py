@@ -43,11 +43,14 @@ LEARNED_FADE_S = 30.0
 ROUND_TRIP_SAMPLES = 4
 """The round trip is the shortest of so many: one that waited behind a burst says nothing of the link."""
 
-SAMPLE_S = 2.0
+SAMPLE_S = 5.0
 """How often a session in use measures it, also where it hears enough, in seconds."""
 
 UNANSWERED_MAX = 8
 """How often a peer that never answers is asked on one connection: it runs an older version."""
+
+QUESTIONS_KEPT = 16
+"""How many questions without an answer are remembered."""
 
 _ROUNDING_S = 1e-6
 
@@ -234,4 +237,6 @@ class Liveness:
     def _question(self, now: float) -> None:
         self._number += 1
         self._asked[self._number] = self._asked_s = now
+        if len(self._asked) > QUESTIONS_KEPT:
+            del self._asked[min(self._asked)]
         self._ask(self._number)

@@ -22,6 +22,9 @@ DECODES_WAITING = 4
 ACK_FRAMES = 256
 """After so many frames they are acknowledged at once: each acknowledgement costs both ends as much as a small frame."""
 
+ACK_FIRST_FRAMES = 16
+"""So many frames of a session are acknowledged at once each: they show its sender what the link carries."""
+
 ACK_CREDIT_PARTS = 4
 """After this part of the window they are acknowledged at once: large frames must not wait for credit."""
 
@@ -206,7 +209,8 @@ class Receiver:
         inbox = self.inbox
         frames = inbox.next_number - self._acked_number
         credit = inbox.credit_limit - self._acked_limit
-        if frames >= ACK_FRAMES or credit >= self._ack_credit:
+        first = frames and inbox.next_number <= ACK_FIRST_FRAMES
+        if first or frames >= ACK_FRAMES or credit >= self._ack_credit:
             self._ack_now()
         elif self._ack_timer is None and (frames or credit):
             self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._ack_now)

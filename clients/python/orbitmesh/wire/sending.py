@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from orbitmesh.errors import MeshError
@@ -23,6 +23,7 @@ from orbitmesh.wire.frames import (
 )
 from orbitmesh.wire.inbox import PARTIAL_TRANSFERS
 from orbitmesh.wire.ledger import Outbox, SealedFrame
+from orbitmesh.wire.pacing import Pace
 from orbitmesh.wire.records import SendReport, SessionStats
 from orbitmesh.wire.seal import TAG_BYTES, DirectionKeys, TransferCipher
 from orbitmesh.wire.tensors import Buffer
@@ -50,6 +51,7 @@ class Sender:
 
     def __init__(self, keys: DirectionKeys, window: int, stats: SessionStats, threads: Threads) -> None:
         self.outbox = Outbox(window)
+        self.pace = Pace()
         self.writer: Writer | None = None
         self._keys = keys
         self._stats = stats
@@ -114,14 +116,19 @@ class Sender:
     async def _send_frames(
         self, info: wire_pb2.TransferInfo, data: memoryview, codec: int, started: int
     ) -> SendReport:
-        chunks = [data[at : at + FRAME_BODY_BYTES] for at in range(0, len(data), FRAME_BODY_BYTES)]
+        chunks = self._chunks(data)
         coder = Coder(self._threads.get(), chunks, codec, info.tensor.dtype) if codec != RAW else None
         transfer, cipher = -1, None
-        sealed = seal_ns = credit_ns = wire_bytes = 0
+        sealed = done = seal_ns = credit_ns = wire_bytes = 0
         handed: deque[asyncio.Future[None]] = deque()
         try:
-            for chunk in chunks:
-                payload: Buffer = chunk if coder is None else await coder.next()
+            while done < len(data):
+                payload: Buffer
+                if coder is None:
+                    payload = next(chunks)
+                    size = len(payload)
+                else:
+                    payload, size = await coder.next()
                 while len(handed) >= WRITES_AHEAD:
                     await handed.popleft()
                 cost = cost_of(len(payload) + TAG_BYTES)
@@ -133,15 +140,16 @@ class Sender:
                 if cipher is None:
                     transfer = self._next_transfer
                     cipher = self._next_cipher()
-                last = sealed + 1 == len(chunks)
+                last = done + size == len(data)
                 about = b"" if sealed else info.SerializeToString()
                 total = 0 if sealed or last else len(data)
                 number = self.outbox.next_number
-                header = data_header(number, transfer, sealed, last, codec, len(chunk), about, total)
+                header = data_header(number, transfer, sealed, last, codec, size, about, total)
                 message = self._seal_large(cipher, sealed, last, header, payload)
                 seal_ns += time.monotonic_ns() - sealing
                 wire_bytes += len(message)
                 sealed += 1
+                done += size
                 handed.append(self._handing(self._enqueue(message, cost)))
             while handed:
                 await handed.popleft()
@@ -151,12 +159,20 @@ class Sender:
                 coder.cancel()
             for each in handed:
                 each.cancel()
-            if cipher is not None and sealed < len(chunks):
+            if cipher is not None and done < len(data):
                 self._abandon(transfer, sealed, cipher)
             raise
         codec_ns = 0 if coder is None else coder.work_ns
         total_ns = time.monotonic_ns() - started
-        return SendReport(len(data), wire_bytes, len(chunks), codec_ns, seal_ns, credit_ns, total_ns)
+        return SendReport(len(data), wire_bytes, sealed, codec_ns, seal_ns, credit_ns, total_ns)
+
+    def _chunks(self, data: memoryview) -> Iterator[memoryview]:
+        """The raw bytes of each frame, as large as the link allows when its turn comes."""
+        at = 0
+        while at < len(data):
+            stop = at + self.pace.frame_bytes
+            yield data[at:stop]
+            at = stop
 
     def _seal_large(
         self, cipher: TransferCipher, index: int, last: bool, header: bytes, payload: Buffer
@@ -288,13 +304,21 @@ class Sender:
             self._open_bytes -= size
             self._send_slot.notify_all()
 
-    def acknowledged(self, next_number: int, credit_limit: int) -> None:
+    def acknowledged(self, next_number: int, credit_limit: int, delay_s: float | None = None) -> None:
         """The other end has every frame below `next_number` and gives credit up to a limit.
+
+        Args:
+            next_number: As it says.
+            credit_limit: In bytes.
+            delay_s: The round trip and the longest wait before an acknowledgement; None where this one says nothing of
+                the rate.
 
         Raises:
             SealError: It acknowledges what was never sent (FRAME_MALFORMED).
         """
-        self.outbox.acknowledge(next_number, credit_limit)
+        large_bytes, written_s = self.outbox.acknowledge(next_number, credit_limit)
+        if large_bytes and delay_s is not None:
+            self.pace.acknowledged(large_bytes, written_s, self._loop.time(), delay_s)
         self._grant_credit()
         if self._flushes:
             reached = self.outbox.acknowledged
