@@ -7,6 +7,7 @@ until it can, unless one of the two ends is killed. One that does not is like a 
 from __future__ import annotations
 
 import functools
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +122,8 @@ class _Way:
     resets: int = 0
     last_s: float = 0.0
     held: list[Any] = field(default_factory=list)
+    flying: deque[tuple[Timer, Any, int]] = field(default_factory=deque)
+    """Of a holding way: what is under way, in order."""
 
 
 def _is_still_closed(way: _Way, closure: int) -> bool:
@@ -221,6 +224,7 @@ class Network:
         for way in (self.way(one, two), self.way(two, one)):
             way.resets += 1
             way.held.clear()
+            way.flying.clear()
 
     # --- ways
     # --------------------------------------------------------------------------------------------------------
@@ -245,6 +249,12 @@ class Network:
             way.closed += 1
             if way.closed == 1:
                 way.closures += 1
+                # What is under way waits before what is sent from now on, whatever is left of its delay.
+                for timer, message, life in way.flying:
+                    if timer.pending:
+                        timer.cancel()
+                        way.held.append((message, life))
+                way.flying.clear()
                 still = functools.partial(_is_still_closed, way, way.closures)
                 self._unreachable(source, target, still)
                 self._unreachable(target, source, still)
@@ -306,7 +316,11 @@ class Network:
                 when_s = way.last_s = max(when_s, way.last_s)
             elif world.chance(faults.reorder):
                 when_s += faults.reorder_s * world.random.random()
-            world.at(when_s, self._arrive, source, target, way, message, life, way.resets)
+            timer = world.at(when_s, self._arrive, source, target, way, message, life, way.resets)
+            if faults.holds:
+                while way.flying and not way.flying[0][0].pending:
+                    way.flying.popleft()
+                way.flying.append((timer, message, life))
 
     def _arrive(self, source: str, target: str, way: _Way, message: Any, life: int, resets: int) -> None:
         endpoint = self._endpoints.get(target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +67,22 @@ def test_a_holding_way_loses_nothing_but_with_an_end() -> None:
     network.heal("a", "b")
     world.run()
     assert seen == list(range(100))
+
+
+def test_a_session_keeps_its_order_through_partitions_shorter_than_its_delays() -> None:
+    """What was under way when a way closed comes before what was sent while it was closed."""
+    for seed in range(50):
+        world = World(seed)
+        network = Network(world, replace(SESSION, delay_s=(0.01, 0.1)))
+        seen: list[int] = []
+        network.add("b", lambda _, message: seen.append(message))
+        sender = network.add("a", lambda *_: None)
+        for number in range(200):
+            world.at(0.005 * number, sender.send, "b", number)
+        for cut in range(20):
+            world.at(0.05 * cut, network.partition, "a", "b", world.random.uniform(0.001, 0.1))
+        world.run()
+        assert seen == list(range(200))
 
 
 def test_dead_and_paused_endpoints_do_nothing() -> None:
