@@ -13,7 +13,9 @@ from orbitmesh.pack import Manifest
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, scheduler_pb2
 from services.runtime.logs import EventLog
+from services.scheduler import sky_message
 from services.scheduler.book import Book, standby_of
+from services.scheduler.costs import Objective, PlanModel, PlanNode
 from services.scheduler.crew import Crew
 from services.scheduler.executors import Executors
 from services.scheduler.holdings import Holdings
@@ -28,6 +30,9 @@ from services.scheduler.placement import (
 from services.scheduler.planner import plan
 from services.scheduler.registry import Registry
 from services.scheduler.replacing import Answers, Replacing, stage_progress
+from services.scheduler.sky import SkySource
+from services.scheduler.sky_plan import plan_with_sky
+from services.scheduler.sky_walk import Scene
 from services.scheduler.store import DeploymentStore
 from services.scheduler.upkeep import Upkeep
 
@@ -61,10 +66,12 @@ class Deployments:
         store: DeploymentStore,
         identities: IdentitySource,
         ways: dict[str, str],
+        sky: SkySource,
         log: EventLog,
     ) -> None:
         self._registry = registry
         self._identities = identities
+        self._sky = sky
         self._log = log
         self._book = Book(store)
         self._holdings = Holdings(registry, time.monotonic())
@@ -92,9 +99,48 @@ class Deployments:
         measured = self._crew.measured(request.manifest)
         nodes = [plan_node(record, model, measured) for record in records]
         began = time.perf_counter()
-        objective = OBJECTIVES[request.objective]
-        found = plan(model, nodes, plan_links(records), objective=objective, stages=request.stages or None)
-        return plan_message(found, time.perf_counter() - began)
+        objective, stages = OBJECTIVES[request.objective], request.stages or None
+        scene = self._scene(request, manifest, model, nodes, objective)
+        if scene is None:
+            found = plan(model, nodes, plan_links(records), objective=objective, stages=stages)
+            return plan_message(found, time.perf_counter() - began)
+        choice = plan_with_sky(scene, stages)
+        message = plan_message(choice.plan, time.perf_counter() - began)
+        sky_message.fill(message, choice, scene)
+        return message
+
+    def _scene(
+        self,
+        request: scheduler_pb2.PlanRequest,
+        manifest: Manifest,
+        model: PlanModel,
+        nodes: list[PlanNode],
+        objective: Objective,
+    ) -> Scene | None:
+        """What is planned with where a contact plan speaks for now; None where none does."""
+        members = self._registry.up(time.monotonic())
+        sky, home = self._sky.view(members), self._sky.place("gateway")
+        if sky is None:
+            return None
+        ready_s: dict[str, float] = {}
+        if home is not None:
+            held = self._crew.measured(request.manifest)
+            share = {
+                node.name: sky_message.stage_share_bytes(manifest, request.stages, node.memory_bytes)
+                for node in nodes
+                if node.name not in held
+            }
+            ready_s = sky_message.ready_times(sky.plan, sky.stretch, sky.now_s, home, share)
+        return Scene(
+            model,
+            {node.name: node for node in nodes},
+            tuple(record.name for record in members),
+            sky,
+            objective,
+            sky_message.work_of(request.work_s, request.work_tokens),
+            ready_s,
+            home,
+        )
 
     # Coming up.
 
@@ -146,11 +192,21 @@ class Deployments:
             state=LOADING,
             plan=planned,
             manifest=request.manifest,
-            pipeline=[self._address(stage.node) for stage in planned.stages],
+            pipeline=self._pipeline(planned),
             codec=request.codec,
         )
         deployment.created_at.GetCurrentTime()
         return deployment
+
+    def _pipeline(self, planned: scheduler_pb2.Plan) -> list[executor_pb2.PeerAddress]:
+        """The addresses of a plan's nodes, each with the relays between it and the stage before it."""
+        names = [stage.node for stage in planned.stages]
+        via = {(str(getattr(way, "from")), way.to): way.via for way in planned.sky.ways}
+        pipeline = [self._address(name) for name in names]
+        for index, address in enumerate(pipeline):
+            relays = via.get((names[index - 1], names[index]), ()) if len(names) > 1 else ()
+            address.via.extend(self._address(relay) for relay in relays)
+        return pipeline
 
     def _known(self, request: scheduler_pb2.CreateDeploymentRequest) -> bool:
         """Whether this very request already made the deployment, or is making it."""
@@ -314,6 +370,9 @@ class Deployments:
         for index, node in enumerate(message.pipeline):
             if self._holdings.serves((message.name, index, node.name), now_s):
                 continue
+            absent = self._sky.absence(node.name) if self._holdings.away(node.name, now_s) else ""
+            if absent:
+                said.append(f"{node.name} is {absent}")
             standby = standby_of(message, index)
             if standby is None or not standby.ready or self._holdings.away(standby.node.name, now_s):
                 bare.append(node.name)

@@ -29,6 +29,8 @@ class NodeRecord:
     """Heartbeats since it joined."""
     lives: int = 1
     """How many processes have spoken for it; each counts its heartbeats from one."""
+    stream: int = 0
+    """The stream that brought the last heartbeat, from `Registry.open_stream`."""
 
 
 class Registry:
@@ -41,14 +43,31 @@ class Registry:
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
         self._nodes: dict[str, NodeRecord] = {}
+        self._streams = 0
 
-    def heartbeat(self, name: str, measures: scheduler_pb2.HeartbeatRequest, now_s: float, now_ns: int) -> NodeRecord:
-        """Takes a heartbeat in.
+    def open_stream(self) -> int:
+        """A number for a new stream of heartbeats: the process behind a later one is the one that lives."""
+        self._streams += 1
+        return self._streams
+
+    def heartbeat(
+        self, name: str, measures: scheduler_pb2.HeartbeatRequest, now_s: float, now_ns: int, stream: int = 0
+    ) -> NodeRecord:
+        """Takes a heartbeat in, unless a later one was taken before: what came late says nothing of now.
+
+        Args:
+            name: The node.
+            measures: What it says of itself.
+            now_s: The monotonic clock, in seconds.
+            now_ns: The wall clock, in nanoseconds since 1970.
+            stream: The stream that brought it, from `open_stream`; 0 where order is not looked at.
 
         Raises:
             CapacityError: Where there are too many nodes.
         """
         known = self._nodes.get(name)
+        if known is not None and stream and (stream, measures.sequence) <= (known.stream, known.measures.sequence):
+            return known
         if known is None and len(self._nodes) >= NODES_MAX:
             self._forget(now_s)
             if len(self._nodes) >= NODES_MAX:
@@ -57,13 +76,13 @@ class Registry:
         # A process that starts anew has forgotten its stages, however soon it came back.
         beats = 1 if known is None or anew or not self.is_member(known, now_s) else known.beats + 1
         lives = 1 if known is None else known.lives + anew
-        self._nodes[name] = NodeRecord(name, measures, now_s, now_ns, beats, lives)
+        self._nodes[name] = NodeRecord(name, measures, now_s, now_ns, beats, lives, stream)
         return self._nodes[name]
 
-    def leave(self, name: str) -> None:
-        """Ends a node's lease now: its stream closed in order."""
+    def leave(self, name: str, stream: int = 0) -> None:
+        """Ends a node's lease now: its stream closed in order. The end of one that was replaced says nothing."""
         record = self._nodes.get(name)
-        if record is not None:
+        if record is not None and record.stream == stream:
             record.last_seen_s = float("-inf")
 
     def is_member(self, record: NodeRecord, now_s: float) -> bool:

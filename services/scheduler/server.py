@@ -18,6 +18,7 @@ from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 from services.scheduler.deployments import Deployments
 from services.scheduler.registry import Registry
+from services.scheduler.sky import SkySettings, SkySource
 from services.scheduler.store import DeploymentStore
 
 SERVICE = "orbitmesh.v1.SchedulerService"
@@ -39,16 +40,33 @@ class SchedulerSettings:
     """How often nodes are asked to speak, in seconds."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
+    contacts: Path | None = None
+    """File of a contact plan to plan with; read again when it is replaced."""
+    clock: Path | None = None
+    """File of the mesh's clock: origin_mesh_s, origin_wall_s, factor; without one mesh time is the real time."""
+    constellation: str = ""
+    """host:port of a constellation service to have contact plan and clock from, instead of files."""
+    constellation_name: str = "constellation"
+    """Its name in its certificate."""
+    places: tuple[str, ...] = ()
+    """Where the gateway and the scheduler stand, in the contact plan's names, each `gateway=ground-1`."""
 
 
 class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     """Answers `SchedulerService`; what it means is in `registry` and `deployments`."""
 
     def __init__(
-        self, registry: Registry, deployments: Deployments, heartbeat_s: float, draining: asyncio.Event, log: EventLog
+        self,
+        registry: Registry,
+        deployments: Deployments,
+        sky: SkySource,
+        heartbeat_s: float,
+        draining: asyncio.Event,
+        log: EventLog,
     ) -> None:
         self._registry = registry
         self._deployments = deployments
+        self._sky = sky
         self._heartbeat_s = heartbeat_s
         self._draining = draining
         self._log = log
@@ -57,19 +75,19 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
         self, request_iterator: AsyncIterator[scheduler_pb2.HeartbeatRequest], context: Any
     ) -> AsyncIterator[scheduler_pb2.HeartbeatResponse]:
         """Keeps one node's lease; a node speaks for itself: its name is the one in its certificate."""
-        name = current_caller().name
+        name, stream = current_caller().name, self._registry.open_stream()
         async for measures in request_iterator:
             if self._draining.is_set():
                 return
             now_s = time.monotonic()
-            record = self._registry.heartbeat(name, measures, now_s, time.time_ns())
+            record = self._registry.heartbeat(name, measures, now_s, time.time_ns(), stream)
             if record.beats == 1:
                 self._log.info("node_joined", node=name, address=measures.address, kind=measures.kind)
             answer = scheduler_pb2.HeartbeatResponse(peers=self._registry.peers_of(name, now_s))
             answer.lease.FromNanoseconds(int(self._registry.lease_s * 1e9))
             answer.interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
             yield answer
-        self._registry.leave(name)
+        self._registry.leave(name, stream)
         self._log.info("node_left", node=name)
 
     async def ListNodes(  # noqa: N802
@@ -77,9 +95,10 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     ) -> scheduler_pb2.ListNodesResponse:
         """Lists the nodes."""
         now_s = time.monotonic()
-        return scheduler_pb2.ListNodesResponse(
-            nodes=[self._registry.message(record, now_s) for record in self._registry.all()]
-        )
+        nodes = [self._registry.message(record, now_s) for record in self._registry.all()]
+        for node in nodes:
+            self._sky.describe(node)
+        return scheduler_pb2.ListNodesResponse(nodes=nodes)
 
     async def Plan(self, request: scheduler_pb2.PlanRequest, context: Any) -> scheduler_pb2.PlanResponse:  # noqa: N802
         """Plans."""
@@ -134,16 +153,22 @@ async def run(settings: SchedulerSettings) -> None:
     host = ServiceHost(identities, listen=settings.listen)
     registry = Registry(settings.lease_s)
     store = DeploymentStore(settings.state / "scheduler.sqlite")
-    deployments = Deployments(registry, store, identities, ways_table(settings.peers), host.log)
-    servicer = SchedulerServicer(registry, deployments, settings.heartbeat_s, host.draining, host.log)
+    sky_settings = SkySettings(
+        settings.contacts, settings.clock, settings.constellation, settings.constellation_name, settings.places
+    )
+    sky = SkySource(sky_settings, identities, host.log)
+    deployments = Deployments(registry, store, identities, ways_table(settings.peers), sky, host.log)
+    servicer = SchedulerServicer(registry, deployments, sky, settings.heartbeat_s, host.draining, host.log)
     host.on_drain(deployments.wake)
     host.add(SERVICE, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer)
     port = await host.start()
     host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
     try:
         async with asyncio.TaskGroup() as tasks:
-            upkeep = tasks.create_task(deployments.keep_up())
+            unasked = [tasks.create_task(deployments.keep_up()), tasks.create_task(sky.follow())]
             await host.run_until_stopped()
-            upkeep.cancel()
+            for task in unasked:
+                task.cancel()
     finally:
+        await sky.close()
         await deployments.close()
