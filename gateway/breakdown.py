@@ -16,24 +16,16 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from gateway.detours import Detour, closing, unanswered
-from gateway.ledger import DETECT, GATEWAY, UNREPORTED, Hop, Ledger, Step, cross, work_parts
-from gateway.record import (
-    HAND_OVER,
-    RECOVER,
-    WAITING_FOR_CONTACT,
-    ClockReading,
-    GenerationRecord,
-    Stall,
-)
+from gateway.ledger import GATEWAY, Hop, Ledger, Step, cross, work_parts
+from gateway.record import ClockReading, GenerationRecord, Stall
 from gateway.ways import Leg, Way, Ways, shifted
+from orbitmesh.trace.breakdown import DETECT, STALLS, UNATTRIBUTED, UNREPORTED
 from orbitmesh.v1 import gateway_pb2
 
 __all__ = ["WAITS", "ClockReading", "GenerationRecord", "Stall", "breakdown"]
 
 NS = 1e-9
-WAITS = frozenset(
-    {"queue", "credit", "link", "admit", "unattributed", UNREPORTED, DETECT, RECOVER, WAITING_FOR_CONTACT, HAND_OVER}
-)
+WAITS = frozenset({"queue", "credit", "link", "admit", DETECT, *STALLS, UNREPORTED, UNATTRIBUTED})
 """The rows that are waiting, or not known to be work."""
 
 
@@ -69,7 +61,7 @@ def breakdown(record: GenerationRecord) -> gateway_pb2.Breakdown:
 
 def _write(message: gateway_pb2.Breakdown, ledger: Ledger, total: int) -> None:
     named_total = ledger.total()
-    ledger.add("", "unattributed", max(0, total - named_total))
+    ledger.add("", UNATTRIBUTED, max(0, total - named_total))
     message.attributed = min(1.0, named_total / total) if total > 0 else 1.0
     for (place, what), times in ledger.times.items():
         message.rows.add(
@@ -113,9 +105,9 @@ class _Path:
         source, first = before.step, before.node == GATEWAY
         stalled = any(self._record.stalls_within(start, end))
         known = len(steps) == len(way) and (first or source is not None)
-        # More work than time means, after a move, that clocks are wrong by more than the links take.
-        quick = self._record.disturbed and _time_of(steps) > end - start
-        if stalled or quick or not known:
+        # More work than time: after a move, clocks may be wrong by more than the links take.
+        crowded = _time_of(steps) > end - (max(start, self._record.admitted_ns) if first else start)
+        if stalled or crowded or not known:
             own_steps = self._own_steps if first or stalled else None
             Detour(self._ledger, self._record, own_steps, before, way).add(start, end, asked=self._asked)
         elif source is None:

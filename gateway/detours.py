@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gateway.ledger import DETECT, GATEWAY, Hop, Ledger, Step, cross, cross_as_measured, work_parts
+from gateway.ledger import GATEWAY, Hop, Ledger, Step, cross, cross_as_measured, work_parts
 from gateway.record import GenerationRecord
 from gateway.ways import Leg, Way
+from orbitmesh.trace.breakdown import DETECT
 
 FOREVER_NS = 1 << 62
 """Later than any time that a clock shows, and its negative earlier: 146 years."""

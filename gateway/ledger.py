@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from orbitmesh.trace.breakdown import UNREPORTED
+
 GATEWAY = "gateway"
 """The place of what the gateway did or waited for."""
-UNREPORTED = "unreported"
-"""The `what` of a node's time that it never told, because it was lost."""
-DETECT = "detect"
-"""The `what` of the time until a stall was noticed."""
 
 Row = tuple[str, str]
 """Place and what."""
@@ -119,13 +117,15 @@ def cross_as_measured(ledger: Ledger, hops: Sequence[Hop], left: int) -> int:
 
 def send(ledger: Ledger, hops: Sequence[Hop], left: int) -> int:
     """Adds the senders' part of the hops, cut to `left` nanoseconds; returns what is left of them."""
-    sending = sum(hop.sending for hop in hops)
+    sending = sum(max(0, hop.sending) for hop in hops)
     scale = min(1.0, left / sending) if sending else 1.0
     for hop in hops:
+        rest = max(0, hop.sending)
         parts = (0, 0, 0) if hop.step is None else (hop.step.codec, hop.step.seal, hop.step.credit)
         for what, part in zip(("codec", "seal", "credit"), parts, strict=True):
-            ledger.add(hop.source, what, round(part * scale))
-        ledger.add(hop.source, "send", round((hop.sending - sum(parts)) * scale))
+            ledger.add(hop.source, what, round(min(part, rest) * scale))
+            rest -= min(part, rest)
+        ledger.add(hop.source, "send", round(rest * scale))
     return max(0, left - round(sending * scale))
 
 

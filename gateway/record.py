@@ -5,14 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from orbitmesh.trace.breakdown import HAND_OVER, RECOVER, WAITING_FOR_CONTACT
 from orbitmesh.v1 import executor_pb2
 
-RECOVER = "recover"
-"""The `what` of a stall in which stages were stopped, a node replaced and its rows computed again."""
-WAITING_FOR_CONTACT = "waiting for contact"
-"""The `what` of a stall in which no path existed."""
-HAND_OVER = "hand over"
-"""The `what` of a stall for a planned move that could not be made without stopping."""
+__all__ = ["HAND_OVER", "RECOVER", "WAITING_FOR_CONTACT", "ClockReading", "GenerationRecord", "Stall"]
 
 
 @dataclass(frozen=True)

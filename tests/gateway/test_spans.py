@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,8 +14,10 @@ from opentelemetry.proto.trace.v1 import trace_pb2
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from gateway.breakdown import breakdown
+from gateway.record import RECOVER
 from gateway.spans import SpanExport, file_exporter, otlp_exporter, spans
 from orbitmesh.errors import InvalidInputError
+from tests.gateway.stories import Story
 from tests.gateway.test_breakdown import MS, make_record
 
 STAGES, TOKENS = 3, 5
@@ -69,6 +72,38 @@ def test_no_span_holds_what_was_asked_or_answered() -> None:
     for span in spans(record, breakdown(record), "gateway"):
         assert all(isinstance(value, int | float | str) for value in span.attributes.values())
         assert not any("text" in key and "." not in key for key in span.attributes)
+
+
+def test_a_stall_is_a_span_and_every_node_that_had_a_stage_has_its_steps() -> None:
+    """A node was replaced: what both computed is told, and what was sent again left when the stall was over."""
+    story = Story(7, "abc")
+    story.tokens(2)
+    story.run(1)
+    story.unnoticed(800 * MS)
+    story.stall(RECOVER, 300 * MS, "adc", replays=(1,))
+    story.tokens(2)
+    record = story.end()
+    found = list(spans(record, breakdown(record), "gateway"))
+    assert len({span.context.span_id for span in found}) == len(found)
+    root = found[-1]
+    assert all(span.start_time >= root.start_time and span.end_time <= root.end_time for span in found)
+    stalls = [span for span in found if span.name == "generation.stall"]
+    assert [dict(span.attributes) for span in stalls] == [
+        {"orbitmesh.stall": RECOVER, "orbitmesh.detail": record.stalls[0].detail}
+    ]
+    stall = stalls[0]
+    assert stall.end_time - stall.start_time == 300 * MS
+    assert stall.parent.span_id == root.context.span_id
+    ran = Counter(span.resource.attributes["service.name"] for span in found if span.name == "stage.step")
+    assert ran == {"a": 4, "b": 2, "d": 2 + 2, "c": 4}
+    again = [
+        span
+        for span in found
+        if span.name == "transfer"
+        and span.attributes["orbitmesh.link"] == "a>d"
+        and span.attributes["orbitmesh.position"] == 10
+    ]
+    assert [span.start_time for span in again] == [stall.end_time]
 
 
 class Collector(trace_service_pb2_grpc.TraceServiceServicer):

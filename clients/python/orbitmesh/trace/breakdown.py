@@ -9,6 +9,18 @@ from itertools import groupby
 
 UNATTRIBUTED = "unattributed"
 """The `what` of the row that holds the time nothing could be said about."""
+UNREPORTED = "unreported"
+"""The `what` of the row of a lost node that took its timings with it."""
+DETECT = "detect"
+"""The `what` of the row that holds the time until stalls were noticed."""
+RECOVER = "recover"
+"""The `what` of a stall in which stages were stopped, a node replaced and its rows computed again."""
+WAITING_FOR_CONTACT = "waiting for contact"
+"""The `what` of a stall in which no path existed."""
+HAND_OVER = "hand over"
+"""The `what` of a stall for a planned move that could not be made without stopping."""
+STALLS = (RECOVER, WAITING_FOR_CONTACT, HAND_OVER)
+"""The `what` of the rows in which a generation did not get on."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,8 @@ class BreakdownRow:
     place: str
     """Where: a node, a link `a>b`, the gateway."""
     what: str
-    """admit, queue, compute, codec, seal, credit, send, link, open, deliver or unattributed."""
+    """admit, queue, compute, codec, seal, credit, send, link, open or deliver; detect, recover, waiting for contact or
+    hand over where it stalled; unreported or unattributed where nobody told."""
     wait: bool
     """True for waiting, false for work."""
     total_s: float
@@ -87,7 +100,7 @@ class Breakdown:
     started_at: datetime | None = None
     """When it began, in UTC."""
     incomplete: bool = False
-    """True when a stage's timings never came home."""
+    """True when a stage's timings never came home: rows `unreported` or `unattributed` hold its time."""
 
     @property
     def places(self) -> tuple[str, ...]:
@@ -103,6 +116,16 @@ class Breakdown:
     def unattributed_s(self) -> float:
         """The time nothing could be said about, in seconds."""
         return sum(row.total_s for row in self.rows if row.what == UNATTRIBUTED)
+
+    @property
+    def stalled_s(self) -> float:
+        """The time in which it did not get on, the time until that was noticed included, in seconds.
+
+        Example:
+            >>> breakdown.stalled_s
+            1.31
+        """
+        return sum(row.total_s for row in self.rows if row.what == DETECT or row.what in STALLS)
 
     @property
     def waiting_s(self) -> float:

@@ -10,14 +10,23 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from orbitmesh.trace.breakdown import UNATTRIBUTED, Breakdown, BreakdownRow, grouped
+from orbitmesh.trace.breakdown import (
+    DETECT,
+    STALLS,
+    UNATTRIBUTED,
+    UNREPORTED,
+    WAITING_FOR_CONTACT,
+    Breakdown,
+    BreakdownRow,
+    grouped,
+)
 
 BAR_COLUMNS = 24
 """The width of a bar of 100 %, in columns."""
 TEXT_COLUMNS = 100
 """The width of the plain text, in columns."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_WORK, _WAIT, _UNKNOWN = "cyan", "yellow", "red"
+_WORK, _WAIT, _STALL, _UNKNOWN = "cyan", "yellow", "magenta", "red"
 
 
 def format_seconds(seconds: float) -> str:
@@ -91,14 +100,16 @@ def render_text(breakdown: Breakdown, columns: int = TEXT_COLUMNS) -> str:
 
 
 def _what(row: BreakdownRow) -> Text:
-    return Text(
-        f"{row.what} (wait)" if row.wait else row.what, style=_style(row) if row.what == UNATTRIBUTED else ""
-    )
+    unusual = _style(row) in (_STALL, _UNKNOWN)
+    says_so = not row.wait or row.what == WAITING_FOR_CONTACT
+    return Text(row.what if says_so else f"{row.what} (wait)", style=_style(row) if unusual else "")
 
 
 def _style(row: BreakdownRow) -> str:
-    if row.what == UNATTRIBUTED:
+    if row.what in (UNATTRIBUTED, UNREPORTED):
         return _UNKNOWN
+    if row.what == DETECT or row.what in STALLS:
+        return _STALL
     return _WAIT if row.wait else _WORK
 
 
@@ -112,7 +123,7 @@ def _notes(breakdown: Breakdown) -> list[str]:
         f"{format_seconds(breakdown.total_s)} end to end, {breakdown.attributed:.1%} attributed, "
         f"{format_seconds(breakdown.unattributed_s)} unattributed, {waiting:.0%} waiting"
     )
-    notes = [summary]
+    notes = [summary, *_stalls(breakdown)]
     if breakdown.token_s:
         ordered = sorted(breakdown.token_s)
         notes.append(
@@ -132,7 +143,21 @@ def _notes(breakdown: Breakdown) -> list[str]:
         )
     if breakdown.incomplete:
         notes.append(
-            "incomplete: the timings of at least one stage never came home; its time shows as link or "
-            "unattributed"
+            "incomplete: the timings of at least one stage never came home; its time shows as "
+            "unreported or unattributed"
         )
     return notes
+
+
+def _stalls(breakdown: Breakdown) -> list[str]:
+    """What held the generation up, in a line."""
+    if not breakdown.stalled_s:
+        return []
+    parts = [
+        f"{row.what} {format_seconds(row.total_s)}" + (f" ({row.count} times)" if row.count > 1 else "")
+        for row in breakdown.rows
+        if row.what in STALLS
+    ]
+    noticed = sum(row.total_s for row in breakdown.rows if row.what == DETECT)
+    parts += [f"noticed after {format_seconds(noticed)}"] if noticed else []
+    return [f"stalled for {format_seconds(breakdown.stalled_s)}: {', '.join(parts)}"]
