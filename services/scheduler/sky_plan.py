@@ -29,6 +29,8 @@ from services.scheduler.windows import Way
 
 STARTS_MAX = 64
 """The most starts that are tried."""
+RUNNER_UP_STARTS = 4
+"""How many starts are looked at for a runner-up once the plan is decided."""
 ROUNDS_MAX = 64
 """The most times that the exact planner is asked for one start."""
 
@@ -101,13 +103,15 @@ def plan_with_sky(scene: Scene, stages: int | None) -> SkyChoice:
     found: list[Candidate] = []
     best: Candidate | None = None
     least = _least(scene, stages)
-    proven = True
+    proven, decided = True, 0
     starts = _starts(scene)
     for number, start_s in enumerate(starts):
         soonest_s = start_s + scene.work.tokens * _value_s(scene, least) * scene.sky.stretch
         if best is not None and best.fate.waits == 0 and soonest_s >= best.fate.finish_s:
-            break
-        if number >= STARTS_MAX:
+            decided += 1  # nothing finishes sooner; a few more starts may still give a runner-up to tell of
+            if decided > RUNNER_UP_STARTS or any(each.split != best.split for each in found):
+                break
+        elif number >= STARTS_MAX:
             proven = False
             break
         for candidate in _at_start(scene, stages, start_s):
