@@ -78,7 +78,7 @@ class Story:
     def took(self, direction: Direction, tag: int, data: memoryview) -> None:
         """Takes a transfer in: it must be the one that follows, byte for byte."""
         try:
-            assert tag == direction.sent[len(direction.tags)], "lost, repeated or out of order"
+            assert direction.sent[len(direction.tags) :][:1] == [tag], "lost, repeated or out of order"
             assert data == content(self.seed, tag)
         except AssertionError as error:
             self.wrong.append(error)  # whatever becomes of it in a service's task
@@ -113,6 +113,7 @@ class Run:
     async def serve(self, session: Session) -> None:
         story = self.story
         up = story.up.setdefault(session.session_id, Direction())
+        assert session.session_id not in story.accepted, "a session came to two processes: its keys serve twice"
         story.accepted[session.session_id] = session
         down = story.down.setdefault(session.session_id, Direction())
 

@@ -182,12 +182,14 @@ class BlobInfo(_message.Message):
     def __init__(self, tag: _Optional[int] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("seal_certificate", "versions")
+    __slots__ = ("seal_certificate", "versions", "process")
     SEAL_CERTIFICATE_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
     seal_certificate: bytes
     versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, seal_certificate: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    process: bytes
+    def __init__(self, seal_certificate: _Optional[bytes] = ..., versions: _Optional[_Iterable[int]] = ..., process: _Optional[bytes] = ...) -> None: ...
 
 class Open(_message.Message):
     __slots__ = ("session_id", "version", "wrapped_key", "salt", "sender", "receiver", "resume", "next_number", "refused_reason", "refused_for_good")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from orbitmesh.limits import SESSION_CREDIT_BYTES, SESSION_IDLE_S, SESSIONS_PER_
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.dialler import HANDSHAKE_S, REFUSED, REFUSED_FOR_GOOD, REFUSED_ONCE
-from orbitmesh.wire.handshake import accept_keys, accept_message, check_open, hello, read_header
+from orbitmesh.wire.handshake import PROCESS_BYTES, accept_keys, accept_message, check_open, hello, read_header
 from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError, RefusedError, Wire
 from orbitmesh.wire.session import Session
@@ -73,6 +74,7 @@ class SessionAcceptor:
         self._ended: OrderedDict[tuple[str, bytes], MeshError | None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._process = secrets.token_bytes(PROCESS_BYTES)
 
     @property
     def sessions(self) -> list[Session]:
@@ -122,7 +124,7 @@ class SessionAcceptor:
         if self._closed:
             raise TransportError("the service is ending and accepts no sessions", reason="DRAINING")
         identity = self._identity.current() if isinstance(self._identity, IdentitySource) else self._identity
-        await wire.write(hello(identity))
+        await wire.write(hello(identity, self._process))
         opening = (await read_header(wire, "open")).open
         peer = check_open(opening, caller_spiffe, identity)
         key = (caller_spiffe, opening.session_id)

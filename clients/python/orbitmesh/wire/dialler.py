@@ -85,6 +85,7 @@ class Dialler:
         self._jitter = jitter
         self._was_up = False
         self._secret = Secret()
+        self._process: bytes | None = None
         self._names = ("", "")
         self._failures = 0
         self._refusals = 0
@@ -223,6 +224,12 @@ class Dialler:
     async def _open_message(self, wire: Wire) -> tuple[SessionPeer, wire_pb2.Open]:
         identity = self._identity.current() if isinstance(self._identity, IdentitySource) else self._identity
         greeting = (await read_header(wire, "hello")).hello
+        if greeting.process != self._process and self._process is not None:
+            # Its predecessor may have sealed something with the keys of this session.
+            if self._was_up:
+                raise NodeLostError("the service was started again before it answered; open a new session")
+            self._secret = Secret()
+        self._process = greeting.process
         return wrap_for(identity, greeting, self._secret, self._role, self._name)
 
     async def _tell(self, session: Session) -> None:

@@ -24,6 +24,9 @@ VERSION = 1
 SESSION_ID_BYTES = 16
 """Size of a session's name."""
 
+PROCESS_BYTES = 16
+"""Size of what names an accepting process."""
+
 
 @dataclass(frozen=True)
 class Secret:
@@ -59,11 +62,16 @@ async def read_header(wire: Wire, kind: str) -> wire_pb2.FrameHeader:
     return parsed
 
 
-def hello(identity: Identity) -> bytes:
-    """The acceptor's first message."""
+def hello(identity: Identity, process: bytes) -> bytes:
+    """The acceptor's first message.
+
+    Args:
+        identity: Who it is.
+        process: Random bytes that name its process.
+    """
     der = ssl.PEM_cert_to_DER_cert(identity.seal_cert_pem.decode("ascii"))
     return control_message(
-        wire_pb2.FrameHeader(hello=wire_pb2.Hello(seal_certificate=der, versions=[VERSION]))
+        wire_pb2.FrameHeader(hello=wire_pb2.Hello(seal_certificate=der, versions=[VERSION], process=process))
     )
 
 
