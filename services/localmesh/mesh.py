@@ -182,7 +182,8 @@ class LocalMesh:
         sky, links = self._sky, self._links
         if sky is None:
             return
-        clock = await asyncio.to_thread(sky.launch)
+        self._tell({"event": "starting", "what": "mesh time"})
+        await asyncio.sleep(await asyncio.to_thread(sky.prepare))
         if links is None or self.spec.sky is None:
             return
         for way in sky.ways:
@@ -192,7 +193,7 @@ class LocalMesh:
                     self.spec.place(way.source),
                     self.spec.place(way.target),
                     sky.contacts_file,
-                    clock,
+                    sky.clock,
                     outage=self.spec.sky.outage,
                     ramp_s=self.spec.sky.ramp_s,
                 )
@@ -224,6 +225,10 @@ class LocalMesh:
                 arguments += ["--peers", f"{role(target)}/{target}={self._relays[source, target]}"]
         if name_role in ("executor", "gateway"):
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
+        if name == "scheduler" and self._sky is not None:
+            arguments += ["--contacts", str(self._sky.contacts_file), "--clock", str(self._sky.clock_file)]
+            for service in SERVICES:
+                arguments += ["--places", f"{service}={self.spec.gateway_at}"]
         if name_role == "executor":
             kind = "ground" if name in grounds(self.spec, self._sky.plan if self._sky else None) else "satellite"
             arguments += ["--kind", kind, "--threads", str(self.spec.torch_threads)]

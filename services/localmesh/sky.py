@@ -26,6 +26,8 @@ CLOCK_FILE = "clock.json"
 """Origin and factor of the mesh's clock, in the mesh's folder; replaced once, when the mesh is launched."""
 BEFORE_LAUNCH_S = 3600.0
 """How far ahead of now the clock's origin lies while the mesh is brought up, in real seconds: before any contact."""
+LAUNCH_S = 1.2
+"""How long before the launch its clock is written, in real seconds: services look at the file every second."""
 
 
 class Sky:
@@ -56,7 +58,6 @@ class Sky:
         self.ways = ways(spec, self.plan)
         self.warnings = (*self.plan.warnings, *self._check())
         self.clock = MeshClock(self.start_s, time.time() + BEFORE_LAUNCH_S, self._asked.factor)
-        self.launched = False
         directory.mkdir(parents=True, exist_ok=True)
         _replace(directory / CONTACTS_FILE, self.plan.dump())
         self._write_clock()
@@ -71,12 +72,11 @@ class Sky:
         """The clock's origin and factor."""
         return self._directory / CLOCK_FILE
 
-    def launch(self) -> MeshClock:
-        """Let mesh time begin, now."""
-        self.clock = MeshClock(self.start_s, time.time(), self._asked.factor)
-        self.launched = True
+    def prepare(self) -> float:
+        """Let mesh time begin soon, and write down when; how many real seconds it is until then."""
+        self.clock = MeshClock(self.start_s, time.time() + LAUNCH_S, self._asked.factor)
         self._write_clock()
-        return self.clock
+        return self.clock.seconds_until(self.start_s)
 
     def relay(self, way: Way, target: str) -> RelaySpec:
         """What a relay is like before the launch: as in the first contact of its pair."""
