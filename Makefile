@@ -15,6 +15,8 @@ TORCH_INDEX ?=
 EXTRAS ?= dev
 # Where npm is, buf judges the protos too; `make lint NPM=` leaves it out.
 NPM ?= $(shell command -v npm 2>/dev/null)
+# How many seeds each simulation runs with in `make soak`.
+SEEDS ?= 2000
 # More for pytest: `make test ARGS="-k planner -x"`.
 ARGS ?=
 # Machine-readable output of `make demo` and `make bench`: JSON=1.
@@ -87,7 +89,8 @@ test: $(INSTALLED)  ## the whole test suite; ARGS="-k planner" for a part
 	$(BIN)/python -m pytest -m "not soak and not compose and not buf" $(ARGS)
 
 .PHONY: soak
-soak: $(INSTALLED)  ## the long versions of the tests
+soak: $(INSTALLED)  ## the long versions of the tests; SEEDS=10000 for more runs of the simulations
+	ORBITMESH_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation --timeout=14400 $(ARGS)
 	$(BIN)/python -m pytest -m soak --timeout=3600 $(ARGS)
 
 .PHONY: test-compose
