@@ -75,7 +75,7 @@ def test_a_session_keeps_its_order_through_partitions_shorter_than_its_delays() 
         world = World(seed)
         network = Network(world, replace(SESSION, delay_s=(0.01, 0.1)))
         seen: list[int] = []
-        network.add("b", lambda _, message: seen.append(message))
+        network.add("b", lambda _, message, seen=seen: seen.append(message))
         sender = network.add("a", lambda *_: None)
         for number in range(200):
             world.at(0.005 * number, sender.send, "b", number)
