@@ -67,7 +67,6 @@ class Detour:
         self._way = way
         self._first = before.node == GATEWAY
         self._index = 0
-        self._entered = False
         self._lost: tuple[str, ...] = ()
 
     def add(self, start: int, end: int, *, asked: bool) -> None:
@@ -87,7 +86,7 @@ class Detour:
 
     def _gap(self, gap: Gap, asked: bool) -> None:
         start = self._admission(gap)
-        if gap.after_stall and self._index == 0 and not self._entered:
+        if gap.after_stall and self._index == 0:
             # Whatever was under way to the first stage is dropped by a stop: the gateway feeds it again.
             self._source = Leg(GATEWAY, None)
         hops, left = self._visits(gap, start)
@@ -122,13 +121,11 @@ class Detour:
             elif step.received >= gap.latest:
                 break
             else:
-                if step.ended > gap.earliest:
-                    if step.received >= gap.earliest and not self._entered:
-                        hops.append(self._hop(start, gap.end, leg.node, step.received))
-                    left -= self._work(leg.node, step, gap, left)
-                self._entered = step.ended > gap.latest
-                if self._entered:
-                    break
+                if step.received >= gap.earliest:
+                    hops.append(self._hop(start, gap.end, leg.node, step.received))
+                left -= self._work(leg.node, step, gap, left)
+                if step.ended > gap.latest:
+                    break  # it goes on through the stall, and may be done after it
                 self._source, self._lost = leg, ()
             self._index += 1
         return hops, left

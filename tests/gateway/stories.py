@@ -35,7 +35,8 @@ class Story:
         self.record.taken_up_tokens = taken_up
         self.offsets: dict[str, int] = {}
         self._error_ns = clock_error_ns
-        self._columns: dict[tuple[int, str], executor_pb2.StageTimings] = {}
+        self.told: dict[tuple[int, str], executor_pb2.StageTimings] = {}
+        """What every node has to tell, by the stage's place and the node."""
         self._before: dict[tuple[int, str], int] = {}
         self._source = "gateway"
         self._sending: dict[str, int] = {}
@@ -96,7 +97,7 @@ class Story:
     def _report(self, stage: int, node: str, rows: tuple[int, int], parts: dict[str, int]) -> None:
         if node not in self.offsets:
             self._learn_clock(node)
-        column = self._columns.setdefault((stage, node), executor_pb2.StageTimings(stage_index=stage))
+        column = self.told.setdefault((stage, node), executor_pb2.StageTimings(stage_index=stage))
         column.position.append(rows[0])
         column.rows.append(rows[1])
         received = self.now + self.offsets[node]
@@ -106,19 +107,41 @@ class Story:
             getattr(column, f"{what}_ns").append(parts[what])
         column.send_ns.append(sum(parts[what] for what in ("codec", "seal", "credit", "send")))
 
+    def in_vain(self, stages: int) -> None:
+        """So many stages compute the token under way, and what they made is lost."""
+        began = self.now
+        for stage in range(self.stage, self.stage + stages):
+            self.compute(stage, self.position)
+        self.truth["gateway", "detect"] += self.now - began
+
     def unnoticed(self, time_ns: int) -> None:
         """Nothing happens, and nobody knows yet."""
         self._pass("gateway", "detect", time_ns)
 
-    def stall(self, what: str, time_ns: int, nodes: str = "", replays: tuple[int, ...] = ()) -> None:
-        """The generation stands, gets other nodes, computes again what was known, and goes on behind the first stage
-        that is another one; the gateway feeds the first."""
+    def stall(
+        self, what: str, time_ns: int, nodes: str = "", replays: tuple[int, ...] = (), within: int = 0
+    ) -> None:
+        """The generation stands, gets other nodes, and goes on behind the first stage that is another one.
+
+        Args:
+            what: Its name.
+            time_ns: How long; longer where more is computed in it.
+            nodes: The new pipeline, where it changes.
+            replays: Stages that compute again what was known.
+            within: So many stages have the token under way while it lasts.
+        """
         began = self.now
         if nodes:
             self.move(nodes)
         for stage in replays:
             for position in range(PROMPT - 1, self.position):
                 self.compute(stage, position)
+        for _ in range(within):
+            self.compute(self.stage, self.position)
+            self._source, self.stage = self.nodes[self.stage], self.stage + 1
+        if within and self.stage == len(self.nodes):
+            self.record.arrived_ns.append(began + time_ns + 5 * MS)
+            self.stage = 0
         self.now = max(self.now, began + time_ns)
         self.truth["gateway", what] += self.now - began
         self.record.stalls.append(Stall(what, began, self.now, "a test's"))
@@ -139,7 +162,7 @@ class Story:
         """The record as the gateway has it, with what every node told."""
         self.record.ended_ns = self.record.arrived_ns[-1]
         self.truth[f"{self._source}>gateway", "link"] += 5 * MS
-        self.record.stages = {place: column for place, column in self._columns.items() if place[1] not in self.untold}
+        self.record.stages = {place: column for place, column in self.told.items() if place[1] not in self.untold}
         return self.record
 
     def _some(self) -> int:
