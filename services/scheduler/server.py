@@ -81,6 +81,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
                 return
             now_s = time.monotonic()
             record = self._registry.heartbeat(name, measures, now_s, time.time_ns(), stream)
+            if record.stream > stream:
+                return  # another stream took this one's place; where its node lives, it opens a new one
             if record.beats == 1:
                 self._log.info("node_joined", node=name, address=measures.address, kind=measures.kind)
             answer = scheduler_pb2.HeartbeatResponse(peers=self._registry.peers_of(name, now_s))
