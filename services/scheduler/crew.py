@@ -7,20 +7,26 @@ from collections.abc import Collection
 from orbitmesh.pack import Manifest
 from orbitmesh.v1 import executor_pb2
 from services.scheduler.book import Book, Held
-from services.scheduler.costs import PlanNode
+from services.scheduler.costs import PlanModel, PlanNode
 from services.scheduler.holdings import Holdings
 from services.scheduler.placement import MeasuredTimes, down_links, plan_links, plan_model, plan_node
 from services.scheduler.places import Links, Rank, Ring, rank_for_place
 from services.scheduler.registry import NodeRecord, Registry, peer_address
+from services.scheduler.sky import SkySource
+from services.scheduler.windows import Ways
+
+LASTS_S = 60.0
+"""For how long the ways of a standby or a spare must last, in real seconds, to come before others."""
 
 
 class Crew:
     """Who could do what, as of the last heartbeats. Time is monotonic, in seconds, and comes in as an argument."""
 
-    def __init__(self, registry: Registry, holdings: Holdings, book: Book) -> None:
+    def __init__(self, registry: Registry, holdings: Holdings, book: Book, sky: SkySource) -> None:
         self._registry = registry
         self._holdings = holdings
         self._book = book
+        self._sky = sky
 
     def ring(self, held: Held) -> Ring:
         """The pipeline of a deployment in the planner's terms."""
@@ -33,9 +39,15 @@ class Crew:
             tuple(stage.memory_bytes for stage in stages),
         )
 
-    def links(self, now_s: float) -> Links:
-        """The links that members measured as up."""
-        return plan_links(self._members(now_s))
+    def links(self, now_s: float, model: PlanModel) -> Links:
+        """The ways between members: as measured, or, where a contact plan speaks, those that last for a while."""
+        members = self.members(now_s)
+        sky = self._sky.view(members)
+        if sky is None:
+            return plan_links(members)
+        names = [record.name for record in members]
+        ways = Ways(sky, names, sky.now_s, model.activation_bytes)
+        return ways.links(names, sky.now_s + LASTS_S * sky.stretch)
 
     def node(self, name: str, held: Held, now_s: float) -> PlanNode | None:
         """A member in the planner's terms, with the memory that it has free; None where it is none."""
@@ -92,17 +104,18 @@ class Crew:
             node = self.node(record.name, held, now_s)
             if node is not None:
                 candidates.append(node)
-        members = {record.name for record in self._members(now_s)}
+        members = {record.name for record in self.members(now_s)}
         return rank_for_place(
             self.ring(held),
             index,
             candidates,
-            self.links(now_s),
+            self.links(now_s, self.ring(held).model),
             members=members,
             here=here,
-            down=down_links(self._members(now_s)),
+            down=down_links(self.members(now_s)),
             standbys=standbys,
         )
 
-    def _members(self, now_s: float) -> list[NodeRecord]:
+    def members(self, now_s: float) -> list[NodeRecord]:
+        """The nodes whose lease holds, by name."""
         return [record for record in self._registry.all() if self._registry.is_member(record, now_s)]

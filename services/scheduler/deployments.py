@@ -8,31 +8,21 @@ import time
 from collections.abc import AsyncIterator
 from functools import partial
 
+from orbitmesh.contacts_proto import mesh_time
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
 from orbitmesh.pack import Manifest
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, scheduler_pb2
 from services.runtime.logs import EventLog
-from services.scheduler import sky_message
 from services.scheduler.book import Book, standby_of
-from services.scheduler.costs import Objective, PlanModel, PlanNode
 from services.scheduler.crew import Crew
 from services.scheduler.executors import Executors
+from services.scheduler.handing_over import HandingOver
 from services.scheduler.holdings import Holdings
-from services.scheduler.placement import (
-    OBJECTIVES,
-    choose_nodes,
-    plan_links,
-    plan_message,
-    plan_model,
-    plan_node,
-)
-from services.scheduler.planner import plan
+from services.scheduler.planning import Planning, default_kv_tokens
 from services.scheduler.registry import Registry
 from services.scheduler.replacing import Answers, Replacing, stage_progress
 from services.scheduler.sky import SkySource
-from services.scheduler.sky_plan import plan_with_sky
-from services.scheduler.sky_walk import Scene
 from services.scheduler.store import DeploymentStore
 from services.scheduler.upkeep import Upkeep
 
@@ -41,10 +31,6 @@ DEPLOYMENTS_MAX = 256
 """How many deployments the scheduler keeps."""
 STANDBYS_MAX = 1
 """How many standbys a stage may have."""
-KV_CONTEXTS_DEFAULT = 4
-"""How many full contexts of cache a stage gets where the request says nothing."""
-KV_TOKENS_DEFAULT_MAX = 16_384
-"""The most tokens of cache that a stage gets where the request says nothing."""
 WATCH_POLL_S = 1.0
 """How often a watcher's deployments are looked at where nothing told of a change, in seconds: leases run out in
 silence."""
@@ -75,72 +61,19 @@ class Deployments:
         self._log = log
         self._book = Book(store)
         self._holdings = Holdings(registry, time.monotonic())
-        self._crew = Crew(registry, self._holdings, self._book)
+        self._crew = Crew(registry, self._holdings, self._book, sky)
+        self._planning = Planning(registry, self._crew, sky)
         self._executors = Executors(identities, ways, self._holdings)
         self._replacing = Replacing(self._book, self._crew, self._holdings, self._executors, log)
         self._creating: set[str] = set()
         self._upkeep = Upkeep(
             registry, self._book, self._crew, self._holdings, self._executors, self._creating, self._resume, log
         )
-
-    # Planning.
+        self._handing_over = HandingOver(self._book, self._crew, self._holdings, self._executors, sky, log)
 
     def plan(self, request: scheduler_pb2.PlanRequest) -> scheduler_pb2.Plan:
-        """Cuts a model over the nodes that are up. Blocks for as long as the search takes.
-
-        Raises:
-            PackError: Where the manifest is damaged.
-            InvalidInputError: Where a node is not up or there are more stages than layers or nodes.
-            InfeasiblePlanError: Where nothing fits; says what binds.
-        """
-        manifest = Manifest.parse(request.manifest)
-        records = choose_nodes(self._registry.up(time.monotonic()), request.nodes)
-        model = plan_model(manifest, request.kv_tokens or default_kv_tokens(manifest))
-        measured = self._crew.measured(request.manifest)
-        nodes = [plan_node(record, model, measured) for record in records]
-        began = time.perf_counter()
-        objective, stages = OBJECTIVES[request.objective], request.stages or None
-        scene = self._scene(request, manifest, model, nodes, objective)
-        if scene is None:
-            found = plan(model, nodes, plan_links(records), objective=objective, stages=stages)
-            return plan_message(found, time.perf_counter() - began)
-        choice = plan_with_sky(scene, stages)
-        message = plan_message(choice.plan, time.perf_counter() - began)
-        sky_message.fill(message, choice, scene)
-        return message
-
-    def _scene(
-        self,
-        request: scheduler_pb2.PlanRequest,
-        manifest: Manifest,
-        model: PlanModel,
-        nodes: list[PlanNode],
-        objective: Objective,
-    ) -> Scene | None:
-        """What is planned with where a contact plan speaks for now; None where none does."""
-        members = self._registry.up(time.monotonic())
-        sky, home = self._sky.view(members), self._sky.place("gateway")
-        if sky is None:
-            return None
-        ready_s: dict[str, float] = {}
-        if home is not None:
-            held = self._crew.measured(request.manifest)
-            share = {
-                node.name: sky_message.stage_share_bytes(manifest, request.stages, node.memory_bytes)
-                for node in nodes
-                if node.name not in held
-            }
-            ready_s = sky_message.ready_times(sky.plan, sky.stretch, sky.now_s, home, share)
-        return Scene(
-            model,
-            {node.name: node for node in nodes},
-            tuple(record.name for record in members),
-            sky,
-            objective,
-            sky_message.work_of(request.work_s, request.work_tokens),
-            ready_s,
-            home,
-        )
+        """Cuts a model over the nodes that are up; see `Planning.plan`."""
+        return self._planning.plan(request)
 
     # Coming up.
 
@@ -324,8 +257,10 @@ class Deployments:
     # Keeping up, going down.
 
     async def keep_up(self) -> None:
-        """Mends what is missing, for as long as the scheduler lives."""
-        await self._upkeep.run()
+        """Mends what is missing and looks ahead, for as long as the scheduler lives."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._upkeep.run())
+            tasks.create_task(self._handing_over.run())
 
     def replace(self, request: scheduler_pb2.ReplaceStageRequest) -> Answers:
         """Puts another node in a place; see `Replacing.replace`."""
@@ -363,6 +298,8 @@ class Deployments:
         message.CopyFrom(self._book.get(name)[0])
         if message.state == READY:
             self._say_what_is_missing(message)
+        for hand_over in message.hand_overs:
+            hand_over.closes_in_s = self._sky.clock.seconds_until(mesh_time(hand_over.closes_at))
         return message
 
     def _say_what_is_missing(self, message: scheduler_pb2.Deployment) -> None:
@@ -399,8 +336,9 @@ class Deployments:
                 if names and name not in names:
                     continue
                 message = self.message(name)
-                if seen.get(name) != message:
-                    seen[name] = message
+                timeless = _without_countdown(message)
+                if seen.get(name) != timeless:
+                    seen[name] = timeless
                     yield scheduler_pb2.WatchDeploymentsResponse(deployment=message)
 
     async def wake(self) -> None:
@@ -419,6 +357,16 @@ class Deployments:
         self._book.close()
 
 
+def _without_countdown(message: scheduler_pb2.Deployment) -> scheduler_pb2.Deployment:
+    """What a watcher compares: a countdown that goes on is no change, and a loss that lasts is told once."""
+    timeless = scheduler_pb2.Deployment()
+    timeless.CopyFrom(message)
+    for hand_over in timeless.hand_overs:
+        hand_over.ClearField("closes_in_s")
+    timeless.failure = re.sub(r"for \d+ s more", "for a while", timeless.failure)
+    return timeless
+
+
 def _fail(why: str, message: scheduler_pb2.Deployment) -> bool:
     message.state = scheduler_pb2.DEPLOYMENT_STATE_FAILED
     message.failure = why
@@ -428,8 +376,3 @@ def _fail(why: str, message: scheduler_pb2.Deployment) -> bool:
 def _add_reason(reason: str, message: scheduler_pb2.Deployment) -> bool:
     message.plan.reasons.append(reason)
     return True
-
-
-def default_kv_tokens(manifest: Manifest) -> int:
-    """Tokens of cache per stage where the request says nothing."""
-    return max(manifest.context_tokens, min(KV_CONTEXTS_DEFAULT * manifest.context_tokens, KV_TOKENS_DEFAULT_MAX))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Hashable
+from collections.abc import Callable, Collection, Coroutine
 from functools import partial
 from typing import Any
 
@@ -17,20 +17,15 @@ from orbitmesh.v1 import executor_pb2, scheduler_pb2
 from services.runtime.logs import EventLog
 from services.scheduler.book import Book, Held, drop_standby, standby_of
 from services.scheduler.crew import Crew
+from services.scheduler.errands import Errands
 from services.scheduler.executors import Executors, Tell
 from services.scheduler.holdings import Holdings, Place
 from services.scheduler.registry import Registry
 
 LOOK_INTERVAL_S = 1.0
 """How often it is looked for what is missing, in seconds."""
-RETRY_S = 5.0
-"""How long after a failure the same thing is tried again, in seconds."""
 STRAY_GRACE_S = 10.0
 """How long a stage that nobody wants is left where it is, in seconds: generations on it end, or it is wanted again."""
-TASKS_MAX = 64
-"""How many things are mended at once."""
-
-Work = Callable[[], Coroutine[Any, Any, None]]
 
 READY = scheduler_pb2.DEPLOYMENT_STATE_READY
 
@@ -57,28 +52,29 @@ class Upkeep:
         self._creating = creating
         self._resume = resume
         self._log = log
-        self._tasks: dict[Hashable, asyncio.Task[None]] = {}
-        self._not_before_s: dict[Hashable, float] = {}
+        self._errands = Errands(log)
         self._stray_since_s: dict[Place, float] = {}
 
     async def run(self) -> None:
         """Looks and mends for as long as the scheduler lives."""
         try:
             while True:
-                await self.look(time.monotonic())
+                try:
+                    await self.look(time.monotonic())
+                except MeshError as error:
+                    self._log.warning("upkeep_failed", detail=error.message)
                 await asyncio.sleep(LOOK_INTERVAL_S)
         finally:
-            await self.close()
+            await self._errands.close()
 
     async def look(self, now_s: float) -> None:
         """One look at everything; starts what mends it."""
-        self._not_before_s = {key: at for key, at in self._not_before_s.items() if at > now_s}
         for deployment, request in self._book.all():
             name = deployment.name
             if name in self._creating:
                 continue  # whoever creates it sees to it
             if deployment.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING:
-                self._mend(("resume", name), now_s, partial(self._resume, name))
+                self._errands.start(("resume", name), now_s, partial(self._resume, name))
                 continue
             if deployment.state != READY:
                 continue
@@ -86,25 +82,10 @@ class Upkeep:
             for index, node in enumerate(deployment.pipeline):
                 place = (name, index, node.name)
                 if self._holdings.lost(place, now_s):
-                    self._mend(place, now_s, partial(self._load_again, place))
+                    self._errands.start(place, now_s, partial(self._load_again, place))
                 if request.standbys:
                     await self._look_at_standby((deployment, request), index, now_s)
         self._look_for_strays(now_s)
-
-    def _mend(self, key: Hashable, now_s: float, work: Work) -> None:
-        if key in self._tasks or key in self._not_before_s or len(self._tasks) >= TASKS_MAX:
-            return
-
-        async def guarded() -> None:
-            try:
-                await work()
-            except MeshError as error:
-                self._not_before_s[key] = time.monotonic() + RETRY_S
-                self._log.warning("upkeep_failed", what=str(key), detail=error.message)
-            finally:
-                del self._tasks[key]
-
-        self._tasks[key] = asyncio.create_task(guarded(), name=f"upkeep {key}")
 
     # Places.
 
@@ -149,13 +130,13 @@ class Upkeep:
             elif self._holdings.member(standby.node.name, now_s) is not None and (
                 self._holdings.lost(place, now_s) or not standby.ready
             ):
-                self._mend(place, now_s, partial(self._load_standby, place))
+                self._errands.start(place, now_s, partial(self._load_standby, place))
             return
-        self._mend(("standby", name, index), now_s, partial(self._try_standby, name, index))
+        self._errands.start(("standby", name, index), now_s, partial(self._try_standby, name, index))
 
     async def _try_standby(self, name: str, index: int) -> None:
         if not await self.fill_standby(name, index, _silent):
-            self._not_before_s["standby", name, index] = time.monotonic() + RETRY_S
+            self._errands.not_soon(("standby", name, index))
 
     async def fill_standby(self, name: str, index: int, tell: Tell) -> bool:
         """Chooses and loads a standby of a place; False where no node can be one now.
@@ -233,9 +214,9 @@ class Upkeep:
         for place, stage in found.items():
             held = self._book.find(place[0])
             if held is not None and self._wants(held, place, stage, now_s):
-                self._mend(place, now_s, partial(self._adopt, place))
+                self._errands.start(place, now_s, partial(self._adopt, place))
             elif stage.generations == 0 and now_s - self._stray_since_s[place] >= STRAY_GRACE_S:
-                self._mend(place, now_s, partial(self._let_go, place))
+                self._errands.start(place, now_s, partial(self._let_go, place))
 
     def _wanted(self) -> set[Place]:
         wanted = set()
@@ -275,13 +256,6 @@ class Upkeep:
         if address is not None and place not in self._wanted():
             self._log.info("stray_let_go", deployment=name, stage=index, node=node)
             await self._executors.unload(name, address, [index])
-
-    async def close(self) -> None:
-        """Ends what is being mended."""
-        tasks = list(self._tasks.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _silent(answer: executor_pb2.LoadStageResponse) -> None:
