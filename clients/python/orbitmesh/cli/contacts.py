@@ -124,7 +124,8 @@ def _write(path: Path, text: str) -> None:
 
 def _table(plan: ContactPlan, scenario: str, rows: int | None) -> Table:
     """One row for each window; the way back has the same and is left out."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"contacts of {scenario} in {_year(plan)}", title_justify="left")
+    title = f"contacts of {scenario} in {_year(plan)}"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, title=title, title_justify="left")
     for name, justify in (("from", "left"), ("to", "left"), ("kind", "left"), ("opens (UTC)", "left"),
                           ("closes (UTC)", "left"), ("lasts", "right"), ("highest", "right"),
                           ("latency", "right"), ("rate", "right")):  # fmt: skip

@@ -14,7 +14,7 @@ from orbitmesh.contacts import Contact, ContactPlan
 from orbitmesh.errors import InvalidInputError
 
 LANES_MAX = 80
-"""Most links that the timeline shows; those with the most windows come first."""
+"""Most links that the timeline shows; those with the ground come first."""
 
 WINDOWS_PER_LANE = 2_000
 """Most windows that one lane of the timeline shows."""
@@ -63,8 +63,9 @@ def draw(
 def _lanes(plan: ContactPlan) -> list[tuple[str, tuple[Contact, ...]]]:
     links = sorted({(min(pair), max(pair)) for pair in plan.pairs})
     found = [(f"{a} - {b}", plan.between(a, b) or plan.between(b, a)) for a, b in links]
-    # Links that come and go tell more than those that are always there.
-    return sorted(found, key=lambda lane: (-len(lane[1]), lane[0]))[:LANES_MAX]
+    # Of the ground first; then links that come and go, which tell more than those that are always there.
+    order = {kind: index for index, kind in enumerate(COLOURS)}
+    return sorted(found, key=lambda lane: (order[lane[1][0].kind], -len(lane[1]), lane[0]))[:LANES_MAX]
 
 
 def _draw_timeline(axes: Any, plan: ContactPlan, lanes: list[tuple[str, tuple[Contact, ...]]]) -> None:
