@@ -194,6 +194,8 @@ def test_gateway_and_scheduler_come_back_where_they_were(sky: Mesh, model: Model
         until(lambda: sum(node.state == "up" for node in again(sky.nodes)) == 4, "all that can join have joined", 60)
         running.join(60)
         assert not running.is_alive()
+        prompt = model.prompt(4)
+        assert again(lambda: tokens_of(sky, "kept", prompt, 5, timeout=20)) == model.answer(prompt, 5)
 
 
 def _swallow(mesh: Mesh, prompt: list[int]) -> None:
