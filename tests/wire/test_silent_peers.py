@@ -22,7 +22,7 @@ from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import dial, open_exchange
 from services.links.client import LinksProcess
-from services.links.relay import RelaySpec
+from services.links.spec import RelaySpec
 
 PEER = """
 import asyncio, sys
@@ -44,12 +44,11 @@ async def main():
     )
     print(server.add_secure_port("127.0.0.1:0", credentials), flush=True)
     await server.start()
-    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
-    await server.stop(0)
+    await server.wait_for_termination()
 
 asyncio.run(main())
 """
-"""A process that sends back what it gets, until its stdin closes."""
+"""A process that sends back what it gets, until it is killed."""
 
 
 @dataclass(frozen=True)
@@ -76,23 +75,15 @@ async def peer(mesh: Mesh, silence_s: float = 1.0) -> AsyncIterator[tuple[int, i
         PEER,
         str(mesh.home),
         str(silence_s),
-        stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
     )
-    assert process.stdin is not None
     assert process.stdout is not None
     try:
         yield int(await process.stdout.readline()), process.pid
     finally:
-        if process.returncode is None:
-            process.send_signal(signal.SIGCONT)
-            process.stdin.close()
-            try:
-                await asyncio.wait_for(process.wait(), 10)
-            except TimeoutError:
-                process.kill()
-                await process.wait()
+        process.kill()
+        await process.wait()
 
 
 @asynccontextmanager
