@@ -81,8 +81,8 @@ class RelayCore:
         self._engine = engine
         self._target = resolve(spec.target)
         self._lanes = (
-            Lane(engine, Pipe(spec.forward, "forward")),
-            Lane(engine, Pipe(spec.reverse, "reverse")),
+            Lane(engine, Pipe(spec.forward, "forward", engine.medium(spec.forward_medium))),
+            Lane(engine, Pipe(spec.reverse, "reverse", engine.medium(spec.reverse_medium))),
         )
         self._connections: set[Connection] = set()
         self._accepted = 0

@@ -18,8 +18,10 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 from orbitmesh.errors import CapacityError, TransportError
+from services.links.shaper import Medium
 
 MAX_COMMANDS = 1024
 """Commands from other threads that may wait for the engine at once."""
@@ -81,7 +83,7 @@ class _PreciseTimer:
 
 
 class Engine:
-    """The thread, its sockets and its moments. All but `submit` and `close` are for the engine's own
+    """The thread, its sockets and its moments. All but `submit`, `medium` and `close` are for the engine's own
     thread."""
 
     def __init__(self) -> None:
@@ -92,6 +94,7 @@ class Engine:
         self._wakes: dict[Sleeper, float] = {}
         self._queue: list[tuple[float, int, Sleeper]] = []  # a heap; an entry counts while `_wakes` agrees
         self._numbers = itertools.count()
+        self._media: WeakValueDictionary[str, Medium] = WeakValueDictionary()
         self._commands: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._lock = threading.Lock()
         self._closing = False
@@ -118,6 +121,17 @@ class Engine:
             self._commands.append((command, future))
             os.eventfd_write(self._wakeup_fd, 1)
         return future
+
+    def medium(self, name: str) -> Medium:
+        """The medium of that name, which lives as long as someone uses it; one of its own where the name is empty. Safe
+        from any thread."""
+        if not name:
+            return Medium()
+        with self._lock:
+            medium = self._media.get(name)
+            if medium is None:
+                medium = self._media[name] = Medium(shared=True)
+            return medium
 
     def watch(self, fd: int, events: int, handler: Handler) -> None:
         """Call `handler` when one of the epoll `events` happens on `fd`."""

@@ -178,6 +178,7 @@ class Lane:
 
     def pause(self) -> None:
         """Stop the link's time."""
+        self.pipe.medium.leave(self)
         if self.paused_since_s is None:
             self.paused_since_s = time.monotonic()
             self.engine.wake_at(self, None)
@@ -199,12 +200,23 @@ class Lane:
         """Throw away all that is on the link."""
         self._link.clear()
         self.senders.clear()
+        self.pipe.medium.leave(self)
         self.engine.wake_at(self, None)
 
     def _take(self) -> None:
+        medium = self.pipe.medium
         for _ in range(MAX_READS_PER_TURN):
             now_s = time.monotonic()
-            if not self.senders or self.pipe.takes_more_at_s > now_s:
+            if not self.senders:
+                medium.leave(self)
+                return
+            if self.pipe.takes_more_at_s > now_s:
+                medium.join(self)
+                return
+            first = medium.first_waiting()
+            if isinstance(first, Lane) and first is not self:
+                medium.join(self)
+                first.wake_soon()
                 return
             flow = self.senders.popleft()
             flow.queued = False
@@ -217,6 +229,7 @@ class Lane:
             if data is None:
                 continue
             due_s = self.pipe.admit(len(data), flow.source.ready_since_s, now_s)
+            medium.leave(self)  # to the end of the round
             data, hits = self.pipe.damage(data)
             self.corrupted_bytes += hits
             self._link.append((due_s, flow, data))

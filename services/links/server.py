@@ -100,8 +100,9 @@ class Links:
     def _set(self, fields: Fields) -> Result:
         core = self._find(fields)
         spec = RelaySpec.parse(fields, core.spec)
-        if spec.listen != core.spec.listen:
-            raise InvalidInputError("listen cannot be changed; remove the relay and add it again")
+        for fixed in ("listen", "forward_medium", "reverse_medium"):
+            if getattr(spec, fixed) != getattr(core.spec, fixed):
+                raise InvalidInputError(f"{fixed} cannot be changed; remove the relay and add it again")
         target = resolve(spec.target)
         self._engine.submit(lambda: core.set(spec, target)).result()
         return {"name": spec.name, "listen": core.address}

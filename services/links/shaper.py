@@ -121,22 +121,48 @@ class Course(Protocol):
         """Bits per second that enter the link at `at_s`; above 0."""
 
 
+class Medium:
+    """What the rate of a direction is spent on: one beam, one cable. Several pipes may share one, and take turns.
+
+    Args:
+        shared: True where more than one pipe may use it.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self.shared = shared
+        self.busy_until_s = -math.inf
+        self._waiting: dict[object, None] = {}  # in the order in which they get their turn
+
+    def first_waiting(self) -> object | None:
+        """Whose turn it is; None where nobody waits."""
+        return next(iter(self._waiting), None)
+
+    def join(self, user: object) -> None:
+        """Wait for a turn, behind those that wait already."""
+        self._waiting.setdefault(user)
+
+    def leave(self, user: object) -> None:
+        """Have had the turn, or want none."""
+        self._waiting.pop(user, None)
+
+
 class Pipe:
     """One direction of one link: says when bytes that enter it come out.
 
     Args:
         shape: What the direction is like; `reshape` changes it.
         label: Mixed into the seed, so that the two directions of a link draw different jitter.
+        medium: What its rate is spent on; one of its own where left out.
     """
 
-    def __init__(self, shape: Shape, label: str = "") -> None:
+    def __init__(self, shape: Shape, label: str = "", medium: Medium | None = None) -> None:
+        self.medium = medium or Medium()
         self._label = label
         self._shape = shape
         self._course: Course | None = None
         self._jitter = self._source_of("jitter")
         self._damage = self._source_of("damage")
         self._intact_bytes = self._draw_intact_bytes()
-        self._busy_until_s = -math.inf
         self._last_due_s = -math.inf
 
     @property
@@ -162,7 +188,7 @@ class Pipe:
     @property
     def takes_more_at_s(self) -> float:
         """The time from which another chunk may be taken from a sender; minus infinity for an idle link."""
-        return self._busy_until_s - BACKLOG_S
+        return self.medium.busy_until_s - BACKLOG_S
 
     def admit(self, size_bytes: int, waiting_since_s: float, now_s: float) -> float:
         """Put a chunk on the link and say when its last byte comes out at the other end, in seconds.
@@ -172,12 +198,12 @@ class Pipe:
                 it. waiting_since_s: When the bytes became ready to be taken; trusted up to `CATCH_UP_S` into
                 the past. now_s: The time now.
         """
-        start_s = max(self._busy_until_s, waiting_since_s, now_s - CATCH_UP_S)
+        start_s = max(self.medium.busy_until_s, waiting_since_s, now_s - CATCH_UP_S)
         shape, course = self._shape, self._course
         rate_bps = shape.rate_bps if course is None else course.rate_bps(start_s)
         if rate_bps is not None:
             start_s += size_bytes * 8 / rate_bps
-        self._busy_until_s = start_s
+        self.medium.busy_until_s = start_s
         delay_s = shape.latency_ms / 1000 if course is None else course.latency_s(start_s)
         if shape.jitter_ms:
             delay_s += self._jitter.uniform(0.0, shape.jitter_ms) / 1000
@@ -219,7 +245,8 @@ class Pipe:
 
     def shift(self, pause_s: float) -> None:
         """Let the link have stood still for `pause_s`: all that was under way is that much later."""
-        self._busy_until_s += pause_s
+        if not self.medium.shared:  # others may have used it meanwhile; what it was busy with is 2 ms at most
+            self.medium.busy_until_s += pause_s
         self._last_due_s += pause_s
 
     def _draw_intact_bytes(self) -> float:

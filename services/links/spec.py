@@ -10,7 +10,8 @@ from typing import Any
 from orbitmesh.errors import InvalidInputError, TransportError
 from services.links.shaper import SHAPE_FIELDS, Shape
 
-_SPEC_FIELDS = frozenset({"name", "listen", "target", "forward", "reverse"})
+_MEDIA = ("forward_medium", "reverse_medium")
+_SPEC_FIELDS = frozenset({"name", "listen", "target", "forward", "reverse", *_MEDIA})
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,10 @@ class RelaySpec:
     """The direction from the client to the target."""
     reverse: Shape = field(default_factory=Shape)
     """The direction from the target to the client."""
+    forward_medium: str = ""
+    """What the forward rate is spent on: relays of one process that name the same medium share it; empty: its own."""
+    reverse_medium: str = ""
+    """The same for the reverse direction; the way back of one relay may be the way there of another."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name:
@@ -34,6 +39,9 @@ class RelaySpec:
         if split_address("target", self.target)[1] == 0:
             raise InvalidInputError(f"target is {self.target!r}; a target needs a port from 1 to 65535")
         split_address("listen", self.listen)
+        for which, medium in zip(_MEDIA, (self.forward_medium, self.reverse_medium), strict=True):
+            if not isinstance(medium, str):
+                raise InvalidInputError(f"{which} is {medium!r:.80}; expected the name of a medium")
 
     @classmethod
     def parse(cls, fields: Mapping[str, object], base: RelaySpec | None = None) -> RelaySpec:
@@ -60,6 +68,7 @@ class RelaySpec:
             "name": fields.get("name", base.name if base else None),
             "target": fields.get("target", base.target if base else None),
             "listen": fields.get("listen", base.listen if base else "127.0.0.1:0"),
+            **{name: fields.get(name, getattr(base, name) if base else "") for name in _MEDIA},
         }
         return cls(**texts, forward=shapes["forward"], reverse=shapes["reverse"])  # which checks the types
 

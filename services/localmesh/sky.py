@@ -81,7 +81,16 @@ class Sky:
     def relay(self, way: Way, target: str) -> RelaySpec:
         """What a relay is like before the launch: as in the first contact of its pair."""
         first = self._windows(way.source, way.target)[0]
-        return RelaySpec(way.name, target, forward=_constant(first, True), reverse=_constant(first, False))
+        here, there = self._spec.place(way.source), self._spec.place(way.target)
+        return RelaySpec(
+            way.name,
+            target,
+            forward=_constant(first, True),
+            reverse=_constant(first, False),
+            # All services of two places share the contact between them.
+            forward_medium=f"{here}>{there}",
+            reverse_medium=f"{there}>{here}",
+        )
 
     def at_clock(self) -> dict[str, Any]:
         """The mesh time, and how it is told."""

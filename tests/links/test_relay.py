@@ -76,6 +76,50 @@ async def test_bytes_take_at_least_their_time_at_the_rate() -> None:
                 writer.close()
 
 
+async def test_relays_that_share_a_medium_share_its_rate_and_take_turns() -> None:
+    """Two ways there and one way back over one beam: 300 kB take 300 ms at 8 Mbit/s, and nobody waits for the rest."""
+    thin = Shape(rate_bps=8e6)
+    size = 100_000
+    async with serving(echo) as target:
+        engine = Engine()
+        specs = [
+            RelaySpec("one", target, forward=thin, forward_medium="beam"),
+            RelaySpec("two", target, forward=thin, forward_medium="beam"),
+            RelaySpec("back", target, reverse=thin, reverse_medium="beam"),
+            RelaySpec("other", target, forward=thin, forward_medium="another"),
+        ]
+        relays = [await Relay.start(spec, engine) for spec in specs]
+        pairs = [await connect(relay.address) for relay in relays]
+        start_s = time.monotonic()
+        done_s: dict[str, float] = {}
+        left: dict[str, int] = {}
+
+        async def carry(index: int) -> None:
+            reader, writer = pairs[index]
+            writer.write(bytes(size))
+            await reader.readexactly(size)
+            done_s[specs[index].name] = time.monotonic() - start_s
+            if not left:
+                for each in (0, 1, 2):
+                    stats = await relays[each].stats()
+                    lane = stats.reverse if each == 2 else stats.forward
+                    left[specs[each].name] = size - lane.delivered_bytes
+
+        await asyncio.gather(*(carry(index) for index in range(3)))
+        assert max(done_s.values()) >= 0.299, "three times the bytes of one"
+        assert max(left.values()) <= size * 0.6, f"when the first was done, others had hardly begun: {left}"
+        await relays[0].cut()
+        await relays[1].pause()
+        _, other = pairs[2]
+        other.write(bytes(1000))
+        assert await pairs[2][0].readexactly(1000) == bytes(1000)
+        await carry(3)
+        for (_, writer), relay in zip(pairs, relays, strict=True):
+            writer.close()
+            await relay.close()
+        engine.close()
+
+
 @pytest.mark.parametrize(
     "shape", [Shape(), Shape(2, 400e6), Shape(5, 200e6, jitter_ms=10, seed=7)], ids=["bare", "thin", "jitter"]
 )
