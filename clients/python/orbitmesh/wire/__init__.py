@@ -10,8 +10,10 @@ From the bytes up:
 - `memory`: where transfers are put together.
 - `coding`: frames coded in threads.
 - `records`: what users of a session see, and the connection that it needs.
+- `pacing`: how large the frames of a large transfer are, by what the link carries.
 - `sending`, `receiving`: the two halves of a session.
 - `writing`, `carrying`: how its messages move on one connection.
+- `liveness`: whether the other end is still there.
 - `session`: the session itself.
 - `handshake`, `dialler`, `acceptor`: how its ends find each other, and again after a cut.
 - `streams`: sessions over gRPC; `dial` and `SessionAcceptor` are what services use.

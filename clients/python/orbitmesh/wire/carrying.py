@@ -182,7 +182,10 @@ class Carrier:
         receiver, liveness, now = self._receiver, self.liveness, self._loop.time
         while True:
             message = await wire.read()
-            liveness.heard(now())
+            heard_s = now()
+            if heard_s - liveness.heard_s > liveness.silence_s:
+                liveness.heard_late(heard_s)
+            liveness.heard_s = heard_s
             if message is None:
                 if receiver.inbox.ended or self._closing():
                     return

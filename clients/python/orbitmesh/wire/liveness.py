@@ -72,7 +72,6 @@ class Liveness:
         "_ask",
         "_asked",
         "_asked_s",
-        "_base_s",
         "_busy",
         "_doublings",
         "_due_s",
@@ -90,6 +89,7 @@ class Liveness:
         "heard_s",
         "idle",
         "round_trip_s",
+        "silence_s",
     )
 
     def __init__(
@@ -102,7 +102,7 @@ class Liveness:
         give_up: Callable[[float], None],
     ) -> None:
         self._loop = loop
-        self._base_s = silence_s
+        self.silence_s = silence_s
         self._busy = busy
         self._progress = progress
         self._ask = ask
@@ -127,7 +127,7 @@ class Liveness:
     @property
     def usual_s(self) -> float:
         """The silence that is allowed while all goes well, in seconds."""
-        return max(self._base_s, SILENCE_ROUND_TRIPS * self.round_trip_s, self._learned_s)
+        return max(self.silence_s, SILENCE_ROUND_TRIPS * self.round_trip_s, self._learned_s)
 
     @property
     def allowed_s(self) -> float:
@@ -139,7 +139,7 @@ class Liveness:
 
     def begin(self) -> None:
         """A connection carries the session from now on. It is asked at once: that measures the round trip."""
-        if math.isinf(self._base_s):
+        if math.isinf(self.silence_s):
             return
         self._up = True
         self._asked.clear()
@@ -165,12 +165,10 @@ class Liveness:
     # --- what is heard
     # -----------------------------------------------------------------------------------------------
 
-    def heard(self, now: float) -> None:
-        """Something came. A silence that ended well, although it was longer than usual, is usual from now on."""
-        gap_s = now - self.heard_s
-        self.heard_s = now
-        if gap_s > self._base_s and self._timer is not None and now <= self._due_s + LATE_S:
-            self._learned_s = min(max(self._learned_s, 2 * gap_s), LEARNED_MAX_S)
+    def heard_late(self, now: float) -> None:
+        """Something came after a longer silence than `silence_s`, which ended well: it is usual from now on."""
+        if self._timer is not None and now <= self._due_s + LATE_S:
+            self._learned_s = min(max(self._learned_s, 2 * (now - self.heard_s)), LEARNED_MAX_S)
             self._learned_at_s = now
 
     def answered(self, number: int) -> None:
@@ -230,7 +228,7 @@ class Liveness:
         elif self._busy():
             self._used_s = now
         if self._learned_s and now - self._learned_at_s > LEARNED_FADE_S:
-            self._learned_s = self._learned_s / 2 if self._learned_s > self._base_s else 0.0
+            self._learned_s = self._learned_s / 2 if self._learned_s > self.silence_s else 0.0
             self._learned_at_s = now
         return now - self._used_s < LINGER_S
 
