@@ -2,7 +2,7 @@
 
 In three steps, each over arrays of (satellites x times):
 
-1. A coarse grid of SGP4, two minutes for a low orbit, tells where a satellite may be near a site: the angle at the
+1. A coarse grid of SGP4, four minutes for a low orbit, tells where a satellite may be near a site: the angle at the
    Earth's centre is compared with the widest at which the mask can be met, plus what satellite and Earth can turn in
    half a step. That is a bound, not a guess: what it leaves out cannot be seen.
 2. What is left, a few per cent, is propagated on a grid of 30 s or less, and `curves` finds roots and apexes between.
@@ -30,8 +30,8 @@ FINE_STEP_S = 30.0
 COARSE_STEPS = (1, 2, 4, 8, 16, 32)
 """Coarse steps that are used, in fine ones."""
 
-COARSE_TURN_RAD = 0.15
-"""The most that a satellite may turn in one coarse step, seen from the Earth's centre: 120 s for a low orbit."""
+COARSE_TURN_RAD = 0.3
+"""The most that a satellite may turn in one coarse step, seen from the Earth's centre: 240 s for a low orbit."""
 
 RATE_MARGIN = 1.05
 """Perturbations may make a satellite so much faster than its elements say."""

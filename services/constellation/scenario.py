@@ -314,7 +314,7 @@ class _Reader:
             raise table.wrong(
                 key,
                 f"{what}: the name {name!r} is taken already (line {self._lines[name]}); "
-                "give one of them another name or prefix",
+                + ('set `naming = "catalogue"` or another prefix' if key == "tle" else "give one of them another name"),
             )
         self._lines[name] = table.line
 
