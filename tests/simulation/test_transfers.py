@@ -22,6 +22,8 @@ SEEDS = 250
 WINDOW_BYTES = 2 << 20
 GIVE_UP_S = 6.0
 IDLE_S = 8.0
+KEEPALIVE_S = 30.0
+"""After so long gRPC gives up a connection that is dead, in seconds."""
 BOUND_S = 300.0
 """Long after everything must have ended, in virtual seconds."""
 
@@ -271,3 +273,44 @@ def test_a_seed_is_the_same_story_each_time(mesh: Mesh) -> None:
         assert [error.message for error in first.errors] == [error.message for error in second.errors]
 
     run_seeds(scenario, 4)
+
+
+def test_a_sender_that_dies_leaves_whole_transfers_and_a_named_loss(mesh: Mesh) -> None:
+    """The dialling process is killed, with or without a reset: the accepting one has a prefix of what was sent, each
+    transfer whole, and says NODE_LOST once its time to come back is over; nothing is left of the session."""
+
+    async def story(seed: int) -> None:
+        run = Run(mesh, seed)
+        loop, rng, acceptor = asyncio.get_running_loop(), run.random, run.net.acceptor
+        assert acceptor is not None
+        async with asyncio.timeout(BOUND_S):
+            session = await run.dial()
+            up = run.story.up.setdefault(session.session_id, Direction())
+
+            async def send() -> None:
+                for tag in range(20):
+                    up.sent.append(tag)
+                    await session.send(blob(tag), content(seed, tag))
+                    await asyncio.sleep(run.pause_s)
+
+            sending = asyncio.ensure_future(send())
+            await asyncio.sleep(rng.choice((0.1, 1.0, 3.0)) * rng.random())
+            died_s, silent = loop.time(), rng.random() < 0.5
+            if silent:
+                run.net.dark(0, 1)  # its machine is gone: nobody sends a reset
+            run.link.refuses = True
+            session.fail(NodeLostError("killed by the test"))
+            # A session that is not in use asks nothing: there it is the transport's own probe that notices.
+            loop.call_later(KEEPALIVE_S if silent else 0.0, run.net.cut)
+            await asyncio.gather(sending, return_exceptions=True)
+            while acceptor.sessions:  # noqa: ASYNC110 - the list has no event of its own
+                await asyncio.sleep(0.05)
+            away_s = loop.time() - died_s
+            run.net.dark()
+            await run.net.stop()
+        assert not run.story.wrong
+        assert [error.reason for error in run.story.errors] in ([], ["NODE_LOST"])
+        if run.story.accepted:
+            assert away_s <= IDLE_S + (KEEPALIVE_S if silent else 0.0) + 1.0
+
+    run_seeds(lambda seed: simulate(story(seed)), SEEDS // 2)
