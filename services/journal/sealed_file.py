@@ -5,7 +5,10 @@ the node's own sealing key (HPKE, `orbitmesh.trust`), so that no nonce is ever u
 
     file    = segment*
     segment = b"OMSF" | u32 size | wrapped key | record*
-    record  = b"r" | u32 size | AES-256-GCM(nonce = record's number in 12 bytes, data = purpose | segment's number)
+    record  = b"r" | u32 size | AES-256-GCM(nonce = record's number in 12 bytes, data = purpose | number and offset of
+              its segment)
+
+A segment is bound to where it begins, so that none of the records before it can be taken out.
 
 A crash tears at most the end of the file: the torn part is left out, and cut off by whoever appends next. Any other
 damage is refused.
@@ -49,12 +52,12 @@ class SealedWriter:
         self.path = path
         key = os.urandom(KEY_BYTES)
         self._cipher = AESGCM(key)
-        self._bound = _bound(purpose, after.segments if after is not None else 0)
+        whole = after.whole_bytes if after is not None else 0
+        self._bound = _bound(purpose, after.segments if after is not None else 0, whole)
         self._number = 0
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch(0o600)
         self._file: BinaryIO = path.open("r+b", buffering=0)
-        whole = after.whole_bytes if after is not None else 0
         self._file.truncate(whole)
         self._file.seek(whole)
         wrapped = wrap_key(key, identity.seal_private.public_key(), self._bound)
@@ -122,7 +125,7 @@ class SealedReader:
                     wrapped = _sized(file)
                     if wrapped is None:
                         return
-                    bound = _bound(self._purpose, self.segments)
+                    bound = _bound(self._purpose, self.segments, self.whole_bytes)
                     cipher = AESGCM(unwrap_key(wrapped, self._identity.seal_private, bound))
                     self.segments += 1
                     number = 0
@@ -138,8 +141,8 @@ class SealedReader:
         )
 
 
-def _bound(purpose: bytes, segment: int) -> bytes:
-    return b"orbitmesh/v1/sealed-file\x00" + purpose + b"\x00" + segment.to_bytes(4, "big")
+def _bound(purpose: bytes, segment: int, offset: int) -> bytes:
+    return b"orbitmesh/v1/sealed-file\x00" + purpose + b"\x00" + segment.to_bytes(4, "big") + offset.to_bytes(8, "big")
 
 
 def _sized(file: BinaryIO) -> bytes | None:
