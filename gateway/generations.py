@@ -1,4 +1,8 @@
-"""A prompt's way through the mesh: checked, admitted by every stage, fed, its tokens handed out, everything freed."""
+"""A prompt's way through the mesh: checked, given to a generation that lives on its own, its tokens handed out.
+
+A generation that its caller named goes on when the caller's stream is cut, and when this process is started anew; the
+caller takes its stream up again by the same name.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +10,33 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable
 
-import grpc
-
-from gateway.breakdown import ClockReading, GenerationRecord
+from gateway.book import Book, Entry
+from gateway.life import Life, Parts
 from gateway.packs import PackShelf
 from gateway.text import Text, TextStream
 from gateway.traces import Traces
-from gateway.upstream import Arrival, Upstream
-from orbitmesh.errors import CapacityError, DeadlineError, InvalidInputError, MeshError
-from orbitmesh.limits import CONTEXT_TOKENS, PREFILL_CHUNK_TOKENS
+from gateway.upstream import Upstream
+from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError
+from orbitmesh.limits import CONTEXT_TOKENS
 from orbitmesh.pack import Manifest
-from orbitmesh.rpc import map_rpc_error
-from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2, wire_pb2
-from services.runtime.caller import time_left_s
+from orbitmesh.v1 import gateway_pb2, scheduler_pb2
+from services.runtime.caller import current_caller, time_left_s
+from services.runtime.logs import EventLog
 
 MAX_NEW_TOKENS_DEFAULT = 64
 """Tokens where the request does not say."""
 GENERATION_LIFE_S = 3600.0
 """How long a generation may live where the caller sets no deadline."""
-LIFE_MARGIN_S = 2.0
-"""By how much a generation outlives its deadline on the nodes, so that they free it when the gateway cannot."""
 SLOW_READER_S = 30.0
 """How long a client may take no message while there are some for it."""
 GENERATIONS_MAX = 512
 """How many generations one gateway runs at once."""
-OPEN_DEADLINE_S = 20.0
-"""How long a stage may take to admit a generation."""
-CLOSE_DEADLINE_S = 5.0
-"""How long a stage may take to end one."""
-ARRIVALS_MAX = CONTEXT_TOKENS
-"""How many tokens may wait for a client: a generation is never longer."""
+LINGER_MAX_S = 86_400.0
+"""The longest that a generation waits for its caller to come back."""
+REQUEST_ID_MAX = 64
+"""The longest name of a generation, in characters."""
 
 Send = Callable[[gateway_pb2.GenerateResponse], Awaitable[None]]
 
@@ -51,34 +49,115 @@ class Generations:
         upstream: Upstream,
         shelf: PackShelf,
         traces: Traces,
+        book: Book,
         tasks: asyncio.TaskGroup,
+        log: EventLog,
         slow_reader_s: float = SLOW_READER_S,
     ) -> None:
         self._slow_reader_s = slow_reader_s
         self._upstream = upstream
         self._shelf = shelf
-        self._traces = traces
+        self._book = book
         self._tasks = tasks
+        self._log = log
+        self._parts = Parts(upstream, traces, tasks, log)
+        self._named: dict[tuple[str, str], Life] = {}
+        self._creating: dict[tuple[str, str], asyncio.Lock] = {}
+        self._lives: set[Life] = set()
+        self._moving: set[tuple[str, int, str]] = set()
         self.running = 0
 
     async def answer(self, request: gateway_pb2.GenerateRequest, send: Send) -> None:
-        """Answers one prompt; every message goes through `send`.
+        """Answers one prompt, or takes the stream of a named generation up again; every message goes through `send`.
 
         Raises:
             InvalidInputError: Where prompt, bounds or sampling are wrong.
             CapacityError: Where a stage is full, the gateway is, or the client does not read.
             DeadlineError: When the caller's time is spent.
-            NodeLostError: Where a node is gone.
+            NodeLostError: Where a node is gone before the generation began.
         """
         if self.running >= GENERATIONS_MAX:
             raise CapacityError(f"{GENERATIONS_MAX} generations are running on this gateway; try again later")
         self.running += 1
         try:
-            await self._answer(request, send)
+            life = await self._find_or_begin(request)
+            life.attach()
+            try:
+                await self._stream(life, request, send)
+            finally:
+                life.detach(_linger_s(request))
         finally:
             self.running -= 1
 
-    async def _answer(self, request: gateway_pb2.GenerateRequest, send: Send) -> None:
+    async def cancel(self, request_id: str) -> None:
+        """Ends a generation of this caller by its name; one that is not there changes nothing."""
+        life = self._named.get((current_caller().spiffe, request_id))
+        if life is not None:
+            await life.end()
+
+    async def take_up(self) -> None:
+        """Goes on with the generations that were running when this process ended."""
+        for entry, page in await asyncio.to_thread(lambda: list(self._book.unfinished())):
+            key = (entry.caller, entry.request.request_id)
+            life = Life(self._parts, entry, page)
+            self._keep(key, life)
+            self._start(life)
+            life.detach(_linger_s(entry.request))
+            self._log.info("generation_taken_up", generation=entry.number, produced=len(entry.tokens))
+
+    async def follow(self) -> None:
+        """Moves stages of running generations when the scheduler plans it, as long as this process lives."""
+        async for deployment in self._upstream.watch():
+            lives = [life for life in self._lives if life.entry.request.deployment == deployment.name]
+            for life in lives:
+                life.know(deployment)
+            for planned in deployment.hand_overs:
+                key = (deployment.name, planned.stage_index, planned.to.name)
+                if key not in self._moving:
+                    self._moving.add(key)
+                    self._tasks.create_task(self._hand_over(key, getattr(planned, "from"), planned, lives))
+
+    async def _hand_over(
+        self, key: tuple[str, int, str], old: str, planned: scheduler_pb2.HandOver, lives: list[Life]
+    ) -> None:
+        """Moves every generation, then gives the place to the new node for those to come."""
+        try:
+            await asyncio.gather(*(life.hand_over(planned) for life in lives))
+            await self._upstream.replace_stage(key[0], key[1], old, planned.reason, hand_over=True)
+        except MeshError as error:
+            self._log.warning("hand_over_not_ended", deployment=key[0], stage=key[1], detail=error.message)
+        finally:
+            self._moving.discard(key)
+
+    def leave(self) -> None:
+        """This process ends: named generations go on without it until it is back."""
+        for life in list(self._named.values()):
+            life.leave()
+
+    async def _find_or_begin(self, request: gateway_pb2.GenerateRequest) -> Life:
+        if not request.request_id:
+            return await self._begin(request)
+        if len(request.request_id) > REQUEST_ID_MAX:
+            raise InvalidInputError(f"a request_id has at most {REQUEST_ID_MAX} characters")
+        key = (current_caller().spiffe, request.request_id)
+        # Two streams with one name at the same time must not begin two generations.
+        lock = self._creating.setdefault(key, asyncio.Lock())
+        try:
+            async with lock:
+                life = self._named.get(key)
+                if life is None:
+                    life = await self._begin(request)
+                    self._keep(key, life)
+                return life
+        finally:
+            if not lock.locked():
+                self._creating.pop(key, None)
+
+    def _keep(self, key: tuple[str, str], life: Life) -> None:
+        self._named[key] = life
+        life.on_gone(lambda: self._named.pop(key, None))
+
+    async def _begin(self, request: gateway_pb2.GenerateRequest) -> Life:
         began_ns = time.monotonic_ns()
         limit_s = time_left_s(GENERATION_LIFE_S)
         deployment = await self._upstream.deployment(request.deployment)
@@ -86,51 +165,61 @@ class Generations:
         text = await asyncio.to_thread(self._shelf.text, deployment.manifest)
         prompt = await self._prompt(request, manifest, text)
         new_tokens = check_bounds(request, manifest, len(prompt))
-        record = GenerationRecord(
+        entry = Entry(
+            number=secrets.randbits(63) + 1,
             trace_id=secrets.token_hex(16),
-            deployment=deployment.name,
-            nodes=tuple(node.name for node in deployment.pipeline),
-            prompt_tokens=len(prompt),
-            began_ns=began_ns,
-            began_at_ns=time.time_ns(),
+            caller=current_caller().spiffe,
+            request=request,
+            prompt=prompt,
+            new_tokens=new_tokens,
+            expires_at=time.time() + limit_s,
+            # Tokens that only the caller still knows: they are not produced again.
+            tokens=list(request.received.ids)[:new_tokens],
         )
-        number = secrets.randbits(63) + 1
-        arrivals: asyncio.Queue[Arrival] = asyncio.Queue(ARRIVALS_MAX)
-        flow = _Flow(self._upstream, deployment, number, record)
-        self._upstream.listen(number, frozenset(record.nodes), arrivals.put_nowait)
-        finished = False
-        try:
-            async with asyncio.timeout(limit_s):
-                await flow.open(request, manifest, len(prompt), new_tokens, limit_s)
-                started = gateway_pb2.GenerationStarted(
-                    trace_id=record.trace_id, generation=number, prompt_tokens=len(prompt)
-                )
-                await self._write(send, gateway_pb2.GenerateResponse(started=started))
-                await flow.feed(prompt)
-                stream = TextStream(text, prompt)
-                async for arrival in _until_finished(arrivals):
-                    piece = stream.add(arrival.token, last=arrival.finish != 0)
-                    record.arrived_ns.append(arrival.at_ns)
-                    token = gateway_pb2.GeneratedToken(id=arrival.token, position=arrival.position, text=piece)
-                    await self._write(send, gateway_pb2.GenerateResponse(token=token))
-                    record.finish = arrival.finish
-                record.ended_ns = record.arrived_ns[-1]
-                finished = True
-        except TimeoutError:
-            raise DeadlineError(
-                f"the deadline of {limit_s:.1f} s passed after {len(record.arrived_ns)} tokens; work was stopped on "
-                "every node",
-                metadata={"trace_id": record.trace_id, "new_tokens": len(record.arrived_ns)},
-            ) from None
-        finally:
-            self._upstream.forget(number)
-            # On its own task: a client that hung up must not keep the nodes from being told.
-            closing = self._tasks.create_task(flow.close())
-            if not finished:
-                self._tasks.create_task(self._remember(closing, record))
-        await asyncio.shield(closing)
-        await self._remember(closing, record)
-        await self._write(send, gateway_pb2.GenerateResponse(finished=_finished(record)))
+        page = await asyncio.to_thread(self._book.begin, entry) if request.request_id else None
+        life = Life(self._parts, entry, page, deployment=deployment, began_ns=began_ns)
+        self._start(life)
+        return life
+
+    def _start(self, life: Life) -> None:
+        self._lives.add(life)
+        life.begin(lambda: self._lives.discard(life))
+
+    async def _stream(self, life: Life, request: gateway_pb2.GenerateRequest, send: Send) -> None:
+        """Hands out what the caller does not have yet."""
+        deployment = await life.started()
+        text = await asyncio.to_thread(self._shelf.text, deployment.manifest)
+        entry = life.entry
+        started = gateway_pb2.GenerationStarted(
+            trace_id=entry.trace_id, generation=entry.number, prompt_tokens=len(entry.prompt)
+        )
+        await self._write(send, gateway_pb2.GenerateResponse(started=started))
+        pieces = TextStream(text, entry.prompt)
+        received = list(request.received.ids)
+        at, said = 0, ""
+        while True:
+            news = life.news
+            while at < len(entry.tokens):
+                token = entry.tokens[at]
+                last = life.finish != 0 and at + 1 == len(entry.tokens)
+                piece = pieces.add(token, last=last)
+                position = len(entry.prompt) + at
+                if at >= len(received):
+                    message = gateway_pb2.GeneratedToken(id=token, position=position, text=piece)
+                    await self._write(send, gateway_pb2.GenerateResponse(token=message))
+                elif received[at] != token:
+                    raise InternalError(f"the caller holds another token at position {position} than this gateway")
+                at += 1
+            if life.over:
+                break
+            if life.waiting != said:
+                said = life.waiting
+                if said:
+                    waiting = gateway_pb2.GenerationWaiting(reason=said)
+                    await self._write(send, gateway_pb2.GenerateResponse(waiting=waiting))
+            await news.wait()
+        await self._write(send, gateway_pb2.GenerateResponse(finished=await life.finished()))
+        life.forget()
 
     async def _write(self, send: Send, message: gateway_pb2.GenerateResponse) -> None:
         try:
@@ -142,10 +231,6 @@ class Generations:
                 f"the client took no message for {self._slow_reader_s:g} s; the generation was stopped",
                 reason="SLOW_READER",
             ) from None
-
-    async def _remember(self, closing: asyncio.Task[None], record: GenerationRecord) -> None:
-        await asyncio.wait([closing])
-        self._traces.add(record)
 
     @staticmethod
     async def _prompt(request: gateway_pb2.GenerateRequest, manifest: Manifest, text: Text | None) -> list[int]:
@@ -176,9 +261,10 @@ def check_bounds(request: gateway_pb2.GenerateRequest, manifest: Manifest, promp
             reason="PROMPT_TOO_LONG",
             metadata={"prompt_tokens": prompt_tokens, "context_tokens": context},
         )
-    if request.WhichOneof("prompt") == "token_ids" and max(request.token_ids.ids) >= manifest.vocab_size:
+    given = [*(request.token_ids.ids if request.WhichOneof("prompt") == "token_ids" else ()), *request.received.ids]
+    if given and max(given) >= manifest.vocab_size:
         raise InvalidInputError(
-            f"{max(request.token_ids.ids)} is no token of {manifest.name!r}: they are 0 to {manifest.vocab_size - 1}"
+            f"{max(given)} is no token of {manifest.name!r}: they are 0 to {manifest.vocab_size - 1}"
         )
     temperature, top_p = request.sampling.temperature, request.sampling.top_p
     if not (math.isfinite(temperature) and temperature >= 0):
@@ -188,108 +274,6 @@ def check_bounds(request: gateway_pb2.GenerateRequest, manifest: Manifest, promp
     return new_tokens
 
 
-class _Flow:
-    """One generation's calls to the nodes."""
-
-    def __init__(
-        self, upstream: Upstream, deployment: scheduler_pb2.Deployment, number: int, record: GenerationRecord
-    ) -> None:
-        self._upstream = upstream
-        self._deployment = deployment
-        self._number = number
-        self._record = record
-
-    async def open(
-        self, request: gateway_pb2.GenerateRequest, manifest: Manifest, prompt: int, new: int, life_s: float
-    ) -> None:
-        """Every stage reserves the cache, or none does."""
-        message = executor_pb2.OpenGenerationRequest(
-            deployment=self._deployment.name,
-            generation=self._number,
-            max_tokens=prompt + new,
-            stop_position=prompt + new,
-            sampling=request.sampling,
-            stop_token_ids=() if request.ignore_end else manifest.eos_token_ids,
-            timings=not request.no_timings,
-            traceparent=f"00-{self._record.trace_id}-{self._number:016x}-01",
-        )
-        message.time_to_live.FromNanoseconds(int((life_s + LIFE_MARGIN_S) * 1e9))
-        nodes = self._deployment.pipeline
-        outcomes = await asyncio.gather(*(self._open_one(node, message) for node in nodes), return_exceptions=True)
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        # What a stage said about itself tells more than that another could not be reached.
-        failures.sort(key=lambda failure: isinstance(failure, MeshError) and failure.retryable)
-        if failures:
-            raise failures[0]
-        self._record.admitted_ns = time.monotonic_ns()
-
-    async def _open_one(self, node: executor_pb2.PeerAddress, message: executor_pb2.OpenGenerationRequest) -> None:
-        await self._upstream.session(node)  # tokens and failures come back over it
-        sent_ns = time.monotonic_ns()
-        try:
-            answer = await self._upstream.executor(node).OpenGeneration(message, timeout=OPEN_DEADLINE_S)
-        except grpc.RpcError as error:
-            mapped = map_rpc_error(error, address=node.address)
-            metadata = {**mapped.metadata, "node": node.name}
-            raise type(mapped)(f"{node.name}: {mapped.message}", reason=mapped.reason, metadata=metadata) from error
-        self._record.clocks[node.name] = ClockReading(sent_ns, time.monotonic_ns(), answer.clock_ns)
-
-    async def feed(self, prompt: list[int]) -> None:
-        """Sends the prompt to the first stage, in chunks, so that stages overlap on a long one."""
-        session = await self._upstream.session(self._deployment.pipeline[0])
-        for start in range(0, len(prompt), PREFILL_CHUNK_TOKENS):
-            chunk = prompt[start : start + PREFILL_CHUNK_TOKENS]
-            last = start + len(chunk) == len(prompt)
-            info = wire_pb2.TransferInfo(
-                tensor=wire_pb2.TensorSpec(dtype=wire_pb2.DTYPE_INT32, shape=[len(chunk)]),
-                step=wire_pb2.StepInfo(generation=self._number, position=start, sample=last),
-            )
-            report = await session.send(info, b"".join(token.to_bytes(4, "little") for token in chunk))
-            self._record.raw_bytes += report.raw_bytes
-            self._record.wire_bytes += report.wire_bytes
-        self._record.fed_ns = time.monotonic_ns()
-
-    async def close(self) -> None:
-        """Ends the generation on every node at once and takes their timings home."""
-        await asyncio.gather(*(self._close_one(node) for node in self._deployment.pipeline))
-
-    async def _close_one(self, node: executor_pb2.PeerAddress) -> None:
-        request = executor_pb2.CloseGenerationRequest(deployment=self._deployment.name, generation=self._number)
-        sent_ns = time.monotonic_ns()
-        # A node that cannot be told frees the generation itself when its time is over.
-        with suppress(grpc.RpcError, MeshError):
-            answer = await self._upstream.executor(node).CloseGeneration(request, timeout=CLOSE_DEADLINE_S)
-            reading = ClockReading(sent_ns, time.monotonic_ns(), answer.clock_ns)
-            known = self._record.clocks.get(node.name)
-            if known is None or reading.round_trip_ns < known.round_trip_ns:
-                self._record.clocks[node.name] = reading
-            self._record.stages[answer.timings.stage_index] = answer.timings
-            self._record.raw_bytes += answer.raw_bytes
-            self._record.wire_bytes += answer.wire_bytes
-
-
-async def _until_finished(arrivals: asyncio.Queue[Arrival]) -> AsyncIterator[Arrival]:
-    while True:
-        arrival = await arrivals.get()
-        if arrival.error is not None:
-            raise arrival.error
-        yield arrival
-        if arrival.finish != wire_pb2.FINISH_REASON_UNSPECIFIED:
-            return
-
-
-def _finished(record: GenerationRecord) -> gateway_pb2.GenerationFinished:
-    first_s = (record.arrived_ns[0] - record.began_ns) / 1e9
-    total_s = (record.ended_ns - record.began_ns) / 1e9
-    after_first = len(record.arrived_ns) - 1
-    rate = after_first / (total_s - first_s) if after_first and total_s > first_s else 1 / max(total_s, 1e-9)
-    return gateway_pb2.GenerationFinished(
-        reason=wire_pb2.FinishReason.Name(record.finish),
-        prompt_tokens=record.prompt_tokens,
-        new_tokens=len(record.arrived_ns),
-        first_token_s=first_s,
-        total_s=total_s,
-        raw_bytes=record.raw_bytes,
-        wire_bytes=record.wire_bytes,
-        tokens_per_second=rate,
-    )
+def _linger_s(request: gateway_pb2.GenerateRequest) -> float:
+    """How long a generation goes on without its caller, in seconds; 0 where it was not named."""
+    return min(LINGER_MAX_S, request.linger.ToNanoseconds() / 1e9) if request.request_id else 0.0

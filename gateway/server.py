@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from gateway.book import Book
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
@@ -72,6 +73,13 @@ class GatewayServicer(gateway_pb2_grpc.GatewayServiceServicer):
     async def Generate(self, request: gateway_pb2.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Answers a prompt."""
         await self._generations.answer(request, context.write)
+
+    async def CancelGeneration(  # noqa: N802
+        self, request: gateway_pb2.CancelGenerationRequest, context: Any
+    ) -> gateway_pb2.CancelGenerationResponse:
+        """Ends a generation by its name."""
+        await self._generations.cancel(request.request_id)
+        return gateway_pb2.CancelGenerationResponse()
 
     async def Explain(  # noqa: N802
         self, request: gateway_pb2.ExplainRequest, context: Any
@@ -150,7 +158,10 @@ async def _serve(
     acceptor = SessionAcceptor(identities, shelf.serve)
     try:
         async with asyncio.TaskGroup() as tasks:
-            generations = Generations(upstream, shelf, traces, tasks, settings.slow_reader_s)
+            book = Book(settings.state / "generations", identities, host.log)
+            generations = Generations(upstream, shelf, traces, book, tasks, host.log, settings.slow_reader_s)
+            await generations.take_up()
+            following = tasks.create_task(generations.follow())
             servicer = GatewayServicer(generations, traces, shelf, upstream, identities.current().name)
             host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
             host.add(GATEWAY_SERVICE, gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)
@@ -164,6 +175,8 @@ async def _serve(
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"
             host.log.info("listening", address=servicer.address)
             await host.run_until_stopped()
+            following.cancel()
+            generations.leave()
     finally:
         await acceptor.close()
         await upstream.close()

@@ -3,43 +3,68 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import grpc
 
 from orbitmesh.errors import MeshError, NodeLostError, UnknownModelError, error_for
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.rpc import mapped_errors
+from orbitmesh.rpc import keep_status, map_rpc_error, mapped_errors
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, wire_pb2
+from orbitmesh.wire.dialler import GIVE_UP_ROUND_TRIPS
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, dial
 from services.runtime.caller import time_left_s
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 
-SESSION_GIVE_UP_S = 5.0
+SESSION_GIVE_UP_S = 1.0
 """How long a cut session to an executor is dialled again before its generations are told that the node is lost."""
+BRIEF_S = 0.3
+"""How long it may take to open a session, at the least, with a node that may be gone."""
+WATCH_PAUSE_MIN_S = 0.2
+"""The first pause before the scheduler is asked again to say what changes."""
+WATCH_PAUSE_MAX_S = 2.0
+"""The longest."""
+REPLACE_DEADLINE_S = 3600.0
+"""How long it may take to load a stage on a spare node: weights cross thin links."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A token, or the end by failure, as it reached the gateway."""
+    """A token as it reached the gateway."""
 
+    epoch: int
+    """The run that it belongs to."""
     position: int
-    """The token's position."""
+    """Its position."""
     token: int
     """Its id."""
     finish: int
     """A `FinishReason`; 0 while more will come."""
     at_ns: int
     """When it arrived, monotonic."""
-    error: MeshError | None = None
-    """Why nothing more will come."""
 
 
-Listener = Callable[[Arrival], None]
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Word that a generation does not get on, or cannot."""
+
+    error: MeshError
+    """What is wrong."""
+    epoch: int
+    """The run that it happened in; 0 where a session between the gateway and a node was lost."""
+    node: str
+    """The node that says so, or that was lost."""
+    at_ns: int
+    """When it arrived, monotonic."""
+
+
+Listener = Callable[[Arrival | Trouble], None]
 
 
 class Upstream:
@@ -56,7 +81,7 @@ class Upstream:
         self._sessions: dict[str, Session] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
         self._readers: set[asyncio.Task[None]] = set()
-        self._listeners: dict[int, tuple[Listener, frozenset[str]]] = {}
+        self._listeners: dict[int, tuple[Listener, set[str]]] = {}
 
     def scheduler_channel(self) -> grpc.aio.Channel:
         """The connection to the scheduler."""
@@ -69,34 +94,108 @@ class Upstream:
             UnknownModelError: Where there is none of that name.
             NodeLostError: Where it does not serve.
         """
-        stub = scheduler_pb2_grpc.SchedulerServiceStub(self.scheduler_channel())
-        request = scheduler_pb2.GetDeploymentRequest(name=name)
-        with mapped_errors(address=self.scheduler_address):
-            answer = await stub.GetDeployment(request, timeout=min(CONTROL_DEADLINE_S, time_left_s(CONTROL_DEADLINE_S)))
-        held: scheduler_pb2.Deployment = answer.deployment
+        held = await self.describe(name)
         if held.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING:
             raise UnknownModelError(f"deployment {name!r} is still being loaded: wait until it is ready")
         if held.state != scheduler_pb2.DEPLOYMENT_STATE_READY:
             raise NodeLostError(f"deployment {name!r} does not serve: {held.failure or 'it failed'}")
         return held
 
+    async def describe(self, name: str) -> scheduler_pb2.Deployment:
+        """A deployment as it is, whether it serves or not.
+
+        Raises:
+            UnknownModelError: Where there is none of that name.
+            TransportError: Where the scheduler cannot be reached.
+        """
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(self.scheduler_channel())
+        request = scheduler_pb2.GetDeploymentRequest(name=name)
+        with mapped_errors(address=self.scheduler_address):
+            answer = await stub.GetDeployment(request, timeout=min(CONTROL_DEADLINE_S, time_left_s(CONTROL_DEADLINE_S)))
+        held: scheduler_pb2.Deployment = answer.deployment
+        return held
+
+    async def replace_stage(
+        self, deployment: str, stage_index: int, node: str, why: str, *, hand_over: bool = False
+    ) -> scheduler_pb2.Deployment:
+        """Another node in a place of a deployment; waits until it can serve.
+
+        Raises:
+            NodeLostError: `NO_SPARE_NODE`, there is none at the moment; or the scheduler cannot be reached.
+            MeshError: What else the scheduler says.
+        """
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(self.scheduler_channel())
+        request = scheduler_pb2.ReplaceStageRequest(
+            request_id=secrets.token_hex(8),
+            deployment=deployment,
+            stage_index=stage_index,
+            node=node,
+            why=why,
+            hand_over=hand_over,
+        )
+        found: scheduler_pb2.Deployment | None = None
+        with mapped_errors(address=self.scheduler_address):
+            async for answer in keep_status(stub.ReplaceStage(request, timeout=REPLACE_DEADLINE_S)):
+                found = answer.deployment
+        if found is None:
+            raise NodeLostError("the scheduler ended the replacement without a word")
+        return found
+
+    async def watch(self) -> AsyncIterator[scheduler_pb2.Deployment]:
+        """The deployments as they are and whenever one changes, for as long as this process lives."""
+        pause_s = WATCH_PAUSE_MIN_S
+        while True:
+            stub = scheduler_pb2_grpc.SchedulerServiceStub(self.scheduler_channel())
+            try:
+                async for answer in keep_status(stub.WatchDeployments(scheduler_pb2.WatchDeploymentsRequest())):
+                    pause_s = WATCH_PAUSE_MIN_S
+                    if not answer.deleted:
+                        yield answer.deployment
+            except grpc.RpcError as error:
+                self._log.info("deployments_not_watched", detail=map_rpc_error(error).message)
+            await asyncio.sleep(pause_s)
+            pause_s = min(WATCH_PAUSE_MAX_S, 2 * pause_s)
+
     def executor(self, node: executor_pb2.PeerAddress) -> executor_pb2_grpc.ExecutorServiceStub:
         """Calls to a node's executor."""
-        return executor_pb2_grpc.ExecutorServiceStub(self._channels.get(Role.EXECUTOR, node.name, node.address))
+        channel = self._channels.get(Role.EXECUTOR, node.name, node.address, via=node.via)
+        return executor_pb2_grpc.ExecutorServiceStub(channel)
 
-    async def session(self, node: executor_pb2.PeerAddress) -> Session:
-        """The session to a node's executor; opened when first needed, and anew when the last one failed."""
+    async def session(self, node: executor_pb2.PeerAddress, *, brief: bool = False) -> Session:
+        """The session to a node's executor; opened when first needed, and anew when the last one failed.
+
+        Args:
+            node: The node.
+            brief: Wait only as long as a handshake needs on a link like the last one's: to see whether the node is
+                there at all.
+
+        Raises:
+            MeshError: It could not be opened.
+        """
+        if not brief:
+            return await self._session(node, SESSION_GIVE_UP_S)
+        held = self._sessions.get(node.name)
+        if held is None:
+            return await self._session(node, SESSION_GIVE_UP_S)
+        patience_s = max(BRIEF_S, GIVE_UP_ROUND_TRIPS * held.round_trip_s)
+        try:
+            async with asyncio.timeout(patience_s):
+                return await self._session(node, SESSION_GIVE_UP_S)
+        except TimeoutError:
+            raise NodeLostError(f"{node.name} did not answer within {patience_s:.1f} s") from None
+
+    async def _session(self, node: executor_pb2.PeerAddress, give_up_after_s: float) -> Session:
         lock = self._dialling.setdefault(node.name, asyncio.Lock())
         async with lock:
             held = self._sessions.get(node.name)
             if held is not None and not held.closed:
                 return held
             session = await dial(
-                self._channels.exchange(Role.EXECUTOR, node.name, node.address, EXCHANGE),
+                self._channels.exchange(Role.EXECUTOR, node.name, node.address, EXCHANGE, via=node.via),
                 self.identities,
                 receiver_role=Role.EXECUTOR,
                 receiver_name=node.name,
-                give_up_after_s=SESSION_GIVE_UP_S,
+                give_up_after_s=give_up_after_s,
             )
             self._sessions[node.name] = session
             reader = asyncio.create_task(self._read(node.name, session), name=f"tokens from {node.name}")
@@ -108,9 +207,10 @@ class Upstream:
         """Opens the sessions to these nodes now, so that the first prompt does not wait for handshakes."""
         await asyncio.gather(*(self.session(node) for node in nodes), return_exceptions=True)
 
-    def listen(self, generation: int, nodes: frozenset[str], listener: Listener) -> None:
-        """Hands what arrives for a generation to `listener`, also the loss of one of its nodes."""
-        self._listeners[generation] = (listener, nodes)
+    def listen(self, generation: int, nodes: Iterable[str], listener: Listener) -> None:
+        """Hands what arrives for a generation to `listener`, also the loss of one of its nodes. Repeating it with
+        other nodes changes whose loss counts."""
+        self._listeners[generation] = (listener, set(nodes))
 
     def forget(self, generation: int) -> None:
         """Hands nothing more on."""
@@ -128,24 +228,24 @@ class Upstream:
         error: MeshError = NodeLostError(f"{node} ended its session", metadata={"node": node})
         try:
             async for received in session:
-                self._hand_on(received.info, bytes(received.data), received.received_ns)
+                self._hand_on(node, received.info, bytes(received.data), received.received_ns)
             await session.close()  # the node is on its way out and waits for our end of the session
         except MeshError as caught:
             error = NodeLostError(f"{node} is out of reach: {caught.message}", metadata={"node": node})
         self._log.warning("session_ended", node=node, message=error.message)
         for listener, nodes in list(self._listeners.values()):
             if node in nodes:
-                listener(Arrival(0, 0, 0, 0, error))
+                listener(Trouble(error, 0, node, time.monotonic_ns()))
 
-    def _hand_on(self, info: wire_pb2.TransferInfo, data: bytes, at_ns: int) -> None:
+    def _hand_on(self, node: str, info: wire_pb2.TransferInfo, data: bytes, at_ns: int) -> None:
         if info.HasField("failure"):
             failure = info.failure
             held = self._listeners.get(failure.generation)
             if held is not None:
                 error = error_for(failure.reason, failure.message, dict(failure.metadata))
-                held[0](Arrival(0, 0, 0, at_ns, error))
+                held[0](Trouble(error, failure.epoch, node, at_ns))
         elif info.HasField("token") and len(data) == 4:
             held = self._listeners.get(info.token.generation)
             if held is not None:
                 token = int.from_bytes(data, "little", signed=True)
-                held[0](Arrival(info.token.position, token, info.token.finish, at_ns))
+                held[0](Arrival(info.token.epoch, info.token.position, token, info.token.finish, at_ns))

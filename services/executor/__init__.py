@@ -1,8 +1,12 @@
 """The executor: holds stages of models on one node, runs their steps and pushes the results on.
 
     engine      one thread that computes, first come first served
-    runner      a loaded stage: its generations, what comes in, what goes on
-    outbound    what leaves for one peer, in order
+    runner      a loaded stage: its generations, what comes in, what is computed
+    progress    how far a generation is and what each message means for it: pure
+    recovery    stopping a generation, letting it go on, feeding a stage that takes over
+    cachemove   a stage's cache on its way to another node; snapshots: on its way to the disk
+    onward      what leaves a stage; outbound: for one peer, in order; peers: sessions both ways
+    relaying    connections of others that pass through this node
     loading     fetching, verifying and loading a stage
     stage       layers of a model as one callable; kvcache, sampling, architecture belong to it
     measures    what this machine is and can do

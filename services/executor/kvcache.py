@@ -51,6 +51,15 @@ class _Buffers:
         self.length = start + count
         return self.length
 
+    def put(self, start: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes rows that were computed elsewhere, from position `start` on; the length is set by `truncate`."""
+        if self.keys is None or self.values is None:
+            self.keys = keys.new_empty((*keys.shape[:2], self.capacity_tokens, keys.shape[3]))
+            self.values = values.new_empty((*values.shape[:2], self.capacity_tokens, values.shape[3]))
+        count = keys.shape[2]
+        self.keys.narrow(2, start, count).copy_(keys)
+        self.values.narrow(2, start, count).copy_(values)
+
     def view(self, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
         if self.keys is None or self.values is None:
             raise InvalidInputError("the cache holds nothing yet")
@@ -147,6 +156,34 @@ class GenerationCache:
         """
         if not 0 <= length <= self.length:
             raise InvalidInputError(f"cannot roll back to {length} tokens: {self.length} are held")
+        self._set_length(length)
+
+    def rows(self, layer: int, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of one layer, each (1, heads, stop - start, width), for another node or for the disk."""
+        if self._layers is None or not 0 <= start <= stop <= self.length:
+            raise InvalidInputError(f"positions {start} to {stop} are not in a cache of {self.length} tokens")
+        return cast("FullLayer | SlidingLayer", self._layers.layers[layer]).buffers.view(start, stop)
+
+    def put_rows(
+        self, layer: int, start: int, keys: torch.Tensor, values: torch.Tensor, make: Callable[[int], Cache]
+    ) -> None:
+        """Takes keys and values that were computed elsewhere; they count once `adopt` is told.
+
+        Raises:
+            InvalidInputError: They are outside of what was reserved.
+        """
+        if start < 0 or start + keys.shape[2] > self.capacity_tokens:
+            raise InvalidInputError("rows of a cache are outside of the positions that were reserved")
+        past = self.layers(make)
+        cast("FullLayer | SlidingLayer", past.layers[layer]).buffers.put(start, keys, values)
+
+    def adopt(self, length: int) -> None:
+        """Every layer has been given `length` positions."""
+        if not 0 <= length <= self.capacity_tokens:
+            raise InvalidInputError("a cache cannot be longer than what was reserved")
+        self._set_length(length)
+
+    def _set_length(self, length: int) -> None:
         self.length = length
         if self._layers is not None:
             for layer in cast("list[FullLayer | SlidingLayer]", self._layers.layers):

@@ -12,7 +12,7 @@ from orbitmesh.v1 import scheduler_pb2, wire_pb2
 from orbitmesh.wire.codecs import CODECS, CodecId
 from orbitmesh.wire.policy import CodecPolicy
 from orbitmesh.wire.tensors import DType
-from services.executor.runner import ChooseCodec, Route
+from services.executor.onward import ChooseCodec
 
 RTT_PROBES = 5
 """How many round trips one measurement takes; the median counts."""
@@ -99,17 +99,15 @@ class LinkTable:
         link = self._links.get(peer)
         return link.rate_bps if link is not None and link.rate_bps > 0 else UNKNOWN_RATE_BPS
 
-    def chooser(self, route: Route, codec: int) -> ChooseCodec:
-        """Chooses the codec of hidden states: the one asked for, else the lossless one that this link carries best."""
-        next_node = route.nodes[(route.stage_index + 1) % len(route.nodes)]
-
+    def chooser(self, codec: int) -> ChooseCodec:
+        """Chooses the codec of hidden states: the one asked for, else the lossless one that a link carries best."""
         # Every decode step asks the same question; the answer holds until the link is measured anew.
         answers: dict[tuple[int, int, float], int] = {}
 
-        def choose(dtype: int, raw_bytes: int) -> int:
+        def choose(node: str, dtype: int, raw_bytes: int) -> int:
             if codec != wire_pb2.CODEC_UNSPECIFIED:
                 return codec if DType(dtype) in CODECS[CodecId(codec)].dtypes else wire_pb2.CODEC_RAW
-            question = (dtype, raw_bytes, self.rate_bps(next_node))
+            question = (dtype, raw_bytes, self.rate_bps(node))
             if question not in answers:
                 if len(answers) >= ANSWERS_KEPT:
                     answers.clear()

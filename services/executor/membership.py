@@ -37,6 +37,11 @@ class Membership:
         self._beat = asyncio.Event()
         self.draining = False
 
+    @property
+    def peers(self) -> dict[str, executor_pb2.PeerAddress]:
+        """The other members, by name, as the scheduler said last."""
+        return self._peers
+
     async def run(self) -> None:
         """Speaks to the scheduler, again and again, and measures links beside it."""
         async with asyncio.TaskGroup() as tasks:
@@ -91,7 +96,7 @@ class Membership:
             draining=self.draining,
         )
         node.machine.fill(message)
-        message.stages.extend(node.stage_message(deployment) for deployment in node.runners)
+        message.stages.extend(node.stage_message(key) for key in node.runners)
         message.links.extend(node.links.messages(set(self._peers)))
         return message
 

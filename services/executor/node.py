@@ -1,4 +1,4 @@
-"""One executor: its stages, its ways to peers, and the sessions that others opened to it."""
+"""One executor: its stages, and what others ask of them."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
-from orbitmesh.trust import IdentitySource, Role
+from orbitmesh.limits import JOURNAL_BYTES
+from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import executor_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
-from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, dial
+from services.executor.cachemove import accept_cache
 from services.executor.engine import StepEngine
 from services.executor.links import LinkTable
 from services.executor.loading import (
@@ -25,19 +26,19 @@ from services.executor.loading import (
     stage_weight_bytes,
 )
 from services.executor.measures import Machine
-from services.executor.outbound import Outbound
-from services.executor.runner import Route, StageRunner
+from services.executor.onward import Ways
+from services.executor.peers import Peers
+from services.executor.recovery import Recovery
+from services.executor.runner import Key, StageRunner
 from services.executor.settings import ExecutorSettings
+from services.executor.snapshots import Snapshots
+from services.journal.rows import JournalRoom
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.runtime.process import ways_table
 
-SESSION_GIVE_UP_S = 5.0
-"""How long a cut session to a peer is dialled again before the generations that need it are told."""
 SWEEP_INTERVAL_S = 0.5
-"""How often generations whose time is over are looked for."""
-GATEWAY_SESSION_WAIT_S = 10.0
-"""How long a token waits for the session of the gateway that asked for it."""
+"""How often generations whose time is over, or that do not get on, are looked for."""
 DRAIN_POLL_S = 0.05
 """How often a node that drains looks whether its generations have ended."""
 STAGES_MAX = 16
@@ -54,43 +55,41 @@ class ExecutorNode:
         self.channels = ChannelPool(identities, ways_table(settings.peers))
         self.identities = identities
         self.name = identities.current().name
-        self.runners: dict[str, StageRunner] = {}
-        self.weights: dict[str, int] = {}
-        self.times: dict[str, executor_pb2.Stage] = {}
+        self.runners: dict[Key, StageRunner] = {}
+        self.weights: dict[Key, int] = {}
+        self.times: dict[Key, executor_pb2.Stage] = {}
         self.links = LinkTable()
         self.engine = StepEngine()
-        self.acceptor = SessionAcceptor(identities, self._serve_session)
+        self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost)
+        self.snapshots = Snapshots(settings.state, identities, log)
         self._files = StageFiles(settings.state)
+        self._journals = JournalRoom(JOURNAL_BYTES)
         self._loading = asyncio.Lock()
-        self._outbounds: dict[tuple[str, str], Outbound] = {}
-        self._sessions: dict[tuple[str, str], Session] = {}
-        self._accepted: dict[str, Session] = {}
-        self._accepted_changed = asyncio.Event()
-        self._watches: set[asyncio.Task[None]] = set()
-        self._addresses: dict[str, str] = {}
 
     # Stages.
 
     async def load_stage(self, request: executor_pb2.LoadStageRequest) -> AsyncIterator[executor_pb2.LoadStageResponse]:
-        """Brings a stage up; yields its progress; the last message carries the stage."""
+        """Brings a stage up; yields its progress; the last message carries the stage. It is brought up again when the
+        process starts anew."""
         identity = self.identities.current()
         manifest, layers = await asyncio.to_thread(check_request, request, identity.ca)
         names = manifest.files_for(layers)
         total = sum(manifest.file(name).size_bytes for name in names)
-        route = Route(request.deployment, request.stage_index, tuple(peer.name for peer in request.pipeline))
-        if route.nodes[route.stage_index] != self.name:
-            raise InvalidInputError(f"stage {route.stage_index} belongs to {route.nodes[route.stage_index]}, not here")
+        if request.pipeline[request.stage_index].name != self.name:
+            raise InvalidInputError(
+                f"stage {request.stage_index} belongs to {request.pipeline[request.stage_index].name}, not here"
+            )
+        key = (request.deployment, request.stage_index)
         async with self._loading:
-            # A peer that came back may have another address: whoever loads again says where it is now.
-            self._addresses.update((peer.name, peer.address) for peer in request.pipeline)
-            held = self.runners.get(request.deployment)
+            self.peers.learn(request.pipeline)
+            held = self.runners.get(key)
             if held is not None:
-                if held.route != route or held.stage.layers != layers:
+                if held.stage.layers != layers or held.stage.manifest != manifest:
                     raise InvalidInputError(
-                        f"another stage of {request.deployment!r} is loaded here: unload it first",
+                        f"another stage {key[1]} of {key[0]!r} is loaded here: unload it first",
                         reason="ALREADY_EXISTS",
                     )
-                yield self._ready(request.deployment, total)
+                yield self._ready(key, total)
                 return
             if len(self.runners) >= STAGES_MAX:
                 check_memory(1, 0, f"stage number {STAGES_MAX + 1} of this node")
@@ -98,7 +97,7 @@ class ExecutorNode:
             check_memory(weight_bytes, self.free_bytes, f"layers {layers.start} to {layers.stop - 1}")
 
             async def open_source() -> Session:
-                return await self._dial(Role(request.source.role), request.source, TRANSFER)
+                return await self.peers.open_source(request.source)
 
             async for here in self._files.fetch(manifest, names, open_source):
                 yield _progress(executor_pb2.STAGE_PHASE_FETCHING, here, total)
@@ -117,60 +116,92 @@ class ExecutorNode:
             )
             yield _progress(executor_pb2.STAGE_PHASE_MEASURING, total, total)
             times = await self.engine.run(stage.measure)
-            pool = make_pool(request.kv_tokens, kv_bytes)
-            onward = await self._onward(route, request)
             runner = StageRunner(
-                route,
+                key,
                 stage,
-                pool,
+                make_pool(request.kv_tokens, kv_bytes),
                 self.engine,
-                onward,
-                self._to_gateway,
-                self.links.chooser(route, request.codec),
+                Ways(self.peers.to_node, self.peers.to_gateway, self.links.chooser(request.codec)),
+                self._journals,
                 token_ns=int((times.layer_s * len(layers) + times.embed_s + times.head_s) * 1e9),
+                node=self.name,
             )
-            self.weights[request.deployment] = weight_bytes
-            self.times[request.deployment] = executor_pb2.Stage(
+            await self.engine.run(lambda: runner.cache_shapes)
+            self.weights[key] = weight_bytes
+            self.times[key] = executor_pb2.Stage(
                 layer_ns=int(times.layer_s * 1e9), embed_ns=int(times.embed_s * 1e9), head_ns=int(times.head_s * 1e9)
             )
-            self.runners[request.deployment] = runner
+            await asyncio.to_thread(self.snapshots.keep_stage, request)
+            await self.snapshots.restore_generations(runner)
+            self.runners[key] = runner
             await self.engine.run(_set_aside_garbage_collection)
-        self.log.info("stage_loaded", deployment=request.deployment, layers=[layers.start, layers.stop])
-        yield self._ready(request.deployment, total)
+        self.log.info("stage_loaded", deployment=key[0], stage=key[1], layers=[layers.start, layers.stop])
+        await self._warm(request)
+        yield self._ready(key, total)
 
-    async def unload_stage(self, deployment: str) -> None:
-        """Lets go of a stage; its generations end with an error."""
-        runner = self.runners.pop(deployment, None)
-        self.weights.pop(deployment, None)
-        self.times.pop(deployment, None)
-        if runner is not None:
-            runner.close_all(NodeLostError(f"deployment {deployment!r} was taken down"))
-            del runner
-            await self.engine.run(_set_aside_garbage_collection)
+    async def _warm(self, request: executor_pb2.LoadStageRequest) -> None:
+        """Opens the session to the next node, so that the first step does not pay for the handshake."""
+        target = request.pipeline[(request.stage_index + 1) % len(request.pipeline)]
+        if target.name != self.name:
+            try:
+                await self.peers.to_node(target.name).warm()
+            except MeshError as error:
+                # A standby is loaded while the node it may follow is out of reach: the way is opened when needed.
+                self.log.info("next_node_not_reached_yet", peer=target.name, detail=error.message)
 
-    def runner(self, deployment: str) -> StageRunner:
-        """The stage of a deployment.
+    async def reload_stages(self) -> None:
+        """Brings up the stages that the process held before it was started anew."""
+        for request in await asyncio.to_thread(self.snapshots.stages):
+            try:
+                async for _ in self.load_stage(request):
+                    pass
+            except MeshError as error:
+                self.log.warning(
+                    "stage_not_loaded_again",
+                    deployment=request.deployment,
+                    stage=request.stage_index,
+                    detail=error.message,
+                )
+
+    async def unload_stage(self, deployment: str, stage_indexes: list[int]) -> None:
+        """Lets go of stages, all of the deployment's where none is named; their generations end with an error."""
+        for key in list(self.runners):
+            if key[0] == deployment and (not stage_indexes or key[1] in stage_indexes):
+                runner = self.runners.pop(key)
+                self.weights.pop(key, None)
+                self.times.pop(key, None)
+                runner.close_all(NodeLostError(f"deployment {deployment!r} was taken down", reason="STAGE_UNLOADED"))
+                del runner
+        await asyncio.to_thread(self.snapshots.forget_stages, deployment, stage_indexes)
+        await self.engine.run(_set_aside_garbage_collection)
+
+    def runner(self, deployment: str, stage_index: int) -> StageRunner:
+        """A stage of a deployment.
 
         Raises:
-            InvalidInputError: Where none is loaded here.
+            InvalidInputError: Where it is not loaded here.
         """
-        runner = self.runners.get(deployment)
+        runner = self.runners.get((deployment, stage_index))
         if runner is None:
             raise InvalidInputError(
-                f"no stage of {deployment!r} is loaded on {self.name}: it may have restarted; deploy it again",
+                f"stage {stage_index} of {deployment!r} is not loaded on {self.name}: it may have restarted; deploy it "
+                "again",
                 reason="NOT_FOUND",
             )
         return runner
 
-    def stage_message(self, deployment: str) -> executor_pb2.Stage:
+    def recovery(self, deployment: str, stage_index: int) -> Recovery:
+        """What gateways may do with the generations of a stage."""
+        return Recovery(self.runner(deployment, stage_index), self.peers.learn)
+
+    def stage_message(self, key: Key) -> executor_pb2.Stage:
         """A stage as others see it."""
-        runner = self.runners[deployment]
+        runner = self.runners[key]
         message = executor_pb2.Stage()
-        message.CopyFrom(self.times[deployment])
-        message.deployment = deployment
-        message.stage_index = runner.route.stage_index
+        message.CopyFrom(self.times[key])
+        message.deployment, message.stage_index = key
         message.layer_start, message.layer_stop = runner.stage.layers.start, runner.stage.layers.stop
-        message.weight_bytes = self.weights[deployment]
+        message.weight_bytes = self.weights[key]
         message.kv_bytes_per_token = runner.pool.bytes_per_token
         message.kv_budget_bytes = runner.pool.budget_bytes
         message.kv_free_bytes = runner.pool.free_bytes
@@ -183,119 +214,58 @@ class ExecutorNode:
         caches = sum(runner.pool.budget_bytes for runner in self.runners.values())
         return max(0, self.machine.memory_bytes - sum(self.weights.values()) - caches)
 
-    # Ways to peers.
+    # Coming and going.
 
     async def drain(self) -> None:
         """Lets open generations end, then closes the sessions of others: their streams would hold the server up."""
         while any(runner.open_generations for runner in self.runners.values()):  # noqa: ASYNC110 - many may end it
             await asyncio.sleep(DRAIN_POLL_S)
-        await self.acceptor.close()
+        await self.peers.acceptor.close()
 
     async def close(self) -> None:
-        """Ends everything."""
-        for watch in list(self._watches):
-            watch.cancel()
-        await asyncio.gather(*self._watches, return_exceptions=True)
-        for outbound in self._outbounds.values():
-            await outbound.close()
-        await asyncio.gather(*(session.close() for session in [*self._sessions.values(), *self._accepted.values()]))
-        await self.acceptor.close()
+        """Ends everything; generations that are still open are on disk afterwards."""
+        for runner in self.runners.values():
+            await self.snapshots.save_idle(runner, idle_ns=0)
+        await self.peers.close()
         await self.channels.close()
         self.engine.close()
 
     async def sweep(self) -> None:
-        """Frees generations whose time is over, for as long as the node lives."""
+        """Frees generations whose time is over and writes those that do not get on to disk, as long as the node
+        lives."""
         while True:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             now_ns = time.monotonic_ns()
-            for deployment, runner in self.runners.items():
+            for key, runner in list(self.runners.items()):
                 for number in runner.sweep(now_ns):
-                    self.log.info("generation_expired", deployment=deployment, generation=number)
-
-    async def _onward(self, route: Route, request: executor_pb2.LoadStageRequest) -> Outbound | None:
-        if len(route.nodes) == 1:
-            return None
-        target = request.pipeline[(route.stage_index + 1) % len(route.nodes)]
-        key = (target.role, target.name)
-        if key not in self._outbounds:
-            peer = executor_pb2.PeerAddress()
-            peer.CopyFrom(target)
-
-            async def session() -> Session:
-                held = self._sessions.get(key)
-                if held is None or held.closed:
-                    peer.address = self._addresses[peer.name]
-                    held = await self._dial(Role.EXECUTOR, peer, EXCHANGE)
-                    self._sessions[key] = held
-                    watch = asyncio.create_task(self._watch(held, peer.name), name=f"session to {peer.name}")
-                    self._watches.add(watch)
-                    watch.add_done_callback(self._watches.discard)
-                return held
-
-            self._outbounds[key] = Outbound(f"{target.role}/{target.name}", session)
-        await self._outbounds[key].warm()
-        return self._outbounds[key]
-
-    async def _watch(self, session: Session, peer: str) -> None:
-        """Ends the generations that go through a peer when its session is lost: what was under way is lost too."""
-        try:
-            async for _ in session:
-                pass  # refusals of work that was not due: the generations are over already
-            await session.close()  # the peer is on its way out and waits for our end of the session
-        except MeshError as error:
-            lost = NodeLostError(f"{self.name} lost {peer}: {error.message}", metadata={"node": peer})
-            self.log.warning("session_lost", peer=peer, detail=error.message)
-            for runner in list(self.runners.values()):
-                if runner.route.next_node == peer:
-                    runner.close_all(lost)
-
-    async def _dial(self, role: Role, peer: executor_pb2.PeerAddress, method: str) -> Session:
-        return await dial(
-            self.channels.exchange(role, peer.name, peer.address, method),
-            self.identities,
-            receiver_role=role,
-            receiver_name=peer.name,
-            give_up_after_s=SESSION_GIVE_UP_S,
-        )
-
-    def _to_gateway(self, spiffe: str) -> Outbound:
-        """The way back to a gateway: over the session that it opened."""
-        key = ("accepted", spiffe)
-        if key not in self._outbounds:
-
-            async def session() -> Session:
-                async with asyncio.timeout(GATEWAY_SESSION_WAIT_S):
-                    while spiffe not in self._accepted:
-                        self._accepted_changed.clear()
-                        await self._accepted_changed.wait()
-                return self._accepted[spiffe]
-
-            self._outbounds[key] = Outbound(spiffe, session)
-        return self._outbounds[key]
+                    self.log.info("generation_expired", deployment=key[0], stage=key[1], generation=number)
+                await self.snapshots.save_idle(runner)
 
     # What others send.
 
-    async def _serve_session(self, session: Session) -> None:
-        spiffe = session.peer.spiffe
-        self._accepted[spiffe] = session
-        self._accepted_changed.set()
-        try:
-            async for received in session:
-                await self._dispatch(received, session)
-        except MeshError as error:
-            self.log.warning("session_ended", peer=spiffe, reason=error.reason, detail=error.message)
-        finally:
-            if self._accepted.get(spiffe) is session:
-                del self._accepted[spiffe]
+    def _peer_lost(self, peer: str, error: NodeLostError) -> None:
+        for runner in list(self.runners.values()):
+            runner.peer_lost(peer, error)
 
     async def _dispatch(self, received: Received, session: Session) -> None:
         info = received.info
-        number = info.step.generation or info.token.generation
-        runner = next((held for held in self.runners.values() if held.holds(number)), None)
+        number = info.step.generation or info.token.generation or info.cache.generation
+        index = info.step.stage_index or info.cache.stage_index
+        runner = next(
+            (
+                held
+                for held in self.runners.values()
+                if held.stage_index == index and number in held.generations
+            ),
+            None,
+        )
         if runner is None:
             return  # closed while this was under way: nobody waits for it
         try:
-            await runner.accept(received, session.peer)
+            if info.HasField("cache"):
+                accept_cache(runner, runner.generations[number], received, session.peer)
+            else:
+                await runner.accept(received, session.peer)
         except MeshError as error:
             if error.reason != "NOT_YOURSELF":
                 runner.refuse(number, error)
@@ -305,9 +275,9 @@ class ExecutorNode:
             failure = wire_pb2.Failure(generation=number, reason=error.reason, message=error.message)
             await session.send(wire_pb2.TransferInfo(failure=failure))
 
-    def _ready(self, deployment: str, total: int) -> executor_pb2.LoadStageResponse:
+    def _ready(self, key: Key, total: int) -> executor_pb2.LoadStageResponse:
         message = _progress(executor_pb2.STAGE_PHASE_READY, total, total)
-        message.stage.CopyFrom(self.stage_message(deployment))
+        message.stage.CopyFrom(self.stage_message(key))
         return message
 
 

@@ -53,6 +53,19 @@ class Outbound:
         """Opens the session now, so that the first parcel does not pay for the handshake."""
         await self._open()
 
+    def renew(self) -> None:
+        """Asks for a session anew before the next parcel: there is a newer one."""
+        self._held = None
+
+    async def flush(self) -> None:
+        """Waits until the peer has everything that was sent so far.
+
+        Raises:
+            MeshError: The session was lost.
+        """
+        if self._held is not None:
+            await self._held.flush()
+
     async def close(self) -> None:
         """Stops sending; what waits is dropped."""
         self._task.cancel()

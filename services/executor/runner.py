@@ -2,157 +2,144 @@
 
 The ring: work comes from the stage before (the gateway, for the first stage), results go to the stage after, and the
 last stage sends the token it chose straight to the first, with a copy to the gateway. The position travels with the
-data; nothing is derived from a cache.
+data; nothing is derived from a cache. What a stage sends on it also journals, so that another node can take the place
+of the next one. What each message means for a generation is decided in `progress`; `recovery` stops and lets go on.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
-from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError, PermissionError_
+from orbitmesh.errors import (
+    CapacityError,
+    InvalidInputError,
+    MeshError,
+    NodeLostError,
+    PermissionError_,
+    TransportError,
+)
 from orbitmesh.limits import GENERATIONS_PER_NODE
 from orbitmesh.trust import Role
 from orbitmesh.v1 import executor_pb2, wire_pb2
-from orbitmesh.wire.records import Received, SendReport, SessionPeer
+from orbitmesh.wire.records import Received, SessionPeer
+from services.executor import progress as transitions
 from services.executor.engine import Ran, StepEngine
-from services.executor.generation import Generation, StepRecord, timings_message
+from services.executor.generation import Generation, StepRecord, route_of, timings_message
 from services.executor.kvcache import CachePool
-from services.executor.outbound import Outbound, Parcel
+from services.executor.onward import TORCH_DTYPES, HeldBytes, Onward, Ways
+from services.executor.progress import Phase, Progress, Verdict
 from services.executor.sampling import sample
-from services.executor.stage import Stage
+from services.executor.stage import CacheShape, Stage
+from services.journal.rows import JournalRoom, RowJournal
 
-HELD_BYTES = 32 << 20
-"""Bytes of inputs that wait and outputs that have not left; past it the stage takes nothing in (back-pressure)."""
-
-TORCH_DTYPES = {
-    wire_pb2.DTYPE_FLOAT32: torch.float32,
-    wire_pb2.DTYPE_FLOAT16: torch.float16,
-    wire_pb2.DTYPE_BFLOAT16: torch.bfloat16,
-}
-WIRE_DTYPES = {dtype: number for number, dtype in TORCH_DTYPES.items()}
-
-ChooseCodec = Callable[[int, int], int]
-"""(dtype, raw bytes) -> codec, for what this stage sends to the next."""
-
-
-@dataclass(frozen=True)
-class Route:
-    """Where a stage stands in its pipeline."""
-
-    deployment: str
-    """The deployment's name."""
-    stage_index: int
-    """The stage's place, from 0."""
-    nodes: tuple[str, ...]
-    """The nodes of the pipeline, in order."""
-
-    @property
-    def is_first(self) -> bool:
-        """True for the stage that embeds tokens."""
-        return self.stage_index == 0
-
-    @property
-    def is_last(self) -> bool:
-        """True for the stage that chooses tokens."""
-        return self.stage_index == len(self.nodes) - 1
-
-    @property
-    def next_node(self) -> str:
-        """The node that takes what this stage sends: hidden states, or tokens for the first stage."""
-        return self.nodes[(self.stage_index + 1) % len(self.nodes)]
-
-    @property
-    def feeder(self) -> str | None:
-        """The node whose hidden states this stage takes; None for the first stage."""
-        return None if self.is_first else self.nodes[self.stage_index - 1]
+Key = tuple[str, int]
+"""A stage on a node: deployment and place in the pipeline."""
 
 
 class StageRunner:
     """Runs the generations of one stage.
 
     Args:
-        route: The stage's place.
+        key: Which stage of which deployment.
         stage: The layers.
         pool: The memory for caches.
         engine: Where steps are computed.
-        onward: To the next stage; for the last stage to the first, None where that is this one.
-        to_gateway: Gives the way to a gateway by its SPIFFE name.
-        choose_codec: For hidden states sent on.
+        ways: How others are reached.
+        journals: What the node has for journals.
         token_ns: How long a step of one token takes, as measured when the stage was loaded, in nanoseconds.
+        node: The node's own name.
     """
 
     def __init__(
         self,
-        route: Route,
+        key: Key,
         stage: Stage,
         pool: CachePool,
         engine: StepEngine,
-        onward: Outbound | None,
-        to_gateway: Callable[[str], Outbound],
-        choose_codec: ChooseCodec,
+        ways: Ways,
+        journals: JournalRoom,
         token_ns: int,
+        node: str,
     ) -> None:
-        self.route = route
+        self.key = key
         self.stage = stage
         self.pool = pool
-        self._engine = engine
-        self._onward = onward
-        self._to_gateway = to_gateway
-        self._choose_codec = choose_codec
-        self._generations: dict[int, Generation] = {}
-        self._held_bytes = 0
+        self.engine = engine
+        self.generations: dict[int, Generation] = {}
+        self._journals = journals
+        self._node = node
         self._token_ns = token_ns
-        self._room = asyncio.Event()
-        self._room.set()
+        self._held = HeldBytes()
+        self.onward = Onward(stage, key[1], ways, self._held)
 
     @property
     def open_generations(self) -> int:
         """How many generations are open."""
-        return len(self._generations)
+        return len(self.generations)
+
+    @cached_property
+    def cache_shapes(self) -> tuple[tuple[CacheShape, CacheShape], ...]:
+        """What one token's keys and values look like in each layer's cache."""
+        return self.stage.cache_shapes()
+
+    @property
+    def stage_index(self) -> int:
+        """The stage's place in the pipeline."""
+        return self.key[1]
 
     # Generations come and go.
 
-    def open(self, request: executor_pb2.OpenGenerationRequest, gateway: str) -> Generation:
-        """Reserves the cache of a generation.
+    def open(self, request: executor_pb2.OpenGenerationRequest, gateway: str, expires_ns: int = 0) -> Generation:
+        """Reserves the cache of a generation. Opening it again under a later epoch begins it anew.
 
         Raises:
             CapacityError: Where memory or places are short; its metadata says what is free.
             InvalidInputError: Where the number is 0 or taken by another gateway, or a bound is not positive.
         """
-        known = self._generations.get(request.generation)
-        if known is not None and known.gateway == gateway:
-            return known
-        if request.generation == 0 or known is not None:
+        known = self.generations.get(request.generation)
+        if request.generation == 0 or (known is not None and known.gateway != gateway):
             raise InvalidInputError("a generation needs a number of its own, other than 0", reason="ALREADY_EXISTS")
+        if known is not None and known.progress.epoch >= request.epoch:
+            return known
         if not 0 < request.stop_position <= request.max_tokens:
             raise InvalidInputError("stop_position must be above 0 and at most max_tokens")
-        if len(self._generations) >= GENERATIONS_PER_NODE:
+        if request.epoch == 0 or request.prompt_tokens == 0:
+            raise InvalidInputError("a generation needs an epoch above 0 and the number of its prompt's tokens")
+        route = route_of(request.stage_index, request.pipeline)
+        if route.nodes[route.stage_index] != self._node or (route.is_first, route.is_last) != (
+            self.stage.is_first,
+            self.stage.is_last,
+        ):
+            raise InvalidInputError(f"the pipeline does not have this stage on {self._node} in its place")
+        if known is not None:
+            self.close(request.generation)
+        if len(self.generations) >= GENERATIONS_PER_NODE:
             raise CapacityError(
                 f"{GENERATIONS_PER_NODE} generations are open in this stage; try again when one has ended",
-                metadata={"open_generations": len(self._generations)},
+                metadata={"open_generations": len(self.generations)},
             )
-        cache = self.pool.open(str(request.generation), request.max_tokens)
-        lives_ns = request.time_to_live.ToNanoseconds()
+        now_ns = time.monotonic_ns()
         generation = Generation(
-            number=request.generation,
+            request=request,
             gateway=gateway,
-            cache=cache,
-            max_tokens=request.max_tokens,
-            stop_position=request.stop_position,
-            temperature=request.sampling.temperature,
-            top_p=request.sampling.top_p or 1.0,
-            seed=request.sampling.seed,
-            stop_token_ids=frozenset(request.stop_token_ids),
-            expires_ns=time.monotonic_ns() + lives_ns,
-            keep_timings=request.timings,
+            cache=self.pool.open(str(request.generation), request.max_tokens),
+            journal=RowJournal(self.onward.row_bytes, self._journals),
+            expires_ns=expires_ns or now_ns + request.time_to_live.ToNanoseconds(),
+            progress=Progress(
+                epoch=request.epoch,
+                phase=_first_phase(request),
+                sample_from=request.prompt_tokens,
+            ),
+            route=route,
+            tokens_from=0 if route.is_first else request.prompt_tokens,
+            changed_ns=now_ns,
+            opened_ns=now_ns,
         )
-        self._generations[generation.number] = generation
+        self.generations[generation.number] = generation
         return generation
 
     def close(self, number: int, gateway: str | None = None) -> executor_pb2.CloseGenerationResponse:
@@ -161,40 +148,49 @@ class StageRunner:
         Raises:
             PermissionError_: Where `gateway` is given and is not the one that opened it.
         """
-        known = self._generations.get(number)
+        known = self.generations.get(number)
         if known is not None and gateway is not None and known.gateway != gateway:
             raise PermissionError_(f"{gateway} did not open this generation and may not end it", reason="NOT_YOURSELF")
-        generation = self._generations.pop(number, None)
+        generation = self.generations.pop(number, None)
         self.pool.close(str(number))
         response = executor_pb2.CloseGenerationResponse()
         if generation is not None:
-            generation.closed = True
-            response.timings.CopyFrom(timings_message(self.route.stage_index, generation.steps))
+            self._let_go(generation)
+            response.timings.CopyFrom(timings_message(self.stage_index, generation.steps))
             response.raw_bytes = generation.raw_bytes
             response.wire_bytes = generation.wire_bytes
         return response
 
+    def _let_go(self, generation: Generation) -> None:
+        generation.closed = True
+        generation.held.clear()
+        generation.journal.close()
+        if generation.snapshot is not None:
+            generation.snapshot.unlink(missing_ok=True)
+
     def sweep(self, now_ns: int) -> list[int]:
         """Closes the generations whose time is over; returns their numbers."""
-        expired = [number for number, held in self._generations.items() if held.expires_ns <= now_ns]
+        expired = [number for number, held in self.generations.items() if held.expires_ns <= now_ns]
         for number in expired:
             self.close(number)
         return expired
 
     def close_all(self, error: MeshError) -> None:
         """Ends every generation with an error that its gateway is told."""
-        for generation in list(self._generations.values()):
-            self._fail(generation, error)
+        for generation in list(self.generations.values()):
+            self.fail(generation, error)
 
-    def holds(self, number: int) -> bool:
-        """True where the generation is open here."""
-        return number in self._generations
+    def peer_lost(self, peer: str, error: NodeLostError) -> None:
+        """Tells the gateways of generations that go through a lost peer; they find another way or wait."""
+        for generation in self.generations.values():
+            if generation.running and generation.route.next_node == peer:
+                self.onward.report(generation, error)
 
     def refuse(self, number: int, error: MeshError) -> None:
         """Ends a generation because of what was sent for it."""
-        generation = self._generations.get(number)
+        generation = self.generations.get(number)
         if generation is not None:
-            self._fail(generation, error)
+            self.fail(generation, error)
 
     # Work comes in.
 
@@ -204,30 +200,40 @@ class StageRunner:
         Raises:
             InvalidInputError: Where the transfer does not fit the stage or does not come from whom it should.
         """
-        await self._room.wait()
+        await self._held.wait()
         info = incoming.info
         if info.HasField("token"):
-            self._expect_sender(sender, Role.EXECUTOR, self.route.nodes[-1] if self.route.is_first else "nobody")
+            generation = self.generations.get(info.token.generation)
+            if generation is None:
+                return  # closed while this was under way: nobody waits for it
+            position = info.token.position
+            # At a switch, the tail of before still samples the first token of the new way.
+            tails = {generation.route_at(at).nodes[-1] for at in (position - 1, position)}
+            self._expect_executor(sender, tails if generation.route.is_first else set())
             if len(incoming.data) != 4:
                 raise InvalidInputError("a token is one int32 for the first stage of a pipeline")
-            step = wire_pb2.StepInfo(generation=info.token.generation, position=info.token.position, sample=True)
-            self._begin(step, incoming, torch.frombuffer(incoming.data, dtype=torch.int32).long())
+            rows = torch.frombuffer(incoming.data, dtype=torch.int32).long()
+            self.begin(generation, info.token.epoch, position, rows, False, incoming.received_ns, incoming.open_ns)
             return
-        if self.route.feeder is None:
-            generation = self._generations.get(info.step.generation)
+        step = info.step
+        generation = self.generations.get(step.generation)
+        if self.stage.is_first:
             if sender.role != Role.GATEWAY or (generation is not None and sender.spiffe != generation.gateway):
                 raise InvalidInputError(
                     f"{sender.spiffe} may not feed this generation: only the gateway that opened it may",
                     reason="NOT_YOURSELF",
                 )
-        else:
-            self._expect_sender(sender, Role.EXECUTOR, self.route.feeder)
-        self._begin(info.step, incoming, self._rows(incoming))
+        elif generation is not None:
+            feeder = generation.route_at(step.position).feeder
+            self._expect_executor(sender, {feeder} if feeder is not None else set())
+        if generation is not None:
+            rows = self._rows(incoming)
+            self.begin(generation, step.epoch, step.position, rows, step.feed, incoming.received_ns, incoming.open_ns)
 
-    def _expect_sender(self, sender: SessionPeer, role: Role, name: str) -> None:
-        if sender.role != role or sender.name != name:
+    def _expect_executor(self, sender: SessionPeer, names: set[str]) -> None:
+        if sender.role != Role.EXECUTOR or sender.name not in names:
             raise InvalidInputError(
-                f"{sender.spiffe} sent work of {role}/{name} in deployment {self.route.deployment!r}",
+                f"{sender.spiffe} sent work of {' or '.join(sorted(names)) or 'nobody'} in deployment {self.key[0]!r}",
                 reason="NOT_YOURSELF",
             )
 
@@ -235,14 +241,14 @@ class StageRunner:
         """The tensor of a step: (rows,) token ids for the first stage, else (rows, hidden)."""
         spec = incoming.info.tensor
         shape = tuple(spec.shape)
-        if self.route.is_first:
+        if self.stage.is_first:
             if spec.dtype != wire_pb2.DTYPE_INT32 or len(shape) != 1 or not 0 < shape[0] * 4 == len(incoming.data):
                 raise InvalidInputError("the first stage takes token ids as one row of int32", reason="DTYPE_MISMATCH")
             return torch.frombuffer(incoming.data, dtype=torch.int32).long()
         dtype = TORCH_DTYPES.get(spec.dtype)
         if dtype != self.stage.dtype or len(shape) != 2 or shape[1] != self.stage.manifest.hidden_size:
             raise InvalidInputError(
-                f"stage {self.route.stage_index} takes {self.stage.dtype} of shape "
+                f"stage {self.stage_index} takes {self.stage.dtype} of shape "
                 f"(rows, {self.stage.manifest.hidden_size}), not {wire_pb2.Dtype.Name(spec.dtype)} of shape {shape}",
                 reason="DTYPE_MISMATCH",
             )
@@ -250,47 +256,76 @@ class StageRunner:
             raise InvalidInputError("the bytes of the step do not fill its shape", reason="DTYPE_MISMATCH")
         return torch.frombuffer(incoming.data, dtype=dtype).view(shape)
 
-    def _begin(self, step: wire_pb2.StepInfo, incoming: Received, rows: torch.Tensor) -> None:
-        generation = self._generations.get(step.generation)
-        if generation is None:
-            return  # closed while this was under way: nobody waits for it
-        if step.position + rows.shape[0] > generation.max_tokens:
-            self._fail(generation, InvalidInputError("a step goes past the positions that were reserved"))
+    def begin(
+        self,
+        generation: Generation,
+        epoch: int,
+        position: int,
+        rows: torch.Tensor,
+        feed: bool,
+        received_ns: int,
+        open_ns: int,
+    ) -> None:
+        """Takes a step if it is next, keeps it if the stage is about to go on, drops it if it is of another run."""
+        count = rows.shape[0]
+        if position + count > generation.request.max_tokens:
+            self.fail(generation, InvalidInputError("a step goes past the positions that were reserved"))
             return
-        self._submit(generation, rows, step.position, step.sample, incoming.received_ns, incoming.open_ns)
+        generation.progress, verdict = transitions.take(generation.progress, epoch, position, count, feed=feed)
+        generation.settle_route()
+        if verdict is Verdict.TAKE:
+            self._submit(generation, rows, position, received_ns, open_ns)
+        elif verdict is Verdict.HOLD:
+            generation.held.append(lambda: self.begin(generation, epoch, position, rows, feed, received_ns, open_ns))
+        elif verdict is Verdict.GAP:
+            lost = TransportError(
+                f"stage {self.stage_index} on {self._node} got position {position} of epoch {epoch} and expected "
+                f"{generation.progress.taken} of epoch {generation.progress.epoch}: something before it was lost",
+                reason="STEP_LOST",
+                metadata={"position": position, "expected": generation.progress.taken},
+            )
+            self.onward.report(generation, lost, epoch)
 
     # Work is done and goes on.
 
     def _submit(
-        self, generation: Generation, rows: torch.Tensor, position: int, sampled: bool, received_ns: int, open_ns: int
+        self, generation: Generation, rows: torch.Tensor, position: int, received_ns: int, open_ns: int
     ) -> None:
         held = rows.numel() * rows.element_size()
-        self._hold(held)
-        choose = sampled and self.route.is_last
+        self._held.hold(held)
+        run = generation.run
+        end = position + rows.shape[0]
+        if self.stage.is_first:
+            generation.note_tokens(position, rows.tolist())
+        choose = self.stage.is_last and transitions.samples(generation.progress, end)
         decoding = rows.shape[0] == 1
+        request = generation.request.sampling
+
+        begun = False
 
         def compute() -> Any:
-            if generation.closed:
+            nonlocal begun
+            if generation.closed or generation.run != run:
                 return None
+            begun = True
             result = self.stage.forward(rows, generation.cache, position, need_logits=choose)
-            if not self.route.is_last:
+            if not self.stage.is_last:
                 return result
             if not choose:
                 return None
-            at = position + rows.shape[0]
             return sample(
-                result, temperature=generation.temperature, top_p=generation.top_p, seed=generation.seed, position=at
+                result, temperature=request.temperature, top_p=request.top_p or 1.0, seed=request.seed, position=end
             )
 
         def done(ran: Ran) -> None:
-            self._release(held)
+            self._held.release(held)
             if decoding:
                 # The latest counts for an eighth: one slow step on a busy machine says little about the next.
                 self._token_ns += (ran.ended_ns - ran.started_ns - self._token_ns) >> 3
-            if generation.closed:
+            if generation.closed or not begun:
                 return
             if ran.error is not None:
-                self._fail(generation, ran.error)
+                self.fail(generation, ran.error)
                 return
             record = StepRecord(
                 position=position,
@@ -301,95 +336,52 @@ class StageRunner:
                 compute_ns=ran.ended_ns - ran.started_ns,
                 ended_ns=ran.ended_ns,
             )
-            if generation.keep_timings:
+            if generation.request.timings:
                 generation.steps.append(record)
-            if not self.route.is_last:
-                self._push(generation, ran.value, position, sampled, record)
-            elif choose:
-                self._return_token(generation, ran.value, position + rows.shape[0], record)
+            self._computed(generation, position, rows.shape[0], ran.value, record)
 
-        self._engine.submit(compute, done, expected_ns=self._token_ns if decoding else None)
+        self.engine.submit(compute, done, expected_ns=self._token_ns if decoding else None)
 
-    def _push(
-        self, generation: Generation, hidden: torch.Tensor, position: int, sampled: bool, record: StepRecord
-    ) -> None:
-        """Sends hidden states (rows, hidden) to the next stage."""
-        if self._onward is None:
-            raise InternalError("a stage that is not the last has no way to the next")
-        array: Any = hidden.cpu().contiguous().view(torch.uint8).numpy()
+    def _computed(self, generation: Generation, position: int, rows: int, value: Any, record: StepRecord) -> None:
+        generation.progress, outcome = transitions.computed(generation.progress, position, rows)
+        generation.changed_ns = record.ended_ns
+        if self.stage.is_last:
+            generation.journal.skip(position + rows)
+            if outcome.sample and value is not None:
+                self._chosen(generation, value, position + rows, record)
+            return
+        array: Any = value.cpu().contiguous().view(torch.uint8).numpy()
         data = memoryview(array).cast("B")
-        dtype = WIRE_DTYPES[hidden.dtype]
-        info = wire_pb2.TransferInfo(
-            tensor=wire_pb2.TensorSpec(dtype=dtype, shape=hidden.shape),
-            step=wire_pb2.StepInfo(generation=generation.number, position=position, sample=sampled),
-        )
-        size = len(data)
-        self._hold(size)
+        generation.journal.append(position, data)
+        if generation.feed_to is not None and generation.progress.epoch_at(position) == generation.progress.epoch:
+            self.onward.send_rows(generation, generation.feed_to, position, data, feed=True)
+        if outcome.push_from is not None:
+            start = outcome.push_from
+            rest = data[(start - position) * self.onward.row_bytes :]
+            self.onward.send_rows(generation, generation.route_at(start).next_node, start, rest, record=record)
 
-        def sent(report: SendReport) -> None:
-            self._release(size)
-            self._count(generation, record, report)
-
-        def failed(error: MeshError) -> None:
-            self._release(size)
-            self._fail(generation, error)
-
-        self._onward.put(Parcel(info, data, self._choose_codec(dtype, size), sent, failed))
-
-    def _return_token(self, generation: Generation, token: int, position: int, record: StepRecord) -> None:
-        """Sends a chosen token to the first stage, unless it is the last one, and a copy to the gateway."""
-        finish = wire_pb2.FINISH_REASON_UNSPECIFIED
-        if token in generation.stop_token_ids:
-            finish = wire_pb2.FINISH_REASON_STOP
-        elif position + 1 >= generation.stop_position:
-            finish = wire_pb2.FINISH_REASON_LENGTH
-        info = wire_pb2.TransferInfo(
-            token=wire_pb2.TokenInfo(generation=generation.number, position=position, finish=finish)
-        )
-        data = token.to_bytes(4, "little", signed=True)
-
-        def sent(report: SendReport) -> None:
-            self._count(generation, record, report)
-
-        def failed(error: MeshError) -> None:
-            self._fail(generation, error)
-
-        copy_only = finish != wire_pb2.FINISH_REASON_UNSPECIFIED
-        if not copy_only and self._onward is not None:
-            self._onward.put(Parcel(info, data, wire_pb2.CODEC_RAW, sent, failed))
-        elif not copy_only:
+    def _chosen(self, generation: Generation, token: int, position: int, record: StepRecord) -> None:
+        generation.note_tokens(position, [token])
+        if not generation.running:
+            return  # stopped meanwhile: the gateway learns of the token in the answer
+        finish = self.onward.send_token(generation, token, position, record)
+        if self.stage.is_first and finish == wire_pb2.FINISH_REASON_UNSPECIFIED:
             rows = torch.tensor([token], dtype=torch.int64)
-            self._submit(generation, rows, position, True, time.monotonic_ns(), 0)
-        gateway = self._to_gateway(generation.gateway)
-        gateway.put(Parcel(info, data, wire_pb2.CODEC_RAW, sent if copy_only else None, None))
+            epoch = generation.progress.epoch_at(position)
+            self.begin(generation, epoch, position, rows, False, time.monotonic_ns(), 0)
 
-    def _count(self, generation: Generation, record: StepRecord, report: SendReport) -> None:
-        generation.raw_bytes += report.raw_bytes
-        generation.wire_bytes += report.wire_bytes
-        record.codec_ns = report.codec_ns
-        record.seal_ns = report.seal_ns
-        record.credit_ns = report.credit_ns
-        record.send_ns = time.monotonic_ns() - record.ended_ns
-
-    def _fail(self, generation: Generation, error: MeshError) -> None:
+    def fail(self, generation: Generation, error: MeshError) -> None:
         """Ends a generation here and tells its gateway why; the gateway ends it elsewhere."""
         if generation.closed:
             return
-        generation.closed = True
-        self._generations.pop(generation.number, None)
+        self.onward.report(generation, error)
+        self.generations.pop(generation.number, None)
         self.pool.close(str(generation.number))
-        failure = wire_pb2.Failure(
-            generation=generation.number, reason=error.reason, message=error.message, metadata=error.metadata
-        )
-        info = wire_pb2.TransferInfo(failure=failure)
-        self._to_gateway(generation.gateway).put(Parcel(info, b"", wire_pb2.CODEC_RAW, None, None))
+        self._let_go(generation)
 
-    def _hold(self, size: int) -> None:
-        self._held_bytes += size
-        if self._held_bytes > HELD_BYTES:
-            self._room.clear()
 
-    def _release(self, size: int) -> None:
-        self._held_bytes -= size
-        if self._held_bytes <= HELD_BYTES:
-            self._room.set()
+def _first_phase(request: executor_pb2.OpenGenerationRequest) -> Phase:
+    """In its first epoch a generation runs at once; in a later one it first has to be told from where."""
+    if request.standby:
+        return Phase.STANDBY
+    return Phase.RUNNING if request.epoch == 1 else Phase.STOPPED

@@ -38,34 +38,57 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
     async def UnloadStage(  # noqa: N802
         self, request: executor_pb2.UnloadStageRequest, context: Any
     ) -> executor_pb2.UnloadStageResponse:
-        """Lets a stage go."""
-        await self._node.unload_stage(request.deployment)
+        """Lets stages go."""
+        await self._node.unload_stage(request.deployment, list(request.stage_indexes))
         return executor_pb2.UnloadStageResponse()
 
     async def ListStages(  # noqa: N802
         self, request: executor_pb2.ListStagesRequest, context: Any
     ) -> executor_pb2.ListStagesResponse:
         """Lists the stages."""
-        stages = [self._node.stage_message(name) for name in sorted(self._node.runners)]
+        stages = [self._node.stage_message(key) for key in sorted(self._node.runners)]
         return executor_pb2.ListStagesResponse(stages=stages)
 
     async def OpenGeneration(  # noqa: N802
         self, request: executor_pb2.OpenGenerationRequest, context: Any
     ) -> executor_pb2.OpenGenerationResponse:
         """Reserves a generation's cache."""
-        runner = self._node.runner(request.deployment)
+        runner = self._node.runner(request.deployment, request.stage_index)
+        self._node.peers.learn(request.pipeline)
         generation = runner.open(request, current_caller().spiffe)
         return executor_pb2.OpenGenerationResponse(
             reserved_bytes=generation.cache.reserved_bytes,
             free_bytes=runner.pool.free_bytes,
             clock_ns=time.monotonic_ns(),
+            length=generation.progress.length,
         )
+
+    async def StopGeneration(  # noqa: N802
+        self, request: executor_pb2.StopGenerationRequest, context: Any
+    ) -> executor_pb2.StopGenerationResponse:
+        """Holds a generation."""
+        recovery = self._node.recovery(request.deployment, request.stage_index)
+        return await recovery.stop(request, current_caller().spiffe)
+
+    async def ContinueGeneration(  # noqa: N802
+        self, request: executor_pb2.ContinueGenerationRequest, context: Any
+    ) -> executor_pb2.ContinueGenerationResponse:
+        """Lets a generation go on."""
+        self._node.recovery(request.deployment, request.stage_index).go_on(request, current_caller().spiffe)
+        return executor_pb2.ContinueGenerationResponse()
+
+    async def FeedGeneration(  # noqa: N802
+        self, request: executor_pb2.FeedGenerationRequest, context: Any
+    ) -> executor_pb2.FeedGenerationResponse:
+        """Feeds a stage that takes over."""
+        recovery = self._node.recovery(request.deployment, request.stage_index)
+        return await recovery.feed(request, current_caller().spiffe)
 
     async def CloseGeneration(  # noqa: N802
         self, request: executor_pb2.CloseGenerationRequest, context: Any
     ) -> executor_pb2.CloseGenerationResponse:
         """Ends a generation."""
-        runner = self._node.runners.get(request.deployment)
+        runner = self._node.runners.get((request.deployment, request.stage_index))
         response = executor_pb2.CloseGenerationResponse()
         if runner is not None:
             response = runner.close(request.generation, current_caller().spiffe)
@@ -93,8 +116,9 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
         node: The executor.
         advertise: host:port where others reach it; empty means the address it listens on.
     """
-    relays = RelayTable(node.name, node.channels, known_peers(ways_table(node.settings.peers), dict), host.log)
-    host.add_stream(SERVICE, "Exchange", exchange_handler(node.acceptor))
+    members = known_peers(ways_table(node.settings.peers), lambda: membership.peers)
+    relays = RelayTable(node.name, node.channels, members, host.log)
+    host.add_stream(SERVICE, "Exchange", exchange_handler(node.peers.acceptor))
     host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node, relays))
     port = await host.start()
     address = advertise or f"127.0.0.1:{port}"
@@ -105,7 +129,11 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     host.log.info("listening", address=address)
     try:
         async with asyncio.TaskGroup() as tasks:
-            beside = [tasks.create_task(membership.run()), tasks.create_task(node.sweep())]
+            beside = [
+                tasks.create_task(membership.run()),
+                tasks.create_task(node.sweep()),
+                tasks.create_task(node.reload_stages()),
+            ]
             await host.run_until_stopped()
             for task in beside:
                 task.cancel()

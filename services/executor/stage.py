@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from safetensors import SafetensorError
@@ -56,6 +56,25 @@ class StageTimes:
     """Norm and head; 0 unless this is the last stage."""
     steps: int
     """How many steps were counted."""
+
+
+class CacheShape(NamedTuple):
+    """One token's row in a cache."""
+
+    heads: int
+    """How many heads."""
+    width: int
+    """Numbers per head."""
+    dtype: torch.dtype
+    """Their type."""
+
+    def bytes_for(self, rows: int) -> int:
+        """What so many tokens take."""
+        return rows * self.heads * self.width * self.dtype.itemsize
+
+
+def _cache_shape(tensor: torch.Tensor) -> CacheShape:
+    return CacheShape(tensor.shape[1], tensor.shape[3], tensor.dtype)
 
 
 class _Rotary:
@@ -243,6 +262,15 @@ class Stage:
             for tensor in (layer.buffers.keys, layer.buffers.values)
             if tensor is not None
         )
+
+    def cache_shapes(self) -> tuple[tuple[CacheShape, CacheShape], ...]:
+        """What one token's keys and values look like in each layer's cache: measured on a real step."""
+        past = self._dummy_step()
+        shapes = []
+        for layer in cast("list[FullLayer | SlidingLayer]", past.layers):
+            keys, values = layer.buffers.view(0, 1)
+            shapes.append((_cache_shape(keys), _cache_shape(values)))
+        return tuple(shapes)
 
     def measure(self, *, limit_s: float = 1.0, clock: Callable[[], float] = time.perf_counter) -> StageTimes:
         """Times real one-token steps, until `MEASURE_STEPS_MAX` of them or `limit_s` seconds have passed."""

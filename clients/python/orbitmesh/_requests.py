@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import secrets
 from collections.abc import Sequence
 from typing import SupportsIndex
 
@@ -21,6 +22,8 @@ WORK_S_MAX = 366 * 86400.0
 """The longest work that may be planned for, in seconds."""
 WORK_TOKENS_MAX = (1 << 32) - 1
 """The most tokens that may be planned for."""
+LINGER_S = 30
+"""How long the gateway goes on with a generation whose stream was cut, in seconds."""
 PROMPT_BYTES = 1 << 21
 """The longest prompt as text, in bytes of UTF-8."""
 
@@ -54,7 +57,9 @@ def generate_request(
         ),
         ignore_end=ignore_end,
         no_timings=not timings,
+        request_id=secrets.token_hex(16),
     )
+    request.linger.FromSeconds(LINGER_S)
     if isinstance(prompt, str):
         request.text = _checked_text(prompt)
     else:

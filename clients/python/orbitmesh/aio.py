@@ -15,6 +15,7 @@ from typing import Any, TypeVar, overload
 from orbitmesh import _from_proto, _packs, _requests
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import ForkGuard
+from orbitmesh._resuming import ResumingCall
 from orbitmesh._stubs import Stubs
 from orbitmesh.contacts import ContactPlan
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError, TransportError
@@ -151,6 +152,7 @@ class AsyncMesh:
         self._guard = ForkGuard()
         self._opening = asyncio.Lock()
         self._opened: Stubs | None = None
+        self._farewells: set[asyncio.Task[None]] = set()
         self._closed = False
 
     @classmethod
@@ -209,6 +211,7 @@ class AsyncMesh:
         async with self._opening:
             opened, self._opened = self._opened, None
             try:
+                await asyncio.gather(*self._farewells)
                 if opened is not None:
                     await opened.close()
             finally:
@@ -453,7 +456,7 @@ class AsyncMesh:
         async with _bounded(bound, f"the answer of {name}"):
             stubs = await self._ready()
             left = max(deadline - loop.time(), 0.001)
-            generation = AsyncGeneration(stubs.gateway.Generate(request, timeout=left))
+            generation = AsyncGeneration(ResumingCall(stubs.gateway, request, left, self._farewells))
             await generation._begin()
         return generation
 

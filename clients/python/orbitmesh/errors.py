@@ -199,6 +199,8 @@ REASONS: Mapping[str, Reason] = {
     "SLOW_READER": Reason(_Code.RESOURCE_EXHAUSTED, False, CapacityError),
     "PLAN_INFEASIBLE": Reason(_Code.FAILED_PRECONDITION, False, InfeasiblePlanError),
     "TRANSPORT": Reason(_Code.UNAVAILABLE, True, TransportError),
+    "STAGE_UNLOADED": Reason(_Code.UNAVAILABLE, True, NodeLostError),
+    "STEP_LOST": Reason(_Code.UNAVAILABLE, True, TransportError),
     "DRAINING": Reason(_Code.UNAVAILABLE, True, TransportError),
     "NODE_LOST": Reason(_Code.UNAVAILABLE, True, NodeLostError),
     "NO_SPARE_NODE": Reason(_Code.UNAVAILABLE, True, NodeLostError),

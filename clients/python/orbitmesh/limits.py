@@ -29,6 +29,10 @@ CONTEXT_TOKENS = 1 << 17
 GENERATIONS_PER_NODE = 256
 """How many generations may be open on one node."""
 
+JOURNAL_BYTES = 512 << 20
+"""What one node keeps of hidden states that it sent on, for nodes that may take over, in bytes; past it the journal of
+the generation that needs more is dropped, and a take-over computes it again."""
+
 PREFILL_CHUNK_TOKENS = 256
 """Rows of a prompt that go through the pipeline at once: longer prompts are cut so that stages overlap."""
 

@@ -149,7 +149,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class OpenGenerationRequest(_message.Message):
-    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby")
+    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby", "cache_from")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -164,6 +164,7 @@ class OpenGenerationRequest(_message.Message):
     PIPELINE_FIELD_NUMBER: _ClassVar[int]
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
+    CACHE_FROM_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     generation: int
     max_tokens: int
@@ -178,17 +179,20 @@ class OpenGenerationRequest(_message.Message):
     pipeline: _containers.RepeatedCompositeFieldContainer[PeerAddress]
     prompt_tokens: int
     standby: bool
-    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ...) -> None: ...
+    cache_from: str
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ..., cache_from: _Optional[str] = ...) -> None: ...
 
 class OpenGenerationResponse(_message.Message):
-    __slots__ = ("reserved_bytes", "free_bytes", "clock_ns")
+    __slots__ = ("reserved_bytes", "free_bytes", "clock_ns", "length")
     RESERVED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CLOCK_NS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
     reserved_bytes: int
     free_bytes: int
     clock_ns: int
-    def __init__(self, reserved_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ...) -> None: ...
+    length: int
+    def __init__(self, reserved_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ..., length: _Optional[int] = ...) -> None: ...
 
 class CloseGenerationRequest(_message.Message):
     __slots__ = ("deployment", "generation", "stage_index")
@@ -231,7 +235,7 @@ class StopGenerationResponse(_message.Message):
     def __init__(self, length: _Optional[int] = ..., journal_start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., finish: _Optional[_Union[_wire_pb2.FinishReason, str]] = ..., clock_ns: _Optional[int] = ...) -> None: ...
 
 class ContinueGenerationRequest(_message.Message):
-    __slots__ = ("deployment", "generation", "stage_index", "epoch", "length", "push_from", "sample_from")
+    __slots__ = ("deployment", "generation", "stage_index", "epoch", "length", "push_from", "sample_from", "switch_at", "pipeline")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -239,6 +243,8 @@ class ContinueGenerationRequest(_message.Message):
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     PUSH_FROM_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_FROM_FIELD_NUMBER: _ClassVar[int]
+    SWITCH_AT_FIELD_NUMBER: _ClassVar[int]
+    PIPELINE_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     generation: int
     stage_index: int
@@ -246,7 +252,9 @@ class ContinueGenerationRequest(_message.Message):
     length: int
     push_from: int
     sample_from: int
-    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., length: _Optional[int] = ..., push_from: _Optional[int] = ..., sample_from: _Optional[int] = ...) -> None: ...
+    switch_at: int
+    pipeline: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., length: _Optional[int] = ..., push_from: _Optional[int] = ..., sample_from: _Optional[int] = ..., switch_at: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ...) -> None: ...
 
 class ContinueGenerationResponse(_message.Message):
     __slots__ = ()

@@ -1,0 +1,116 @@
+"""A `Generate` call that outlives its connection: cut, it is taken up again where it was, by the name that it gave."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from orbitmesh.errors import MeshError
+from orbitmesh.rpc import map_rpc_error
+from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc
+
+RESUME_S = 30.0
+"""How long a cut stream is asked for again before its loss is an error; the gateway keeps the generation as long."""
+PAUSE_MIN_S = 0.05
+"""The first pause before a cut stream is asked for again."""
+PAUSE_MAX_S = 1.0
+"""The longest."""
+FAREWELL_S = 5.0
+"""How long the gateway may take to end a generation that was cancelled."""
+LOST = frozenset({"TRANSPORT", "DRAINING"})
+"""Reasons that speak of the way to the gateway, not of the generation."""
+
+
+class ResumingCall:
+    """Reads the answers to one request over as many streams as it takes.
+
+    Args:
+        stub: The gateway.
+        request: What is asked; its `request_id` names the generation.
+        timeout_s: How long all of it may take.
+        farewells: Collects the tasks that tell the gateway of a cancellation; the connection must outlive them.
+    """
+
+    def __init__(
+        self,
+        stub: gateway_pb2_grpc.GatewayServiceStub,
+        request: gateway_pb2.GenerateRequest,
+        timeout_s: float,
+        farewells: set[asyncio.Task[None]],
+    ) -> None:
+        self._stub = stub
+        self._request = request
+        self._deadline_s = asyncio.get_running_loop().time() + timeout_s
+        self._received: list[int] = []
+        self._started = False
+        self._cancelled = False
+        self._finished = False
+        self._farewells = farewells
+        self._call = self._open()
+
+    def cancel(self) -> bool:
+        """Stops it, also where the gateway would otherwise wait for us to come back."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._call.cancel()
+            if not self._finished:
+                telling = asyncio.get_running_loop().create_task(self._tell())
+                self._farewells.add(telling)
+                telling.add_done_callback(self._farewells.discard)
+        return True
+
+    async def read(self) -> Any:
+        """The next answer, or `grpc.aio.EOF`; the beginning of a stream that was taken up again is left out.
+
+        Raises:
+            grpc.RpcError: It failed, or could not be taken up again in time.
+        """
+        while True:
+            try:
+                message = await self._call.read()
+            except grpc.RpcError as error:
+                await self._come_back(error)
+                continue
+            if not isinstance(message, gateway_pb2.GenerateResponse):
+                return message
+            if message.HasField("started") and self._started:
+                continue
+            self._started = True
+            if message.HasField("token"):
+                self._received.append(message.token.id)
+            self._finished = self._finished or message.HasField("finished")
+            return message
+
+    def _open(self) -> Any:
+        left_s = max(self._deadline_s - asyncio.get_running_loop().time(), 0.001)
+        return self._stub.Generate(self._request, timeout=left_s)
+
+    async def _come_back(self, error: grpc.RpcError) -> None:
+        """Opens the stream anew, again and again, or raises what it was cut by."""
+        loop = asyncio.get_running_loop()
+        until_s = min(loop.time() + RESUME_S, self._deadline_s)
+        pause_s = PAUSE_MIN_S
+        while True:
+            if self._cancelled or not self._started or map_rpc_error(error).reason not in LOST:
+                raise error
+            if loop.time() + pause_s >= until_s:
+                raise error
+            await asyncio.sleep(pause_s)
+            pause_s = min(PAUSE_MAX_S, 2 * pause_s)
+            self._request.received.CopyFrom(gateway_pb2.TokenIds(ids=self._received))
+            self._call = self._open()
+            try:
+                await self._call.initial_metadata()
+                return
+            except grpc.RpcError as again:
+                error = again
+
+    async def _tell(self) -> None:
+        request = gateway_pb2.CancelGenerationRequest(request_id=self._request.request_id)
+        # Where it cannot be told, it ends by itself when nobody comes back for it.
+        with contextlib.suppress(grpc.RpcError, MeshError):
+            await self._stub.CancelGeneration(request, timeout=FAREWELL_S)

@@ -1,0 +1,144 @@
+"""What a gateway writes down of the generations that can be taken up again: sealed files, one for each.
+
+A record is on its way to the disk before what it says is acted upon: a token before it is handed out, an epoch before
+it is used. That outlives the process; a loss of power may take the last tokens, which the caller then brings along.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orbitmesh.errors import MeshError
+from orbitmesh.trust import IdentitySource
+from orbitmesh.v1 import gateway_pb2
+from services.journal.sealed_file import SealedReader, SealedWriter
+from services.runtime.logs import EventLog
+
+FORMAT = 1
+PURPOSE = b"gateway-generation"
+
+
+@dataclass
+class Entry:
+    """One generation as it was written down."""
+
+    number: int
+    """Its number on the nodes."""
+    trace_id: str
+    """32 hex digits."""
+    caller: str
+    """SPIFFE name of whoever asked for it."""
+    request: gateway_pb2.GenerateRequest
+    """What was asked."""
+    prompt: list[int]
+    """The prompt's tokens."""
+    new_tokens: int
+    """How many tokens are produced at the most."""
+    expires_at: float
+    """When its time is over, seconds since 1970."""
+    tokens: list[int] = field(default_factory=list)
+    """The tokens so far."""
+    epoch: int = 0
+    """The last run that was begun."""
+
+
+class Page:
+    """The file of one generation."""
+
+    def __init__(self, file: SealedWriter) -> None:
+        self._file = file
+
+    def epoch(self, epoch: int) -> None:
+        """A run is about to begin."""
+        self._file.append(b"E" + epoch.to_bytes(4, "big"))
+
+    def token(self, token: int) -> None:
+        """A token is about to be handed out."""
+        self._file.append(b"T" + token.to_bytes(4, "big"))
+
+    def close(self) -> None:
+        """Nothing more is written; the file stays."""
+        self._file.close()
+
+    def remove(self) -> None:
+        """Nobody will ask for it any more."""
+        self._file.close()
+        self._file.path.unlink(missing_ok=True)
+
+
+class Book:
+    """The files of one gateway.
+
+    Args:
+        directory: Where they lie.
+        identities: Whose sealing key protects them.
+        log: Where to say what was left out.
+    """
+
+    def __init__(self, directory: Path, identities: IdentitySource, log: EventLog) -> None:
+        self._directory = directory
+        self._identities = identities
+        self._log = log
+
+    def begin(self, entry: Entry) -> Page:
+        """Writes a new generation down; durable on return. Blocks."""
+        path = self._directory / f"{entry.number:016x}.generation"
+        file = SealedWriter(path, self._identities.current(), PURPOSE)
+        head = {
+            "format": FORMAT,
+            "number": entry.number,
+            "trace_id": entry.trace_id,
+            "caller": entry.caller,
+            "request": base64.b64encode(entry.request.SerializeToString()).decode(),
+            "prompt": entry.prompt,
+            "new_tokens": entry.new_tokens,
+            "expires_at": entry.expires_at,
+        }
+        file.append(json.dumps(head).encode(), durable=True)
+        return Page(file)
+
+    def unfinished(self) -> Iterator[tuple[Entry, Page]]:
+        """The generations whose time is not over, to go on with; the files of others are removed. Blocks."""
+        for path in sorted(self._directory.glob("*.generation")):
+            try:
+                reader = SealedReader(path, self._identities.current(), PURPOSE)
+                entry = _entry(reader)
+                if entry is None or entry.expires_at <= time.time():
+                    path.unlink(missing_ok=True)
+                    continue
+                page = Page(SealedWriter(path, self._identities.current(), PURPOSE, after=reader))
+            except (MeshError, OSError, ValueError, KeyError) as error:
+                self._log.warning("generation_not_taken_up", file=path.name, detail=str(error))
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                continue
+            yield entry, page
+
+
+def _entry(records: SealedReader) -> Entry | None:
+    entry = None
+    for record in records:
+        if entry is None:
+            head = json.loads(record)
+            if head["format"] != FORMAT:
+                return None
+            entry = Entry(
+                number=int(head["number"]),
+                trace_id=str(head["trace_id"]),
+                caller=str(head["caller"]),
+                request=gateway_pb2.GenerateRequest.FromString(base64.b64decode(head["request"])),
+                prompt=[int(token) for token in head["prompt"]],
+                new_tokens=int(head["new_tokens"]),
+                expires_at=float(head["expires_at"]),
+            )
+        elif record[:1] == b"E":
+            entry.epoch = int.from_bytes(record[1:], "big")
+        else:
+            entry.tokens.append(int.from_bytes(record[1:], "big"))
+    return entry
