@@ -1,7 +1,8 @@
 """`python -m services.constellation.table`: a plan for the command line, as JSON on stdout.
 
 The command `orbitmesh contacts` runs it, so that the base install needs neither numpy nor sgp4. It writes one object:
-`{"plan": ..., "nodes": ..., "tracks": ...}`, or `{"error": {"reason": ..., "message": ...}}` and ends with 1.
+`{"scenario": ..., "plan": text of the plan, "nodes": ..., "tracks": ...}`, or
+`{"error": {"reason": ..., "message": ...}}` and ends with 1.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def answer(scenario: Scenario, arguments: argparse.Namespace) -> dict[str, Any]:
     nodes = {name: {"kind": scenario.kind(name)} for name in scenario.names}
     for name, site in scenario.sites.items():
         nodes[name] |= {"latitude_deg": site.latitude_deg, "longitude_deg": site.longitude_deg}  # type: ignore[dict-item]
-    found: dict[str, Any] = {"scenario": scenario.name, "nodes": nodes, "plan": json.loads(plan.dump())}
+    found: dict[str, Any] = {"scenario": scenario.name, "nodes": nodes, "plan": plan.dump()}
     if arguments.tracks:
         wanted = plan.nodes if between else scenario.satellites
         chosen = [name for name in scenario.satellites if name in wanted][:TRACKS_MAX]

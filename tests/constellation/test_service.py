@@ -16,6 +16,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
+from orbitmesh.cli.contacts import need
 from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.contacts_proto import fetch_plan, from_proto, mesh_time, stamp, to_proto
 from orbitmesh.errors import InvalidInputError
@@ -258,3 +259,9 @@ def test_the_command_speaks_json_and_refuses_nonsense(tmp_path: Path) -> None:
         failed = run_cli(str(IRIDIUM), *words, "--json")
         assert failed.returncode == 1
         assert expected in json.loads(failed.stdout)["error"]["message"]
+
+
+def test_what_is_not_installed_is_said_with_the_command_that_installs_it() -> None:
+    """Without a package of an extra the command ends before any work and names the extra."""
+    with pytest.raises(InvalidInputError, match=r"drawing needs nothere.*pip install 'orbitmesh\[plot\]'"):
+        need(("nothere.inside",), "drawing", "plot")

@@ -59,16 +59,17 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.hours is not None and not 0 < arguments.hours <= HOURS_MAX:
         raise InvalidInputError(f"--hours is {arguments.hours:g}; expected above 0 and at most {HOURS_MAX:g}")
     if arguments.plot is not None:
-        _need(("matplotlib",), "drawing", "plot")
+        need(("matplotlib",), "drawing", "plot")
     found = _find(arguments)
-    plan = ContactPlan.parse(json.dumps(found["plan"]))
+    plan = ContactPlan.parse(found["plan"])
     if arguments.out is not None:
-        _write(arguments.out, plan.dump())
+        _write(arguments.out, found["plan"])
     if arguments.plot is not None:
         from orbitmesh.cli.contacts_plot import draw
 
         draw(arguments.plot, plan, found["nodes"], found["tracks"], found["scenario"])
-    output.document(found["plan"])
+    if output.as_json:
+        output.document(json.loads(found["plan"]))
     output.view(_table(plan, found["scenario"], None if arguments.all else ROWS))
     output.say(_closing(plan))
     for path in (arguments.out, arguments.plot):
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _need(modules: tuple[str, ...], what: str, extra: str) -> None:
+def need(modules: tuple[str, ...], what: str, extra: str) -> None:
     """Say what to install before anything is begun.
 
     Raises:
@@ -99,7 +100,7 @@ def _need(modules: tuple[str, ...], what: str, extra: str) -> None:
 
 def _find(arguments: argparse.Namespace) -> dict[str, Any]:
     """Run the planning in a process of its own: services are not imported by the SDK."""
-    _need(NEEDED_MODULES, "finding contacts", "mesh")
+    need(NEEDED_MODULES, "finding contacts", "mesh")
     command = [sys.executable, "-P", "-m", "services.constellation.table", str(arguments.scenario)]
     for flag, value in (("--from", arguments.start), ("--hours", arguments.hours)):
         command += [] if value is None else [f"{flag}={value}"]
