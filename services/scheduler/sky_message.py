@@ -125,7 +125,13 @@ def _add_hand_over(sky: scheduler_pb2.SkyPlan, step: HandOverStep, now_s: float,
 
 def _warnings(choice: SkyChoice, scene: Scene) -> list[str]:
     stretch, plan, found = scene.sky.stretch, scene.sky.plan, []
-    if choice.waits:
+    closes_s = min((way.closes_s for _, _, way in choice.ways), default=math.inf)
+    if choice.waits and choice.waiting_s == 0 and math.isfinite(closes_s):
+        found.append(
+            f"nothing lasts for {scene.work.least_s:.0f} s: the tokens are done, but ways of this pipeline close in "
+            f"{(closes_s - scene.sky.now_s) / stretch:.0f} s and no node takes over"
+        )
+    elif choice.waits:
         found.append(
             f"nothing lasts: no pipeline has all of its ways until the work is done; this one waits for contact "
             f"{choice.waits} time(s), {choice.waiting_s / stretch:.0f} s in all"
