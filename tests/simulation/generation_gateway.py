@@ -126,6 +126,7 @@ class Gateway:
         self.scheduler = scheduler
         self.moved = 0
         self.gathered = 0
+        self.skipped = 0
         self._pending: dict[int, tuple[Done, Timer]] = {}
         self._reader: tuple[int, int] | None = None
         self._retry_s = RETRY_S[0]
@@ -150,6 +151,8 @@ class Gateway:
             self._serve()
         elif message[0] == "token":
             _, epoch, position, token, ended = message
+            running = self.course.phase is Phase.RUNNING and epoch == self.course.epoch
+            self.story.doubles += running and position < self.course.known
             self._apply(transitions.token, epoch, position, token, ended)
         elif self.move is not None and source == self.move.target and not self.move.planned:
             self._give_up_move()
@@ -205,11 +208,9 @@ class Gateway:
         self.log.ended = self.course.finished
         self._serve()
         move = self.move
-        if move is not None and move.fed is not None:
-            switch = self.course.switch
-            if switch is None or command.position < switch.at:
-                self._feed(move.target, move.fed, command.position + 1, move.epoch, feed=True)
-                move.fed = command.position + 1
+        if move is not None and move.fed is not None and self.course.epoch == move.epoch:
+            self._feed(move.target, move.fed, command.position + 1, move.epoch, feed=True)
+            move.fed = command.position + 1
 
     def _serve(self) -> None:
         if self._reader is None:
@@ -268,8 +269,9 @@ class Gateway:
             elif what == "NOT_FOUND":
                 if self.course.epoch == epoch:
                     self._open(course, index)
-            elif what == "STALE_EPOCH" and value >= epoch:
-                self._apply(skip_to, epoch, value)
+            elif what == "STALE_EPOCH" and int(value) >= epoch:
+                self.skipped += 1
+                self._apply(skip_to, epoch, int(value))
             else:
                 self._apply(transitions.silent, epoch, index)
 

@@ -223,7 +223,10 @@ class Stage:
             self._compute(held, rows, position)
         elif verdict is Verdict.HOLD:
             held.waiting.append(lambda: self._begin(held, epoch, position, rows, feed))
+        elif verdict is Verdict.DROP:
+            self.story.doubles += epoch == held.progress.epoch
         elif verdict is Verdict.GAP:
+            self.story.gaps += 1
             self._report(held, max(epoch, held.progress.epoch))
 
     def _compute(self, held: Held, rows: tuple[int, ...], position: int) -> None:

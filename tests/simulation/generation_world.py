@@ -125,6 +125,10 @@ class Story:
     """How often a node computed a position, over all its lives."""
     steps: int = 0
     calls: int = 0
+    gaps: int = 0
+    """How often something came where something else was expected."""
+    doubles: int = 0
+    """How often a row or a token came, in its epoch, that was there already."""
     dropped_journals: int = 0
     restored: int = 0
     on_taken: Callable[[str, int, int], object] | None = None

@@ -145,7 +145,9 @@ def test_a_stage_is_killed_at_every_token_index(stage: int, back: str) -> None:
 
         play.story.on_computed = strike
         play.finish()
-        assert killed
+        assert killed and play.gateway.gathered <= 5
+        # Nothing came twice or where something else was due: everybody was told from where to go on.
+        assert play.story.gaps == play.story.doubles == play.gateway.skipped == 0
         # The others keep what they have: only the row before an unknown token may be computed again.
         survivors = {place for place in play.again if play.index[place[0]] != stage}
         assert len(survivors) <= 2, f"killed at {index}: computed again: {play.again}"
@@ -195,6 +197,7 @@ def test_a_stage_is_handed_over_without_a_stop(stage: int, cache: bool) -> None:
         play.gateway.begin_move(stage, cache=cache)
         play.finish()
         assert play.gateway.gathered == 1 and not play.again
+        assert play.story.gaps == play.story.doubles == 0
         moved += play.gateway.moved
     assert moved == NEW - 17
 
@@ -345,6 +348,7 @@ def gentle(seed: int) -> None:
     trouble(play, FAULTS_S / 2, chosen, random.choice((0.1, 0.3, 1.0)))
     play.finish(FAULTS_S / 2)
     assert not play.again, f"computed again: {play.again}"
+    assert not play.story.doubles and not play.gateway.skipped
 
 
 def test_no_position_is_computed_again_where_nothing_was_lost_but_links() -> None:
