@@ -6,7 +6,7 @@ import gc
 import os
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import InternalError, InvalidInputError
@@ -27,6 +27,7 @@ def row(number: int) -> bytes:
     return number.to_bytes(WIDTH, "big")
 
 
+@settings(max_examples=300)
 @given(ACTS, st.sampled_from([1 << 20, 2_000, 500, 0]))
 def test_a_journal_holds_what_a_list_would(acts: list[tuple[str, int, int]], limit: int) -> None:
     """Whatever is appended, cut and skipped: every row that it says it holds is read back; what it takes of the room
@@ -68,6 +69,21 @@ def test_a_journal_holds_what_a_list_would(acts: list[tuple[str, int, int]], lim
         assert journal.held_bytes >= (journal.stop - journal.start) * WIDTH
     journal.close()
     assert room.used_bytes == journal.held_bytes == 0
+
+
+@pytest.mark.parametrize("length", range(13))
+def test_a_cut_within_an_entry_keeps_its_first_rows(length: int) -> None:
+    """At every row of several entries, and it goes on from there."""
+    room = JournalRoom(10_000)
+    journal = RowJournal(WIDTH, room)
+    for first in (0, 5, 6):
+        journal.append(first, b"".join(row(at) for at in range(first, {0: 5, 5: 6, 6: 12}[first])))
+    journal.truncate(length)
+    journal.append(length, row(99))
+    assert (journal.start, journal.stop) == (0, length + 1)
+    found = b"".join(data for _, data in journal.read(0, length + 1, 4))
+    assert found == b"".join(map(row, (*range(length), 99)))
+    assert journal.held_bytes == room.used_bytes
 
 
 def test_a_journal_without_room_begins_again_behind_what_was_dropped() -> None:
