@@ -18,13 +18,13 @@ from gateway.course import Course, Emit, FindNode, GoOn, Phase, StopAll
 from gateway.record import RECOVER, WAITING_FOR_CONTACT, GenerationRecord, Stall
 from gateway.stages import Stages
 from gateway.upstream import Arrival, Trouble, Upstream
-from orbitmesh.errors import MeshError, UnknownModelError
+from orbitmesh.errors import MeshError, TransportError, UnknownModelError
 from orbitmesh.v1 import executor_pb2, scheduler_pb2
 from services.runtime.logs import EventLog
 
 RETRY_MIN_S = 0.1
 """The first pause before stages that could not be reached are asked again."""
-RETRY_MAX_S = 0.5
+RETRY_MAX_S = 0.2
 """The longest: how late the opening of a window may be noticed."""
 SILENCE_S = 10.0
 """How long nothing may come before all stages are asked how far they are, at the least."""
@@ -95,6 +95,7 @@ class Steering:
         self._log = log
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._retry_s = RETRY_MIN_S
+        self._waited = False
         self._stall: tuple[str, int, str] | None = None
         self._tasks: asyncio.TaskGroup | None = None
         self._next_pipeline: tuple[executor_pb2.PeerAddress, ...] = ()
@@ -214,6 +215,7 @@ class Steering:
             self._spawn(self._gather(epoch))
         elif isinstance(command, GoOn):
             self._retry_s = RETRY_MIN_S
+            self._waited = False
             self._end_stall()
             self.record.admitted_ns = self.record.admitted_ns or time.monotonic_ns()
             self._hooks.admitted()
@@ -242,11 +244,19 @@ class Steering:
             *(self._stages.open(self._pipeline, index, 1) for index in range(len(self._pipeline))),
             return_exceptions=True,
         )
-        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
-        # What a stage said about itself tells more than that another could not be reached.
-        failures.sort(key=lambda failure: isinstance(failure, MeshError) and failure.retryable)
+        failures = [(index, found) for index, found in enumerate(outcomes) if isinstance(found, BaseException)]
+        for _, failure in failures:
+            # What a stage said about itself counts; one that is not there may be replaced before anything was computed.
+            if not (isinstance(failure, TransportError) or _not_there(failure)):
+                raise failure
         if failures:
-            raise failures[0]
+            index, failure = failures[0]
+            self._log.info(
+                "stage_silent", generation=self._stages.number, node=self._pipeline[index].name, detail=str(failure)
+            )
+            self._begin_stall(RECOVER, str(failure))
+            self._put(transitions.silent, 1, index)
+            return
         self.record.admitted_ns = time.monotonic_ns()
         self._hooks.admitted()
         for index, found in enumerate(outcomes):
@@ -263,7 +273,8 @@ class Steering:
                 self._put(_skip_to, epoch, current)
                 return
             self.record.clocks.pop(node.name, None)  # whatever comes back may have another clock
-            self._log.info("stage_silent", generation=self._stages.number, node=node.name, detail=error.message)
+            if not self._waited:
+                self._log.info("stage_silent", generation=self._stages.number, node=node.name, detail=error.message)
             self._put(transitions.silent, epoch, index)
             return
         found = transitions.Standing(answer.length, answer.journal_start)
@@ -310,6 +321,9 @@ class Steering:
             raise
         except MeshError as error:
             self._begin_stall(WAITING_FOR_CONTACT, f"{why}; {error.message}")
+            if not self._waited:
+                self._log.info("generation_waits", generation=self._stages.number, detail=error.message)
+            self._waited = True
             self._hooks.waiting(f"{why}; {error.message}")
             await asyncio.sleep(self._retry_s)
             self._retry_s = min(RETRY_MAX_S, self._retry_s * 2)
@@ -378,8 +392,8 @@ class Steering:
     def _begin_stall(self, what: str, detail: str) -> None:
         now_ns = time.monotonic_ns()
         if self._stall is not None:
-            if self._stall[0] == what:
-                return
+            if what in (self._stall[0], RECOVER):
+                return  # asking again while it waits is part of the waiting
             self.record.stalls.append(Stall(self._stall[0], self._stall[1], now_ns, self._stall[2]))
         self._stall = (what, now_ns, detail)
 
@@ -391,6 +405,11 @@ class Steering:
 
 class _DoneError(Exception):
     """The last token is known: what still runs beside is not needed."""
+
+
+def _not_there(error: BaseException) -> bool:
+    """Whether a node says that it does not hold the stage: it was started anew and loads it again."""
+    return isinstance(error, MeshError) and error.reason == "NOT_FOUND"
 
 
 def _skip_to(course: Course, epoch: int, current: int) -> transitions.Step:

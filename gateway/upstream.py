@@ -182,6 +182,7 @@ class Upstream:
             async with asyncio.timeout(patience_s):
                 return await self._session(node, SESSION_GIVE_UP_S)
         except TimeoutError:
+            self._channels.renew(Role.EXECUTOR, node.name)
             raise NodeLostError(f"{node.name} did not answer within {patience_s:.1f} s") from None
 
     async def _session(self, node: executor_pb2.PeerAddress, give_up_after_s: float) -> Session:
@@ -232,6 +233,7 @@ class Upstream:
             await session.close()  # the node is on its way out and waits for our end of the session
         except MeshError as caught:
             error = NodeLostError(f"{node} is out of reach: {caught.message}", metadata={"node": node})
+        self._channels.renew(Role.EXECUTOR, node)
         self._log.warning("session_ended", node=node, message=error.message)
         for listener, nodes in list(self._listeners.values()):
             if node in nodes:

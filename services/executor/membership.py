@@ -21,7 +21,7 @@ PROBE_INTERVAL_S = 15.0
 """How often a link that was measured is measured again."""
 PROBE_DEADLINE_S = 10.0
 """How long one probe may take before the link counts as down."""
-RECONNECT_MAX_S = 5.0
+RECONNECT_MAX_S = 0.5
 """The longest pause before the scheduler is called again."""
 
 

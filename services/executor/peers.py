@@ -120,6 +120,7 @@ class Peers:
             await session.close()  # the peer is on its way out and waits for our end of the session
         except MeshError as caught:
             error = caught
+        self._channels.renew(Role.EXECUTOR, peer)
         self._log.warning("session_lost", peer=peer, detail=error.message)
         self._peer_lost(peer, _lost(self._name, peer, error))
 

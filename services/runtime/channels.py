@@ -119,6 +119,14 @@ class ChannelPool:
 
         return open_stream
 
+    def renew(self, role: Role, name: str) -> None:
+        """Connects anew at the next call: a peer fell silent, and a connection whose packets were swallowed for a while
+        may wait for minutes before it sends the next one."""
+        for relayed in (False, True):
+            held = self._held.pop((role.value, name, relayed), None)
+            if held is not None:
+                self._retire(held, name)
+
     def tunnel_failure(self, role: Role, name: str) -> MeshError | None:
         """Why the tunnel to a peer does not carry; None where it does, or was not tried."""
         way = self._held.get((role.value, name, True))

@@ -45,8 +45,9 @@ RECONNECT_MIN_MS = 100
 """The shortest pause before a lost connection is dialled again, in milliseconds."""
 CONNECT_ATTEMPT_MS = 10_000
 """How long one attempt to connect may last, in milliseconds."""
-RECONNECT_MAX_MS = 5_000
-"""The longest pause before a lost connection is dialled again, in milliseconds."""
+RECONNECT_MAX_MS = 200
+"""The longest pause before a lost connection is dialled again, in milliseconds: so late may the opening of a window be
+noticed."""
 STATUS_WAIT_S = 2.0
 """How long a failed write waits for the status that explains it, in seconds."""
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
@@ -80,6 +81,8 @@ def channel_options(idempotent_methods: Sequence[str] = ()) -> list[ChannelOptio
         # gRPC also takes this as the time that one attempt may last: a handshake over a late link is three round trips.
         ("grpc.min_reconnect_backoff_ms", CONNECT_ATTEMPT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+        # Else a new channel would wait out the pauses, or share the silent connection, of the one that it replaces.
+        ("grpc.use_local_subchannel_pool", 1),
         # A call above this size would silently not be retried; the default is 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", MESSAGE_BYTES),
         ("grpc.enable_retries", 1),
