@@ -24,9 +24,11 @@ from services.scheduler.executors import Executors
 from services.scheduler.hand_over import Move, decide, lead_s
 from services.scheduler.holdings import Holdings
 from services.scheduler.placement import OBJECTIVES
+from services.scheduler.registry import NodeRecord
 from services.scheduler.sky import SkySource
 from services.scheduler.sky_message import work_of
 from services.scheduler.sky_walk import Scene
+from services.scheduler.windows import Sky, Ways
 
 LOOK_INTERVAL_S = 0.5
 """How often it is looked ahead, in seconds."""
@@ -61,15 +63,20 @@ class HandingOver:
             await self._errands.close()
 
     async def look(self, now_s: float) -> None:
-        """One look at every deployment."""
+        """One look at every deployment, all under the same sky."""
+        members = self._crew.members(now_s)
+        sky = self._sky.view(members)
+        shared: dict[int, dict[float, Ways]] = {}
         for held in self._book.all():
             if held[0].state != scheduler_pb2.DEPLOYMENT_STATE_READY:
                 continue
             for hand_over in held[0].hand_overs:
                 await self._finish(held[0], hand_over, now_s)
             current = self._book.find(held[0].name)
-            scene = None if current is None else self._scene(current, now_s)
-            if current is None or scene is None:
+            if current is None or sky is None:
+                continue
+            scene = self._scene(current, now_s, sky, members, shared)
+            if scene is None:
                 continue
             await self._refresh_relays(current[0], scene)
             move = await asyncio.to_thread(self._decide, current, scene)
@@ -77,13 +84,11 @@ class HandingOver:
                 name = held[0].name
                 self._errands.start(("hand over", name, move.stage_index), now_s, partial(self._move, name, move))
 
-    def _scene(self, held: Held, now_s: float) -> Scene | None:
-        """The windows and the nodes that could take a stage; None without a contact plan."""
+    def _scene(
+        self, held: Held, now_s: float, sky: Sky, members: list[NodeRecord], shared: dict[int, dict[float, Ways]]
+    ) -> Scene | None:
+        """The windows and the nodes that could take a stage; None where a node of the pipeline is lost."""
         deployment, request = held
-        members = self._crew.members(now_s)
-        sky = self._sky.view(members)
-        if sky is None:
-            return None
         ring = self._crew.ring(held)
         nodes: dict[str, PlanNode] = {}
         ready_s: dict[str, float] = {}
@@ -108,7 +113,10 @@ class HandingOver:
         names = tuple(record.name for record in members)
         work = work_of(request.work_s, request.work_tokens)
         objective = OBJECTIVES[request.objective]
-        return Scene(ring.model, nodes, names, sky, objective, work, ready_s, self._sky.place("gateway"))
+        # The ways of a moment cost the most and depend on the deployment by the size of an activation alone.
+        known = shared.setdefault(ring.model.activation_bytes, {})
+        home = self._sky.place("gateway")
+        return Scene(ring.model, nodes, names, sky, objective, work, ready_s, home, _ways=known)
 
     def _load_s(self, name: str) -> float:
         measured = [spent for place, spent in self._executors.load_seconds.items() if place[0] == name]

@@ -66,3 +66,10 @@ def standbys(deployment: scheduler_pb2.Deployment) -> dict[int, str]:
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return Models(tmp_path_factory.mktemp("models")).get("llama", num_hidden_layers=4)
+
+
+@pytest.fixture(scope="session")
+def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """Four nodes, joined directly; every test leaves them, and the scheduler, up."""
+    with Mesh.local(nodes=4, directory=tmp_path_factory.mktemp("mesh")) as mesh:
+        yield mesh

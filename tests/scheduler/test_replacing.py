@@ -19,12 +19,6 @@ from tests.scheduler.conftest import Scheduler, nodes, scheduler_of, standbys
 KV_TOKENS = 256
 
 
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    with Mesh.local(nodes=4, directory=tmp_path_factory.mktemp("mesh")) as mesh:
-        yield mesh
-
-
 @pytest.fixture
 def scheduler(mesh: Mesh, tmp_path: Path) -> Iterator[Scheduler]:
     with scheduler_of(mesh, tmp_path) as scheduler:
