@@ -49,13 +49,15 @@ async def move(
     except MeshError as error:
         log.info("stage_not_moved", generation=stages.number, stage=index, to=to.name, detail=error.message)
         steering.feed_along = None
-        await stages.close((index, to.name))
+        if to.name not in steering.course.nodes:
+            await stages.close((index, to.name))
         return False
     while not steering.course.finished and steering.course.known <= at + 1:
         await steering.news()
     steering.feed_along = None
     log.info("stage_moved", generation=stages.number, stage=index, to=to.name, at=at)
-    await stages.close((index, old[index].name))
+    if old[index].name not in steering.course.nodes:
+        await stages.close((index, old[index].name))
     return True
 
 

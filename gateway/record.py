@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -117,3 +118,30 @@ class GenerationRecord:
             began, ended = max(start_ns, stall.began_ns), min(end_ns, stall.ended_ns)
             if began < ended:
                 yield number, began, ended
+
+
+class StallNotes:
+    """Notes stalls one after another, as they begin and end.
+
+    Args:
+        stalls: Where they go.
+    """
+
+    def __init__(self, stalls: list[Stall]) -> None:
+        self._stalls = stalls
+        self._open: tuple[str, int, str] | None = None
+
+    def begin(self, what: str, detail: str) -> None:
+        """A stall begins; another kind ends the one that is open, but asking again while it waits is part of that."""
+        now_ns = time.monotonic_ns()
+        if self._open is not None:
+            if what in (self._open[0], RECOVER):
+                return
+            self._stalls.append(Stall(self._open[0], self._open[1], now_ns, self._open[2]))
+        self._open = (what, now_ns, detail)
+
+    def end(self) -> None:
+        """It gets on again."""
+        if self._open is not None:
+            self._stalls.append(Stall(self._open[0], self._open[1], time.monotonic_ns(), self._open[2]))
+            self._open = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from gateway import course as transitions
 from gateway.course import Course, Emit, FindNode, GoOn, Phase, StopAll
-from gateway.record import RECOVER, WAITING_FOR_CONTACT, GenerationRecord, Stall
+from gateway.record import RECOVER, WAITING_FOR_CONTACT, GenerationRecord, StallNotes
 from gateway.stages import Stages
 from gateway.upstream import Arrival, Trouble, Upstream
 from orbitmesh.errors import MeshError, TransportError, UnknownModelError
@@ -26,6 +26,8 @@ RETRY_MIN_S = 0.1
 """The first pause before stages that could not be reached are asked again."""
 RETRY_MAX_S = 0.2
 """The longest: how late the opening of a window may be noticed."""
+REPLACING_S = 1.0
+"""How long another node is waited for before the same ones are asked again; it is prepared meanwhile."""
 SILENCE_S = 10.0
 """How long nothing may come before all stages are asked how far they are, at the least."""
 SILENCE_FIRST_S = 120.0
@@ -96,7 +98,8 @@ class Steering:
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._retry_s = RETRY_MIN_S
         self._waited = False
-        self._stall: tuple[str, int, str] | None = None
+        self._replacing: dict[FindNode, asyncio.Future[scheduler_pb2.Deployment]] = {}
+        self._stalls = StallNotes(record.stalls)
         self._tasks: asyncio.TaskGroup | None = None
         self._next_pipeline: tuple[executor_pb2.PeerAddress, ...] = ()
         self._at_ns = 0
@@ -131,7 +134,9 @@ class Steering:
         except* MeshError as group:
             raise _first(group) from None
         finally:
-            self._end_stall()
+            for replacing in self._replacing.values():
+                replacing.cancel()
+            self._stalls.end()
             self._upstream.forget(self._stages.number)
 
     # Events.
@@ -180,7 +185,7 @@ class Steering:
         self._log.info(
             "generation_troubled", generation=self._stages.number, node=node, detail=trouble.error.message
         )
-        self._begin_stall(RECOVER, trouble.error.message)
+        self._stalls.begin(RECOVER, trouble.error.message)
         places = [index for index, name in enumerate(course.nodes) if name == node]
         if any(each.ready and each.stage_index in places for each in self._deployment.standbys):
             return transitions.lost(course, epoch, node)
@@ -211,12 +216,12 @@ class Steering:
             self._tell_news()
         elif isinstance(command, StopAll):
             if epoch > 1:
-                self._begin_stall(RECOVER, "the stages are stopped and asked how far they are")
+                self._stalls.begin(RECOVER, "the stages are stopped and asked how far they are")
             self._spawn(self._gather(epoch))
         elif isinstance(command, GoOn):
             self._retry_s = RETRY_MIN_S
             self._waited = False
-            self._end_stall()
+            self._stalls.end()
             self.record.admitted_ns = self.record.admitted_ns or time.monotonic_ns()
             self._hooks.admitted()
             self._hooks.waiting("")
@@ -254,7 +259,7 @@ class Steering:
             self._log.info(
                 "stage_silent", generation=self._stages.number, node=self._pipeline[index].name, detail=str(failure)
             )
-            self._begin_stall(RECOVER, str(failure))
+            self._stalls.begin(RECOVER, str(failure))
             self._put(transitions.silent, 1, index)
             return
         self.record.admitted_ns = time.monotonic_ns()
@@ -311,26 +316,41 @@ class Steering:
             await self._stages.feed_tokens(self._pipeline[0], self.tokens[start:known], start, epoch)
 
     async def _find_node(self, command: FindNode) -> None:
-        """Asks for another node, or for the deployment as it is; tries the same ones again after a pause."""
+        """Asks for another node; while none is found, asks the same ones again, which may have come back meanwhile."""
         why = f"{command.node} does not answer"
-        try:
-            deployment = await self._upstream.replace_stage(
-                self._deployment.name, command.stage_index, command.node, why
+        found = self._replacing.get(command)
+        if found is None:
+            name = self._deployment.name
+            found = asyncio.ensure_future(
+                self._upstream.replace_stage(name, command.stage_index, command.node, why)
             )
-        except UnknownModelError:
-            raise
-        except MeshError as error:
-            self._begin_stall(WAITING_FOR_CONTACT, f"{why}; {error.message}")
-            if not self._waited:
-                self._log.info("generation_waits", generation=self._stages.number, detail=error.message)
-            self._waited = True
-            self._hooks.waiting(f"{why}; {error.message}")
+            found.add_done_callback(lambda done: done.cancelled() or done.exception())  # nobody may want it by then
+            self._replacing[command] = found
+        await asyncio.wait([found], timeout=REPLACING_S)
+        if not found.done():
+            self._wait_for(f"{why}; another node is being prepared")
+            self._put(transitions.gather)
+            return
+        del self._replacing[command]
+        error = found.exception()
+        if error is None:
+            self._deployment = found.result()
+        elif isinstance(error, UnknownModelError) or not isinstance(error, MeshError):
+            raise error
+        else:
+            self._wait_for(f"{why}; {error.message}")
             await asyncio.sleep(self._retry_s)
             self._retry_s = min(RETRY_MAX_S, self._retry_s * 2)
-            deployment = await self._as_it_is()
-        self._deployment = deployment
-        names = tuple(node.name for node in deployment.pipeline)
+            self._deployment = await self._as_it_is()
+        names = tuple(node.name for node in self._deployment.pipeline)
         self._put(transitions.gather, names)
+
+    def _wait_for(self, what: str) -> None:
+        if not self._waited:
+            self._log.info("generation_waits", generation=self._stages.number, detail=what)
+        self._waited = True
+        self._stalls.begin(WAITING_FOR_CONTACT, what)
+        self._hooks.waiting(what)
 
     async def _as_it_is(self) -> scheduler_pb2.Deployment:
         """The deployment now, as far as the scheduler can be reached: a node may be back at another address."""
@@ -388,19 +408,6 @@ class Steering:
 
     def _put(self, transition: Callable[..., transitions.Step], *arguments: object) -> None:
         self._events.put_nowait(lambda course: transition(course, *arguments))
-
-    def _begin_stall(self, what: str, detail: str) -> None:
-        now_ns = time.monotonic_ns()
-        if self._stall is not None:
-            if what in (self._stall[0], RECOVER):
-                return  # asking again while it waits is part of the waiting
-            self.record.stalls.append(Stall(self._stall[0], self._stall[1], now_ns, self._stall[2]))
-        self._stall = (what, now_ns, detail)
-
-    def _end_stall(self) -> None:
-        if self._stall is not None:
-            self.record.stalls.append(Stall(self._stall[0], self._stall[1], time.monotonic_ns(), self._stall[2]))
-            self._stall = None
 
 
 class _DoneError(Exception):
