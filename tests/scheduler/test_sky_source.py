@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from services.scheduler.sky import SkySettings, SkySource, read_clock
 from services.scheduler.store import DeploymentStore
 from tests.scheduler.test_registry_and_placement import beat, manifest
 
+IRIDIUM = Path(__file__).parents[2] / "examples" / "iridium" / "scenario.toml"
 ORIGIN_S = 1_800_000_000.0
 
 
@@ -170,3 +173,36 @@ def test_two_sources_of_one_plan_are_refused(tmp_path: Path, identities: Identit
         SkySource(SkySettings(tmp_path / "x", constellation="a:1"), identities, EventLog("scheduler/test"))
     with pytest.raises(InvalidInputError, match="service=node"):
         SkySource(SkySettings(places=("ground-1",)), identities, EventLog("scheduler/test"))
+
+
+async def test_plan_and_clock_are_asked_of_a_constellation_service(tmp_path: Path, identities: IdentitySource) -> None:
+    """A real service in a process of its own: its windows, on its clock, before the first plan is made with them."""
+    issue(tmp_path / "ca", Role.CONSTELLATION, "sky", tmp_path / "sky")
+    command = [sys.executable, "-m", "services.constellation", "--identity", str(tmp_path / "sky"), "--listen"]
+    command += ["127.0.0.1:0", "--scenario", str(IRIDIUM), "--clock", "scenario", "--hours", "1", "--time-factor", "5"]
+    process = await asyncio.create_subprocess_exec(*command, cwd=IRIDIUM.parents[2], stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        async with asyncio.timeout(60):
+            event: dict[str, str] = {}
+            while event.get("event") != "listening":
+                event = json.loads(await process.stderr.readline())
+            settings = SkySettings(constellation=event["address"], constellation_name="sky", places=("gateway=berlin",))
+            source = SkySource(settings, identities, EventLog("scheduler/test"))
+            assert source.view([]) is None
+            assert source.place("gateway") is None
+            following = asyncio.create_task(source.follow())
+            while source.plan is None:  # noqa: ASYNC110 - the source has no event for it
+                await asyncio.sleep(0.05)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+        assert source.place("gateway") == "berlin"
+        assert source.clock.factor == 5.0
+        sky = source.view([])
+        assert sky is not None
+        assert sky.plan.start_s <= sky.now_s < sky.plan.end_s
+        assert sky.stretch == 5.0
+        await source.close()
+    finally:
+        process.kill()
+        await process.wait()
