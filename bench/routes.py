@@ -18,7 +18,7 @@ from orbitmesh.contacts import Contact, ContactPlan, LatencyPoint
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from services.scheduler.routes import Router  # noqa: E402
+from services.scheduler.routes import Router
 
 SIZES = (400, 10_000, 200_000)
 NODES = 60
