@@ -55,7 +55,7 @@ async def move(
     while not steering.course.finished and steering.course.known <= at + 1:
         await steering.news()
     steering.feed_along = None
-    log.info("stage_moved", generation=stages.number, stage=index, to=to.name, at=at)
+    log.info("stage_moved", generation=stages.number, stage=index, to=to.name, switch_at=at)
     if old[index].name not in steering.course.nodes:
         await stages.close((index, old[index].name))
     return True
