@@ -52,7 +52,7 @@ from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
-from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, Plan, Status, Token
+from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
 '''
 

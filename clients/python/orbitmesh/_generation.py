@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
+from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Protocol
 
 from orbitmesh import _from_proto
 from orbitmesh._loop import ForkGuard
 from orbitmesh.errors import CancelledError_, MeshError, TransportError
-from orbitmesh.results import Token
+from orbitmesh.results import OnWaiting, Token
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.v1 import gateway_pb2
 
@@ -39,13 +40,15 @@ class AsyncGeneration:
         14.2
     """
 
-    def __init__(self, call: GenerateCall) -> None:
+    def __init__(self, call: GenerateCall, on_waiting: OnWaiting | None = None) -> None:
         self._call = call
+        self._on_waiting = on_waiting
         self._guard = ForkGuard()
         self._lock = asyncio.Lock()
         self._received: list[Token] = []
         self._trace_id = ""
         self._prompt_tokens = 0
+        self._waiting: gateway_pb2.GenerationWaiting | None = None
         self._finished: gateway_pb2.GenerationFinished | None = None
         self._error: MeshError | None = None
 
@@ -98,6 +101,29 @@ class AsyncGeneration:
             ' the place between the stars'
         """
         return "".join(token.text for token in self._received)
+
+    @property
+    def waiting(self) -> str | None:
+        """What it waits for right now, as a sentence: a node that is being replaced, a contact, the gateway; None while
+        tokens come and after the end. Known as far as the answer was read.
+
+        Example:
+            >>> generation.waiting
+            'sat-2 does not answer; no other node is in contact'
+        """
+        return self._waiting.reason if self._waiting is not None else None
+
+    @property
+    def waiting_until(self) -> datetime | None:
+        """When what it waits for is expected, in UTC; None where nobody knows.
+
+        Example:
+            >>> generation.waiting_until
+            datetime.datetime(2026, 3, 1, 12, 8, tzinfo=datetime.timezone.utc)
+        """
+        if self._waiting is None or not self._waiting.HasField("until"):
+            return None
+        return self._waiting.until.ToDatetime(UTC)
 
     @property
     def finish_reason(self) -> str | None:
@@ -247,6 +273,12 @@ class AsyncGeneration:
             self._received.append(Token(id=token.id, text=token.text, position=token.position))
         elif event.HasField("finished"):
             self._finished = event.finished
+        self._wait(event.waiting if event.HasField("waiting") and event.waiting.reason else None)
+
+    def _wait(self, waiting: gateway_pb2.GenerationWaiting | None) -> None:
+        before, self._waiting = self.waiting, waiting
+        if self._on_waiting is not None and self.waiting != before:
+            self._on_waiting(self.waiting)
 
     async def _read(self) -> gateway_pb2.GenerateResponse | None:
         try:
@@ -266,6 +298,7 @@ class AsyncGeneration:
         if error.trace_id is None:
             error.trace_id = self._trace_id or None
         self._error = error
+        self._waiting = None
         self._call.cancel()
         return error
 

@@ -23,6 +23,8 @@ FAREWELL_S = 5.0
 """How long the gateway may take to end a generation that was cancelled."""
 LOST = frozenset({"TRANSPORT", "DRAINING"})
 """Reasons that speak of the way to the gateway, not of the generation."""
+WAITING = "the gateway cannot be reached; it is asked again"
+"""What is said while a cut stream is taken up again."""
 
 
 class ResumingCall:
@@ -49,6 +51,7 @@ class ResumingCall:
         self._started = False
         self._cancelled = False
         self._finished = False
+        self._cut: grpc.RpcError | None = None
         self._farewells = farewells
         self._call = self._open()
 
@@ -64,17 +67,23 @@ class ResumingCall:
         return True
 
     async def read(self) -> Any:
-        """The next answer, or `grpc.aio.EOF`; the beginning of a stream that was taken up again is left out.
+        """The next answer, or `grpc.aio.EOF`; the beginning of a stream that was taken up again is left out, and that
+        it was cut is told as a `waiting` of our own.
 
         Raises:
             grpc.RpcError: It failed, or could not be taken up again in time.
         """
         while True:
+            if self._cut is not None:
+                await self._come_back(self._cut)
+                self._cut = None
             try:
                 message = await self._call.read()
             except grpc.RpcError as error:
-                await self._come_back(error)
-                continue
+                if not self._can_come_back(error):
+                    raise
+                self._cut = error
+                return gateway_pb2.GenerateResponse(waiting=gateway_pb2.GenerationWaiting(reason=WAITING))
             if not isinstance(message, gateway_pb2.GenerateResponse):
                 return message
             if message.HasField("started") and self._started:
@@ -89,13 +98,16 @@ class ResumingCall:
         left_s = max(self._deadline_s - asyncio.get_running_loop().time(), 0.001)
         return self._stub.Generate(self._request, timeout=left_s)
 
+    def _can_come_back(self, error: grpc.RpcError) -> bool:
+        return self._started and not self._cancelled and map_rpc_error(error).reason in LOST
+
     async def _come_back(self, error: grpc.RpcError) -> None:
         """Opens the stream anew, again and again, or raises what it was cut by."""
         loop = asyncio.get_running_loop()
         until_s = min(loop.time() + RESUME_S, self._deadline_s)
         pause_s = PAUSE_MIN_S
         while True:
-            if self._cancelled or not self._started or map_rpc_error(error).reason not in LOST:
+            if not self._can_come_back(error):
                 raise error
             if loop.time() + pause_s >= until_s:
                 raise error

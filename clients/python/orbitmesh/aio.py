@@ -21,7 +21,7 @@ from orbitmesh.contacts import ContactPlan
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError, TransportError
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
-from orbitmesh.results import Deployment, Link, Node, OnProgress, Plan, Progress, Status
+from orbitmesh.results import Deployment, Link, Node, OnProgress, OnWaiting, Plan, Progress, Status
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.trace.breakdown import Breakdown
 from orbitmesh.transfer_files import upload
@@ -414,6 +414,7 @@ class AsyncMesh:
         ignore_end: bool = False,
         timings: bool = True,
         timeout: float | None = None,
+        on_waiting: OnWaiting | None = None,
     ) -> AsyncGeneration:
         """Answers a prompt; returns once every stage has accepted it. Iterate over the result to get the
         tokens.
@@ -429,6 +430,8 @@ class AsyncMesh:
             ignore_end: True goes on past the model's end token.
             timings: False leaves out the timings, and with them the breakdown.
             timeout: How long the whole answer may take, in seconds; None means 600.
+            on_waiting: Called with a sentence when the answer waits (for a contact, for a node that is replaced, for
+                the gateway) and with None when it goes on; `generation.waiting` says the same.
 
         Raises:
             UnknownModelError: there is no such deployment.
@@ -456,7 +459,7 @@ class AsyncMesh:
         async with _bounded(bound, f"the answer of {name}"):
             stubs = await self._ready()
             left = max(deadline - loop.time(), 0.001)
-            generation = AsyncGeneration(ResumingCall(stubs.gateway, request, left, self._farewells))
+            generation = AsyncGeneration(ResumingCall(stubs.gateway, request, left, self._farewells), on_waiting)
             await generation._begin()
         return generation
 

@@ -14,7 +14,7 @@ from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
-from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, Plan, Status, Token
+from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
 
 
@@ -271,6 +271,27 @@ class Generation:
             ' the place between the stars'
         """
         return self._core.text
+
+    @property
+    def waiting(self) -> str | None:
+        """What it waits for right now, as a sentence: a node that is being replaced, a contact, the gateway; None while
+        tokens come and after the end. Known as far as the answer was read.
+
+        Example:
+            >>> generation.waiting
+            'sat-2 does not answer; no other node is in contact'
+        """
+        return self._core.waiting
+
+    @property
+    def waiting_until(self) -> datetime | None:
+        """When what it waits for is expected, in UTC; None where nobody knows.
+
+        Example:
+            >>> generation.waiting_until
+            datetime.datetime(2026, 3, 1, 12, 8, tzinfo=datetime.timezone.utc)
+        """
+        return self._core.waiting_until
 
     @property
     def finish_reason(self) -> str | None:
@@ -712,6 +733,7 @@ class Mesh:
         ignore_end: bool = False,
         timings: bool = True,
         timeout: float | None = None,
+        on_waiting: OnWaiting | None = None,
     ) -> Generation:
         """Answers a prompt; returns once every stage has accepted it. Iterate over the result to get the
         tokens.
@@ -727,6 +749,8 @@ class Mesh:
             ignore_end: True goes on past the model's end token.
             timings: False leaves out the timings, and with them the breakdown.
             timeout: How long the whole answer may take, in seconds; None means 600.
+            on_waiting: Called with a sentence when the answer waits (for a contact, for a node that is replaced, for
+                the gateway) and with None when it goes on; `generation.waiting` says the same.
 
         Raises:
             UnknownModelError: there is no such deployment.
@@ -749,6 +773,7 @@ class Mesh:
                 ignore_end=ignore_end,
                 timings=timings,
                 timeout=timeout,
+                on_waiting=on_waiting,
             )
         )
         return Generation(core, self._loop)

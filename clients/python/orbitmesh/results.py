@@ -287,6 +287,10 @@ class Progress:
 OnProgress = Callable[[Progress], None]
 """Called as long work goes on. It must return soon: it runs on the loop that does the work."""
 
+OnWaiting = Callable[[str | None], None]
+"""Called with a sentence when an answer does not get on, and with None when it does again. It must return soon: it runs
+on the loop that does the work."""
+
 
 @dataclass(frozen=True)
 class LocalNode:

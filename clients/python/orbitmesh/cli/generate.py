@@ -12,7 +12,15 @@ from orbitmesh.cli.output import OK, Output, size
 from orbitmesh.cli.state import add_connection_options, connect
 from orbitmesh.client import Generation
 from orbitmesh.errors import InvalidInputError
+from orbitmesh.results import Token
 from orbitmesh.trace.render import breakdown_view, format_seconds
+
+_DOWN = "\x1bD\x1b[A\x1b7\r\n"
+"""Makes sure that there is a line below, which may scroll, keeps the cursor's place and goes to that line (VT100)."""
+_CLEAR = "\r\x1b[2K"
+"""Empties the line of the cursor."""
+_BACK = "\x1b8"
+"""Goes back to the place that was kept."""
 
 
 def register(subparsers: Subparsers) -> None:
@@ -49,6 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     output = Output(arguments.json)
     prompt = _prompt(arguments)
     with connect(arguments) as mesh:
+        status = WaitingLine(output)
         generation = mesh.generate(
             arguments.name,
             prompt,
@@ -58,8 +67,10 @@ def run(arguments: argparse.Namespace) -> int:
             seed=arguments.seed,
             ignore_end=arguments.ignore_end,
             timeout=arguments.timeout,
+            on_waiting=status,
         )
-        stream(output, generation)
+        with status:
+            stream(output, generation)
         show_figures(output, generation)
         if arguments.explain:
             breakdown = mesh.explain(generation.trace_id)
@@ -68,15 +79,60 @@ def run(arguments: argparse.Namespace) -> int:
     return OK
 
 
+class WaitingLine:
+    """Says under the text that an answer waits, and takes it away when it goes on.
+
+    On a terminal the line stands below the cursor, which comes back to where it was: the text is not broken. Elsewhere
+    each wait is a line on stderr, so that stdout holds the text and nothing else. With `--json` it is an event.
+    """
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._shown = False
+
+    def __call__(self, why: str | None) -> None:
+        """Shows what is waited for; None takes it away."""
+        self._output.document({"event": "waiting", "reason": why} if why else {"event": "going_on"})
+        if self._output.as_json:
+            return
+        if not self._output.console.is_terminal:
+            if why:
+                self._output.errors.print(f"waiting: {why}", style="dim", markup=False, highlight=False, soft_wrap=True)
+            return
+        if why:
+            line = f"waiting: {why}".replace("\n", " ")[: self._output.console.width - 1]
+            self._output.piece(f"{_CLEAR if self._shown else _DOWN}\x1b[2m{line}\x1b[0m")
+        elif self._shown:
+            self._output.piece(_CLEAR + _BACK)
+        self._shown = why is not None
+
+    def __enter__(self) -> WaitingLine:
+        return self
+
+    def __exit__(self, *ended: object) -> None:
+        if self._shown:
+            self(None)
+
+
 def stream(output: Output, generation: Generation) -> None:
     """Writes the tokens as they come."""
+    started(output, generation)
+    for token in generation:
+        show_token(output, token)
+    output.piece("\n")
+
+
+def started(output: Output, generation: Generation) -> None:
+    """An answer has begun."""
     output.document(
         {"event": "started", "trace_id": generation.trace_id, "prompt_tokens": generation.prompt_tokens}
     )
-    for token in generation:
-        output.document({"event": "token", "id": token.id, "text": token.text, "position": token.position})
-        output.piece(token.text)
-    output.piece("\n")
+
+
+def show_token(output: Output, token: Token) -> None:
+    """Writes a token."""
+    output.document({"event": "token", "id": token.id, "text": token.text, "position": token.position})
+    output.piece(token.text)
 
 
 def show_figures(output: Output, generation: Generation) -> None:
