@@ -157,9 +157,8 @@ class Upstream:
             pause_s = min(WATCH_PAUSE_MAX_S, 2 * pause_s)
 
     def executor(self, node: executor_pb2.PeerAddress) -> executor_pb2_grpc.ExecutorServiceStub:
-        """Calls to a node's executor."""
-        channel = self._channels.get(Role.EXECUTOR, node.name, node.address, via=node.via)
-        return executor_pb2_grpc.ExecutorServiceStub(channel)
+        """Calls to a node's executor. The relays in its address are those of the stage before it, not ours."""
+        return executor_pb2_grpc.ExecutorServiceStub(self._channels.get(Role.EXECUTOR, node.name, node.address))
 
     async def session(self, node: executor_pb2.PeerAddress, *, brief: bool = False) -> Session:
         """The session to a node's executor; opened when first needed, and anew when the last one failed.
@@ -192,7 +191,7 @@ class Upstream:
             if held is not None and not held.closed:
                 return held
             session = await dial(
-                self._channels.exchange(Role.EXECUTOR, node.name, node.address, EXCHANGE, via=node.via),
+                self._channels.exchange(Role.EXECUTOR, node.name, node.address, EXCHANGE),
                 self.identities,
                 receiver_role=Role.EXECUTOR,
                 receiver_name=node.name,
