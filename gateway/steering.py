@@ -215,6 +215,7 @@ class Steering:
                 self._spawn(self._tee(*self.feed_along, command))
             self._tell_news()
         elif isinstance(command, StopAll):
+            self._pipeline = self._addresses()  # a node that came back may be at another one
             if epoch > 1:
                 self._stalls.begin(RECOVER, "the stages are stopped and asked how far they are")
             self._spawn(self._gather(epoch))
@@ -334,7 +335,7 @@ class Steering:
         del self._replacing[command]
         error = found.exception()
         if error is None:
-            self._deployment = found.result()
+            self._deployment = await self._with_its_other_places(found.result(), command.node, why)
         elif isinstance(error, UnknownModelError) or not isinstance(error, MeshError):
             raise error
         else:
@@ -351,6 +352,16 @@ class Steering:
         self._waited = True
         self._stalls.begin(WAITING_FOR_CONTACT, what)
         self._hooks.waiting(what)
+
+    async def _with_its_other_places(
+        self, deployment: scheduler_pb2.Deployment, node: str, why: str
+    ) -> scheduler_pb2.Deployment:
+        """Replaces a lost node wherever else a standby is ready: each place would cost another round of asking."""
+        for index, held in enumerate(deployment.pipeline):
+            if held.name == node and any(each.ready and each.stage_index == index for each in deployment.standbys):
+                with contextlib.suppress(MeshError):  # it will be found again, and what is wrong said then
+                    deployment = await self._upstream.replace_stage(deployment.name, index, node, why)
+        return deployment
 
     async def _as_it_is(self) -> scheduler_pb2.Deployment:
         """The deployment now, as far as the scheduler can be reached: a node may be back at another address."""
@@ -397,14 +408,15 @@ class Steering:
     # Notes.
 
     def _moved(self, before: Course) -> None:
-        known = {node.name: node for node in self._pipeline}
-        known.update((node.name, node) for node in self._next_pipeline)
-        known.update((node.name, node) for node in self._deployment.pipeline)
-        self._pipeline = tuple(known[name] for name in self._course.nodes)
+        self._pipeline = self._addresses()
         # After a stop, the new nodes begin with the row before the first unknown token.
         at = before.switch.at if before.switch is not None and self._course.epoch == before.epoch + 1 else None
         self.record.pipelines.append((self._course.known - 1 if at is None else at, self._course.nodes))
         self._listen()
+
+    def _addresses(self) -> tuple[executor_pb2.PeerAddress, ...]:
+        known = {node.name: node for node in (*self._pipeline, *self._next_pipeline, *self._deployment.pipeline)}
+        return tuple(known[name] for name in self._course.nodes)
 
     def _put(self, transition: Callable[..., transitions.Step], *arguments: object) -> None:
         self._events.put_nowait(lambda course: transition(course, *arguments))
