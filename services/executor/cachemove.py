@@ -115,10 +115,15 @@ def accept_cache(runner: StageRunner, generation: Generation, incoming: Received
     progress = generation.progress
     if progress.phase is not Phase.STANDBY or info.epoch != progress.epoch:
         return  # of a hand-over that was given up
-    if info.layer == 0 and info.position != progress.length:
-        raise InvalidInputError(f"a cache of {progress.length} positions does not go on at {info.position}")
+    if (info.position, info.layer) != (progress.length, generation.cache_layer):
+        raise InvalidInputError(
+            f"a cache of {progress.length} positions and {generation.cache_layer} layers of the next ones does not go "
+            f"on with layer {info.layer} at {info.position}"
+        )
     put_layer(runner, generation, info.layer, info.position, info.rows, info.key_bytes, incoming.data)
-    if info.layer == len(runner.cache_shapes) - 1:
+    generation.cache_layer += 1
+    if generation.cache_layer == len(runner.cache_shapes):
+        generation.cache_layer = 0
         adopt(generation, info.position + info.rows)
 
 

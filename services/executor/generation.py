@@ -113,6 +113,8 @@ class Generation:
     """Counts how often it was stopped: what was begun in an earlier run is not computed."""
     feed_to: str | None = None
     """The node that is fed along with the next stage, because it will take its place."""
+    cache_layer: int = 0
+    """While a cache is taken over: the layer that comes next."""
     held: list[Callable[[], None]] = field(default_factory=list)
     """Work that arrived before this stage was told to go on."""
     steps: list[StepRecord] = field(default_factory=list)

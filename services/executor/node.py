@@ -134,10 +134,11 @@ class ExecutorNode:
             await asyncio.to_thread(self.snapshots.keep_stage, request)
             await self.snapshots.restore_generations(runner)
             self.runners[key] = runner
+            ready = self._ready(key, total)  # now: it may be unloaded while the way to the next node is opened
             await self.engine.run(_set_aside_garbage_collection)
         self.log.info("stage_loaded", deployment=key[0], stage=key[1], layers=[layers.start, layers.stop])
         await self._warm(request)
-        yield self._ready(key, total)
+        yield ready
 
     async def _warm(self, request: executor_pb2.LoadStageRequest) -> None:
         """Opens the session to the next node, so that the first step does not pay for the handshake."""
