@@ -40,6 +40,8 @@ class Entry:
     """The prompt's tokens."""
     new_tokens: int
     """How many tokens are produced at the most."""
+    began_at: float
+    """When it was asked for, seconds since 1970."""
     expires_at: float
     """When its time is over, seconds since 1970."""
     tokens: list[int] = field(default_factory=list)
@@ -98,6 +100,7 @@ class Book:
             "request": base64.b64encode(entry.request.SerializeToString()).decode(),
             "prompt": entry.prompt,
             "new_tokens": entry.new_tokens,
+            "began_at": entry.began_at,
             "expires_at": entry.expires_at,
         }
         file.append(json.dumps(head).encode(), durable=True)
@@ -135,6 +138,7 @@ def _entry(records: SealedReader) -> Entry | None:
                 request=gateway_pb2.GenerateRequest.FromString(base64.b64decode(head["request"])),
                 prompt=[int(token) for token in head["prompt"]],
                 new_tokens=int(head["new_tokens"]),
+                began_at=float(head["began_at"]),
                 expires_at=float(head["expires_at"]),
             )
         elif record[:1] == b"E":

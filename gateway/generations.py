@@ -35,6 +35,8 @@ GENERATIONS_MAX = 512
 """How many generations one gateway runs at once."""
 LINGER_MAX_S = 86_400.0
 """The longest that a generation waits for its caller to come back."""
+ATTACH_S = 5.0
+"""How long a new generation waits for whoever asked for it to listen."""
 REQUEST_ID_MAX = 64
 """The longest name of a generation, in characters."""
 
@@ -62,10 +64,9 @@ class Generations:
         self._log = log
         self._parts = Parts(upstream, traces, tasks, log)
         self._named: dict[tuple[str, str], Life] = {}
-        self._creating: dict[tuple[str, str], asyncio.Lock] = {}
+        self._beginning: dict[tuple[str, str], asyncio.Task[Life]] = {}
         self._lives: set[Life] = set()
         self._moving: set[tuple[str, int, str]] = set()
-        self.running = 0
 
     async def answer(self, request: gateway_pb2.GenerateRequest, send: Send) -> None:
         """Answers one prompt, or takes the stream of a named generation up again; every message goes through `send`.
@@ -76,18 +77,17 @@ class Generations:
             DeadlineError: When the caller's time is spent.
             NodeLostError: Where a node is gone before the generation began.
         """
-        if self.running >= GENERATIONS_MAX:
-            raise CapacityError(f"{GENERATIONS_MAX} generations are running on this gateway; try again later")
-        self.running += 1
+        life = await self._find_or_begin(request)
+        life.attach()
         try:
-            life = await self._find_or_begin(request)
-            life.attach()
-            try:
-                await self._stream(life, request, send)
-            finally:
-                life.detach(_linger_s(request))
+            await self._stream(life, request, send)
         finally:
-            self.running -= 1
+            life.detach(_linger_s(request))
+
+    @property
+    def running(self) -> int:
+        """How many generations are running, also those that nobody listens to at the moment."""
+        return len(self._lives)
 
     async def cancel(self, request_id: str) -> None:
         """Ends a generation of this caller by its name; one that is not there changes nothing."""
@@ -140,24 +140,29 @@ class Generations:
         if len(request.request_id) > REQUEST_ID_MAX:
             raise InvalidInputError(f"a request_id has at most {REQUEST_ID_MAX} characters")
         key = (current_caller().spiffe, request.request_id)
+        if key in self._named:
+            return self._named[key]
         # Two streams with one name at the same time must not begin two generations.
-        lock = self._creating.setdefault(key, asyncio.Lock())
-        try:
-            async with lock:
-                life = self._named.get(key)
-                if life is None:
-                    life = await self._begin(request)
-                    self._keep(key, life)
-                return life
-        finally:
-            if not lock.locked():
-                self._creating.pop(key, None)
+        if key not in self._beginning:
+            beginning = asyncio.create_task(self._begin_named(key, request))
+            self._beginning[key] = beginning
+            beginning.add_done_callback(lambda done: self._beginning.pop(key, None))
+        return await asyncio.shield(self._beginning[key])
+
+    async def _begin_named(self, key: tuple[str, str], request: gateway_pb2.GenerateRequest) -> Life:
+        life = await self._begin(request)
+        self._keep(key, life)
+        # Whoever asked may have gone meanwhile: then it ends as one that was left.
+        life.detach(max(_linger_s(request), ATTACH_S))
+        return life
 
     def _keep(self, key: tuple[str, str], life: Life) -> None:
         self._named[key] = life
         life.on_gone(lambda: self._named.pop(key, None))
 
     async def _begin(self, request: gateway_pb2.GenerateRequest) -> Life:
+        if len(self._lives) >= GENERATIONS_MAX:
+            raise CapacityError(f"{GENERATIONS_MAX} generations are running on this gateway; try again later")
         began_ns = time.monotonic_ns()
         limit_s = time_left_s(GENERATION_LIFE_S)
         deployment = await self._upstream.deployment(request.deployment)
@@ -172,6 +177,7 @@ class Generations:
             request=request,
             prompt=prompt,
             new_tokens=new_tokens,
+            began_at=time.time(),
             expires_at=time.time() + limit_s,
             # Tokens that only the caller still knows: they are not produced again.
             tokens=list(request.received.ids)[:new_tokens],

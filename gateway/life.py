@@ -139,7 +139,7 @@ class Life:
         self._raise()
         if self._closing is not None:
             await asyncio.shield(self._closing)
-        return _finished(self._record, self.entry)
+        return _finished(self._record, self.entry, self._taken_up)
 
     async def end(self) -> None:
         """Ends it now, wherever it is; waits until the nodes were told."""
@@ -319,12 +319,16 @@ class Life:
             self._parts.traces.add(self._record)
 
 
-def _finished(record: GenerationRecord, entry: Entry) -> gateway_pb2.GenerationFinished:
+def _finished(record: GenerationRecord, entry: Entry, taken_up: bool) -> gateway_pb2.GenerationFinished:
     arrived = record.arrived_ns
     total_s = (record.ended_ns - record.began_ns) / 1e9
     first_s = (arrived[0] - record.began_ns) / 1e9 if arrived else 0.0
     after_first = max(0, len(arrived) - 1)
     rate = after_first / (total_s - first_s) if after_first and total_s > first_s else len(arrived) / max(total_s, 1e-9)
+    if taken_up:
+        # When its tokens came is known only since this process began; the clock on the wall bridges the gap.
+        total_s, first_s = max(time.time() - entry.began_at, 1e-9), 0.0
+        rate = len(entry.tokens) / total_s
     return gateway_pb2.GenerationFinished(
         reason=wire_pb2.FinishReason.Name(record.finish),
         prompt_tokens=len(entry.prompt),

@@ -9,6 +9,7 @@ stages find a gap and are stopped and asked.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 
 from gateway.course import Phase
@@ -49,6 +50,11 @@ async def move(
     except MeshError as error:
         log.info("stage_not_moved", generation=stages.number, stage=index, to=to.name, detail=error.message)
         steering.feed_along = None
+        if index > 0 and steering.course.epoch == epoch:
+            # Nobody is to be fed any more; where this is lost, the next stop ends it.
+            with contextlib.suppress(MeshError):
+                nobody = executor_pb2.PeerAddress()
+                await stages.feed_stage(old[index - 1], index - 1, epoch, executor_pb2.FEED_MODE_JOURNAL, nobody, 0)
         if to.name not in steering.course.nodes:
             await stages.close((index, to.name))
         return False

@@ -116,6 +116,9 @@ class Recovery:
         generation = self._find(request.generation, gateway)
         if request.epoch != generation.progress.epoch:
             raise transitions.stale(request.epoch, generation.progress.epoch)
+        if not request.target.name:
+            generation.feed_to = None
+            return executor_pb2.FeedGenerationResponse(position=generation.journal.stop)
         self._learn([request.target])
         before = generation.wire_bytes
         if request.mode == executor_pb2.FEED_MODE_CACHE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import hashlib
 import json
 import struct
 import time
@@ -76,11 +77,11 @@ class Snapshots:
         for request in self.stages():
             if request.deployment == deployment and (not stage_indexes or request.stage_index in stage_indexes):
                 self._stage_path(deployment, request.stage_index).unlink(missing_ok=True)
-                for path in self._generations.glob(f"{deployment}.{request.stage_index}.*"):
+                for path in self._generations.glob(f"{_place(deployment, request.stage_index)}.*"):
                     path.unlink(missing_ok=True)
 
     def _stage_path(self, deployment: str, stage_index: int) -> Path:
-        return self._stages / f"{deployment}.{stage_index}.stage"
+        return self._stages / f"{_place(deployment, stage_index)}.stage"
 
     # Generations.
 
@@ -91,8 +92,7 @@ class Snapshots:
             mark = generation.mark
             if generation.saved == mark or time.monotonic_ns() - generation.changed_ns < patience_ns:
                 continue
-            name = f"{runner.key[0]}.{runner.key[1]}.{generation.number:016x}"
-            path = self._generations / name
+            path = self._generations / f"{_place(*runner.key)}.{generation.number:016x}"
             try:
                 await asyncio.to_thread(self._write, runner, generation, path)
             except (OSError, MeshError) as error:
@@ -115,7 +115,7 @@ class Snapshots:
 
     async def restore_generations(self, runner: StageRunner) -> None:
         """Opens the generations of a stage that are on disk and whose time is not over."""
-        for path in sorted(self._generations.glob(f"{runner.key[0]}.{runner.key[1]}.*")):
+        for path in sorted(self._generations.glob(f"{_place(*runner.key)}.*")):
             try:
                 generation = await asyncio.to_thread(self._read, runner, path)
             except (OSError, MeshError, ValueError, KeyError, struct.error) as error:
@@ -142,6 +142,11 @@ class Snapshots:
             raise
         generation.snapshot = path
         return generation
+
+
+def _place(deployment: str, stage_index: int) -> str:
+    """A stage in a file's name: deployments' names may have dots, and one may begin as another does."""
+    return f"{hashlib.sha256(deployment.encode()).hexdigest()[:32]}.{stage_index}"
 
 
 def _records(runner: StageRunner, generation: Generation) -> Iterator[bytes]:
