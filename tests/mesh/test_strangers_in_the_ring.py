@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -69,18 +70,40 @@ async def received(session: Session) -> Received:
         return await session.receive()
 
 
-def open_own(mesh: Mesh, node: str, gateway: Identity, number: int = NUMBER) -> None:
+def pipeline_through(mesh: Mesh, nodes: Sequence[str]) -> list[executor_pb2.PeerAddress]:
+    return [executor_pb2.PeerAddress(role="executor", name=node, address=address_of(mesh, node)) for node in nodes]
+
+
+def open_own(mesh: Mesh, nodes: Sequence[str], stage: int, gateway: Identity, number: int = NUMBER, **how: Any) -> None:
+    """Opens a generation in one stage and nowhere else."""
     request = executor_pb2.OpenGenerationRequest(
-        deployment="ring", generation=number, max_tokens=RESERVED, stop_position=RESERVED, time_to_live={"seconds": 60}
+        deployment="ring",
+        generation=number,
+        max_tokens=RESERVED,
+        stop_position=RESERVED,
+        time_to_live={"seconds": 60},
+        stage_index=stage,
+        epoch=1,
+        pipeline=pipeline_through(mesh, nodes),
+        prompt_tokens=2,
+        **how,
     )
-    with channel_to(address_of(mesh, node), gateway, Role.EXECUTOR, node) as channel:
-        executor_pb2_grpc.ExecutorServiceStub(channel).OpenGeneration(request, timeout=10)
+    with executor(mesh, nodes[stage], gateway) as stub:
+        stub.OpenGeneration(request, timeout=10)
 
 
-def step(dtype: wire_pb2.Dtype, shape: list[int], position: int = 0, number: int = NUMBER) -> wire_pb2.TransferInfo:
+@contextmanager
+def executor(mesh: Mesh, node: str, identity: Identity) -> Iterator[executor_pb2_grpc.ExecutorServiceStub]:
+    with channel_to(address_of(mesh, node), identity, Role.EXECUTOR, node) as channel:
+        yield executor_pb2_grpc.ExecutorServiceStub(channel)
+
+
+def step(
+    dtype: wire_pb2.Dtype, shape: list[int], position: int = 0, number: int = NUMBER, stage: int = 0, epoch: int = 1
+) -> wire_pb2.TransferInfo:
     return wire_pb2.TransferInfo(
         tensor=wire_pb2.TensorSpec(dtype=dtype, shape=shape),
-        step=wire_pb2.StepInfo(generation=number, position=position, sample=True),
+        step=wire_pb2.StepInfo(generation=number, position=position, sample=True, stage_index=stage, epoch=epoch),
     )
 
 
@@ -95,7 +118,6 @@ WRONG_STEPS: dict[str, tuple[wire_pb2.Dtype, list[int], int, bytes, str, str]] =
     "nothing": (INT32, [0], 0, b"", "DTYPE_MISMATCH", "int32"),
     "past the reservation": (INT32, [RESERVED + 1], 0, ids(*range(RESERVED + 1)), "INVALID_INPUT", "reserved"),
     "past it by position": (INT32, [2], RESERVED - 1, ids(1, 2), "INVALID_INPUT", "reserved"),
-    "a hole before it": (INT32, [2], 3, ids(1, 2), "INVALID_INPUT", "position"),
     "unknown token": (INT32, [2], 0, ids(1, 99999), "INVALID_INPUT", "99999"),
     "negative token": (INT32, [2], 0, ids(1, -1), "INVALID_INPUT", "-1"),
 }
@@ -107,7 +129,7 @@ async def test_a_step_that_does_not_fit_ends_its_own_generation_with_the_reason(
 ) -> None:
     """The gateway that sent it is told why; the cache is freed; others are answered meanwhile and afterwards."""
     dtype, shape, position, data, reason, named = WRONG_STEPS[case]
-    open_own(mesh, nodes[0], gateway)
+    open_own(mesh, nodes, 0, gateway)
     assert stages_on(mesh, nodes[0])["ring"].generations == 1
     async with session_to(mesh, nodes[0], gateway) as session:
         await session.send(step(dtype, shape, position), data)
@@ -128,8 +150,8 @@ async def test_hidden_states_of_another_type_or_width_are_refused(
     async with session_to(mesh, nodes[1], gateway) as home, session_to(mesh, nodes[1], feeder) as feeding:
         wrong = ((FLOAT32, [2, 47], bytes(2 * 47 * 4)), (INT8, [2, 48], bytes(96)), (FLOAT32, [96], bytes(384)))
         for number, (dtype, shape, data) in enumerate(wrong, 1):
-            open_own(mesh, nodes[1], gateway, number)
-            await feeding.send(step(dtype, shape, number=number), data)
+            open_own(mesh, nodes, 1, gateway, number)
+            await feeding.send(step(dtype, shape, number=number, stage=1), data)
             failure = (await received(home)).info.failure
             assert (failure.generation, failure.reason) == (number, "DTYPE_MISMATCH")
             assert "(rows, 48)" in failure.message
@@ -155,15 +177,150 @@ async def test_work_from_whom_it_is_not_due_changes_nothing(
                 await session.send(info, data)
                 failure = (await received(session)).info.failure
                 assert (failure.generation, failure.reason) == (number, "NOT_YOURSELF"), (identity.title, node)
-        with channel_to(address_of(mesh, nodes[0]), gateway, Role.EXECUTOR, nodes[0]) as other:
-            close = executor_pb2.CloseGenerationRequest(deployment="ring", generation=number)
-            with pytest.raises(grpc.RpcError) as refused:
-                executor_pb2_grpc.ExecutorServiceStub(other).CloseGeneration(close, timeout=10)
-            assert map_rpc_error(refused.value).reason == "NOT_YOURSELF"
+        for reason, identity in (
+            ("", gateway),
+            ("ROLE_NOT_ALLOWED", load_identity(mesh.local.directory / "identities" / f"executor-{nodes[1]}")),
+            ("ROLE_NOT_ALLOWED", user),
+        ):
+            with executor(mesh, nodes[0], identity) as stub:
+                for what, ask in acts(stub, number):
+                    expected = reason or ("NOT_YOURSELF" if what == "close" else "NOT_FOUND")
+                    assert refusal(ask) == expected, (identity.title, what)
         assert mesh.status().generations == 1, "it ended before all had tried"
         said = [event.token.id for event in call if event.HasField("token")]
     assert said[:60] == model.answer(prompt, 60)
     assert len(said) == 1500
+    expect_idle(mesh, "ring", nodes)
+
+
+def acts(
+    stub: executor_pb2_grpc.ExecutorServiceStub, number: int, epoch: int = 9, stage: int = 0
+) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What a gateway may ask of a stage for a generation that it has opened."""
+    where = {"deployment": "ring", "generation": number, "stage_index": stage}
+    stop = executor_pb2.StopGenerationRequest(**where, epoch=epoch)
+    yield "stop", lambda: stub.StopGeneration(stop, timeout=10)
+    go_on = executor_pb2.ContinueGenerationRequest(**where, epoch=epoch, length=1, sample_from=2)
+    yield "go on", lambda: stub.ContinueGeneration(go_on, timeout=10)
+    switch = executor_pb2.ContinueGenerationRequest(**where, epoch=epoch, switch_at=RESERVED - 1)
+    yield "switch", lambda: stub.ContinueGeneration(switch, timeout=10)
+    for mode in (executor_pb2.FEED_MODE_JOURNAL, executor_pb2.FEED_MODE_CACHE):
+        feed = executor_pb2.FeedGenerationRequest(**where, epoch=epoch, mode=mode)
+        yield "feed", lambda feed=feed: stub.FeedGeneration(feed, timeout=10)
+    close = executor_pb2.CloseGenerationRequest(**where)
+    yield "close", lambda: stub.CloseGeneration(close, timeout=10)
+
+
+def refusal(ask: Callable[[], object]) -> str:
+    """The reason for which a call fails."""
+    with pytest.raises(grpc.RpcError) as refused:
+        ask()
+    return map_rpc_error(refused.value).reason
+
+
+async def test_a_hole_is_told_and_ends_nothing(mesh: Mesh, nodes: list[str], gateway: Identity) -> None:
+    """What came before was lost on its way: the gateway can send it again and the generation goes on."""
+    open_own(mesh, nodes, 0, gateway)
+    async with session_to(mesh, nodes[0], gateway) as session:
+        await session.send(step(INT32, [2], 3), ids(1, 2))
+        failure = (await received(session)).info.failure
+        assert (failure.generation, failure.reason, failure.epoch) == (NUMBER, "STEP_LOST", 1)
+        assert failure.metadata["expected"] == "0"
+        # Of another epoch: what is over is dropped, what has not begun here is told likewise.
+        await session.send(step(INT32, [1], 0, epoch=2), ids(1))
+        assert (await received(session)).info.failure.epoch == 2
+        assert stages_on(mesh, nodes[0])["ring"].generations == 1
+    await close_own(mesh, nodes, 0, gateway)
+
+
+async def close_own(mesh: Mesh, nodes: list[str], stage: int, gateway: Identity) -> None:
+    request = executor_pb2.CloseGenerationRequest(deployment="ring", generation=NUMBER, stage_index=stage)
+    with executor(mesh, nodes[stage], gateway) as stub:
+        stub.CloseGeneration(request, timeout=10)
+    expect_idle(mesh, "ring", nodes)
+
+
+def test_what_belongs_to_an_epoch_that_is_over_is_refused(mesh: Mesh, nodes: list[str], gateway: Identity) -> None:
+    """A call that was held up on its way must not undo what came after it."""
+    open_own(mesh, nodes, 1, gateway)
+    where = {"deployment": "ring", "generation": NUMBER, "stage_index": 1}
+    with executor(mesh, nodes[1], gateway) as stub:
+        pipeline = pipeline_through(mesh, nodes)
+        stop = executor_pb2.StopGenerationRequest(**where, epoch=5, pipeline=pipeline)
+        assert stub.StopGeneration(stop, timeout=10).length == 0
+        assert stub.StopGeneration(stop, timeout=10).length == 0  # repeating it changes nothing
+        for epoch in (1, 4):
+            for what, ask in acts(stub, NUMBER, epoch, stage=1):
+                if what != "close":
+                    assert refusal(ask) == "STALE_EPOCH", (what, epoch)
+        beyond = executor_pb2.ContinueGenerationRequest(**where, epoch=5, length=3)
+        assert refusal(lambda: stub.ContinueGeneration(beyond, timeout=10)) == "INVALID_INPUT"
+        early = executor_pb2.ContinueGenerationRequest(**where, epoch=6, length=0)
+        assert refusal(lambda: stub.ContinueGeneration(early, timeout=10)) == "STALE_EPOCH"
+        go_on = executor_pb2.ContinueGenerationRequest(**where, epoch=5, length=0, sample_from=2)
+        stub.ContinueGeneration(go_on, timeout=10)
+        assert refusal(lambda: stub.StopGeneration(stop, timeout=10)) == "STALE_EPOCH"  # it runs in this epoch
+        elsewhere = executor_pb2.StopGenerationRequest(**where, epoch=7, pipeline=pipeline[:1])
+        assert refusal(lambda: stub.StopGeneration(elsewhere, timeout=10)) == "INVALID_INPUT"
+        stub.CloseGeneration(executor_pb2.CloseGenerationRequest(**where), timeout=10)
+    expect_idle(mesh, "ring", nodes)
+
+
+WRONG_PIECES: dict[str, tuple[dict[str, int], int, str]] = {
+    "not the first layer": ({"layer": 1}, 128, "INVALID_INPUT"),
+    "no rows": ({"rows": 0}, 0, "DTYPE_MISMATCH"),
+    "more rows than bytes": ({"rows": 2}, 128, "DTYPE_MISMATCH"),
+    "keys of another size": ({"key_bytes": 32}, 128, "DTYPE_MISMATCH"),
+    "not the next position": ({"position": 3}, 128, "INVALID_INPUT"),
+    "past the reservation": ({"rows": RESERVED + 1, "key_bytes": 64 * (RESERVED + 1)}, 128 * 17, "INVALID_INPUT"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_PIECES)
+async def test_a_piece_of_a_cache_that_does_not_fit_ends_the_hand_over(
+    mesh: Mesh, model: Model, nodes: list[str], gateway: Identity, case: str
+) -> None:
+    """The node that takes over refuses it with the reason and frees what it had reserved."""
+    changed, size, reason = WRONG_PIECES[case]
+    whole = {"generation": NUMBER, "stage_index": 1, "epoch": 1, "layer": 0, "position": 0, "rows": 1, "key_bytes": 64}
+    piece = wire_pb2.TransferInfo(cache=wire_pb2.CacheInfo(**(whole | changed)))
+    old = load_identity(mesh.local.directory / "identities" / f"executor-{nodes[0]}")
+    open_own(mesh, nodes, 1, gateway, standby=True, cache_from=nodes[0])
+    async with session_to(mesh, nodes[1], gateway) as home, session_to(mesh, nodes[1], old) as giving:
+        await giving.send(piece, bytes(size))
+        failure = (await received(home)).info.failure
+        assert (failure.generation, failure.reason) == (NUMBER, reason)
+    expect_idle(mesh, "ring", nodes)
+    assert tokens_of(mesh, "ring", [1, 2, 3], 4) == model.answer([1, 2, 3], 4)
+
+
+async def test_a_cache_is_taken_from_the_named_node_alone_and_in_order(
+    mesh: Mesh, nodes: list[str], gateway: Identity
+) -> None:
+    """Another node's piece is refused to its sender and changes nothing; a layer that was left out is noticed."""
+    identities = mesh.local.directory / "identities"
+    held = {stage: stages_on(mesh, nodes[stage])["ring"] for stage in range(3)}
+    stage = max(held, key=lambda stage: held[stage].layer_stop - held[stage].layer_start)
+    layers = held[stage].layer_stop - held[stage].layer_start
+    assert layers > 1
+    before, after = nodes[stage - 1], nodes[(stage + 1) % 3]
+    open_own(mesh, nodes, stage, gateway, standby=True, cache_from=before)
+
+    def piece(layer: int) -> wire_pb2.TransferInfo:
+        info = wire_pb2.CacheInfo(generation=NUMBER, stage_index=stage, epoch=1, layer=layer, rows=1, key_bytes=64)
+        return wire_pb2.TransferInfo(cache=info)
+
+    async with (
+        session_to(mesh, nodes[stage], gateway) as home,
+        session_to(mesh, nodes[stage], load_identity(identities / f"executor-{after}")) as stranger,
+        session_to(mesh, nodes[stage], load_identity(identities / f"executor-{before}")) as giving,
+    ):
+        await stranger.send(piece(0), bytes(128))
+        assert (await received(stranger)).info.failure.reason == "NOT_YOURSELF"
+        assert stages_on(mesh, nodes[stage])["ring"].generations == 1
+        await giving.send(piece(layers - 1), bytes(128))
+        failure = (await received(home)).info.failure
+        assert (failure.generation, failure.reason) == (NUMBER, "INVALID_INPUT")
     expect_idle(mesh, "ring", nodes)
 
 
@@ -172,17 +329,21 @@ def attempts(
 ) -> Iterator[tuple[Identity, str, wire_pb2.TransferInfo, bytes]]:
     """Who sends what to whom, none of it due."""
     identities = mesh.local.directory / "identities"
-    hidden = step(FLOAT32, [1, 48], 20, number), bytes(192)
-    token = wire_pb2.TransferInfo(token=wire_pb2.TokenInfo(generation=number, position=20)), ids(1)
+    middle = step(FLOAT32, [1, 48], 20, number, stage=1), bytes(192)
+    last = step(FLOAT32, [1, 48], 20, number, stage=2), bytes(192)
+    token = wire_pb2.TransferInfo(token=wire_pb2.TokenInfo(generation=number, position=20, epoch=1)), ids(1)
+    cache = wire_pb2.TransferInfo(
+        cache=wire_pb2.CacheInfo(generation=number, stage_index=2, epoch=1, position=20, rows=1, key_bytes=64)
+    )
     for name, node, work in (
-        (outsider, nodes[2], hidden),
-        (nodes[0], nodes[2], hidden),
-        (nodes[2], nodes[1], hidden),
+        (outsider, nodes[2], last),
+        (nodes[0], nodes[2], last),
+        (nodes[2], nodes[1], middle),
         (outsider, nodes[0], token),
         (nodes[1], nodes[0], token),
-        (nodes[2], nodes[1], token),
         (outsider, nodes[0], (step(INT32, [1], 20, number), ids(1))),
+        (nodes[1], nodes[2], (cache, bytes(128))),
     ):
         yield load_identity(identities / f"executor-{name}"), node, *work
     yield gateway, nodes[0], step(INT32, [1], 20, number), ids(1)
-    yield gateway, nodes[1], *hidden
+    yield gateway, nodes[1], *middle
