@@ -17,8 +17,8 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "bench",
         run,
-        summary="measure ours and peers interleaved in one run: wire, hop, generate, contacts",
-        examples="orbitmesh bench wire\norbitmesh bench generate --json\norbitmesh bench hop -- --help",
+        summary="measure ours and peers interleaved in one run: wire, hop, generate, contacts, recovery",
+        examples="orbitmesh bench wire\norbitmesh bench generate --json\norbitmesh bench recovery -- --help",
     )
     parser.add_argument("name", help="the bench: wire, hop, generate or another of bench/")
     parser.add_argument("rest", nargs=argparse.REMAINDER, help="after --: options of the bench itself")
