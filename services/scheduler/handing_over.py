@@ -2,6 +2,8 @@
 
 The gateways see the hand-over in the deployment, feed the successor and end it with `ReplaceStage(hand_over=true)`.
 Where none has by the time the window closes, the successor takes the place by itself.
+
+A sequence of moves is loaded at once and named one after another: a generation makes one move at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ from services.scheduler.costs import PlanNode
 from services.scheduler.crew import Crew
 from services.scheduler.errands import Errands
 from services.scheduler.executors import Executors
-from services.scheduler.hand_over import Move, decide, lead_s
-from services.scheduler.holdings import Holdings
+from services.scheduler.hand_over import Move, decide_moves
+from services.scheduler.holdings import Holdings, Place
 from services.scheduler.placement import OBJECTIVES
 from services.scheduler.registry import NodeRecord
 from services.scheduler.sky import SkySource
@@ -49,6 +51,7 @@ class HandingOver:
         self._sky = sky
         self._log = log
         self._errands = Errands(log)
+        self._in_turn: set[str] = set()
 
     async def run(self) -> None:
         """Looks ahead for as long as the scheduler lives."""
@@ -79,10 +82,15 @@ class HandingOver:
             if scene is None:
                 continue
             await self._refresh_relays(current[0], scene)
-            move = await asyncio.to_thread(self._decide, current, scene)
-            if move is not None:
-                name = held[0].name
-                self._errands.start(("hand over", name, move.stage_index), now_s, partial(self._move, name, move))
+            name = held[0].name
+            if name in self._in_turn:
+                continue
+            moves = await asyncio.to_thread(self._decide, current, scene)
+            if len(moves) == 1:
+                key = ("hand over", name, moves[0].stage_index)
+                self._errands.start(key, now_s, partial(self._move, name, moves[0]))
+            elif moves:
+                self._errands.start(("hand over in turn", name), now_s, partial(self._move_in_turn, name, moves))
 
     def _scene(
         self, held: Held, now_s: float, sky: Sky, members: list[NodeRecord], shared: dict[int, dict[float, Ways]]
@@ -122,35 +130,107 @@ class HandingOver:
         measured = [spent for place, spent in self._executors.load_seconds.items() if place[0] == name]
         return max(measured, default=LOAD_S_DEFAULT)
 
-    def _decide(self, held: Held, scene: Scene) -> Move | None:
+    def _decide(self, held: Held, scene: Scene) -> tuple[Move, ...]:
         ring = self._crew.ring(held)
         taken = frozenset(hand_over.stage_index for hand_over in held[0].hand_overs)
-        return decide(scene, ring.nodes, ring.bounds, lead_s=lead_s(self._load_s(held[0].name)), taken=taken)
+        return decide_moves(scene, ring.nodes, ring.bounds, load_s=self._load_s(held[0].name), taken=taken)
 
     async def _move(self, name: str, move: Move) -> None:
         """Loads the successor and names it in the deployment."""
         held = self._book.get(name)
+        if held[0].pipeline[move.stage_index].name == move.source and await self._load(name, move):
+            await self._publish(name, move)
+
+    async def _move_in_turn(self, name: str, moves: tuple[Move, ...]) -> None:
+        """Loads all successors, then names one after another, each when the one before has its place."""
+        places = [(name, move.stage_index, move.target) for move in moves]
+        self._in_turn.add(name)
+        try:
+            await self._load_all(name, moves)
+            for place, move in zip(places, moves, strict=True):
+                if not await self._publish(name, move, alone=True):
+                    break
+                self._let_be(place)  # from here on the deployment names it
+                if not await self._has_place(name, move):
+                    break
+            else:
+                return
+            self._log.warning("hand_overs_off", deployment=name, stage=move.stage_index, to=move.target)
+        finally:
+            self._in_turn.discard(name)
+            for place in places:
+                self._let_be(place)
+
+    async def _load_all(self, name: str, moves: tuple[Move, ...]) -> None:
+        """Loads all successors at the same time; where one cannot be loaded, the others are not waited for."""
+        loads = [asyncio.create_task(self._load(name, move, keep=True)) for move in moves]
+        try:
+            await asyncio.gather(*loads)
+        finally:
+            for load in loads:
+                load.cancel()
+            await asyncio.gather(*loads, return_exceptions=True)
+
+    async def _load(self, name: str, move: Move, *, keep: bool = False) -> bool:
+        """Loads a successor where it does not hold the stage yet; False where nobody knows its address.
+
+        Args:
+            name: The deployment.
+            move: The move.
+            keep: Its turn comes later: nobody may take the stage for one that is not wanted until then.
+        """
         address = self._crew.address(move.target)
-        if address is None or held[0].pipeline[move.stage_index].name != move.source:
-            return
+        if address is None:
+            return False
         place = (name, move.stage_index, move.target)
         if self._holdings.reported(place) is None:
-            await self._executors.load(*held, move.stage_index, address, lambda answer: None)
+            await self._executors.load(*self._book.get(name), move.stage_index, address, lambda answer: None)
+        if keep:
+            self._holdings.coming(place, 0)  # its memory shows in the node's own report
+        return True
+
+    def _let_be(self, place: Place) -> None:
+        if self._holdings.is_coming(place):
+            self._holdings.arrived(place, time.monotonic())
+
+    async def _publish(self, name: str, move: Move, *, alone: bool = False) -> bool:
+        """Names the successor in the deployment; False where it is too late for that.
+
+        Args:
+            name: The deployment.
+            move: The move.
+            alone: Whether no other hand-over of the deployment may be under way.
+        """
+        address, named = self._crew.address(move.target), False
 
         def publish(deployment: scheduler_pb2.Deployment) -> bool:
+            nonlocal named
             here = deployment.pipeline[move.stage_index].name == move.source
-            if not here or hand_over_of(deployment, move.stage_index) is not None:
+            if address is None or not here or hand_over_of(deployment, move.stage_index) is not None:
+                return False
+            if alone and deployment.hand_overs:
                 return False
             entry = deployment.hand_overs.add(stage_index=move.stage_index, to=address, reason=move.reason)
             setattr(entry, "from", move.source)
             entry.closes_at.CopyFrom(stamp(move.closes_s))
+            named = True
             return True
 
         await self._book.change(name, publish)
-        self._log.info(
-            "hand_over_planned", deployment=name, stage=move.stage_index, node=move.source, to=move.target,
-            reason=move.reason,
-        )  # fmt: skip
+        if named:
+            self._log.info(
+                "hand_over_planned", deployment=name, stage=move.stage_index, node=move.source, to=move.target,
+                reason=move.reason,
+            )  # fmt: skip
+        return named
+
+    async def _has_place(self, name: str, move: Move) -> bool:
+        """Waits until a hand-over has ended, at the latest at the closing; whether the successor is in place."""
+        async for _ in self._book.changes(LOOK_INTERVAL_S):
+            held = self._book.find(name)
+            if held is None or hand_over_of(held[0], move.stage_index) is None:
+                return held is not None and held[0].pipeline[move.stage_index].name == move.target
+        return False
 
     async def _finish(
         self, deployment: scheduler_pb2.Deployment, hand_over: scheduler_pb2.HandOver, now_s: float
