@@ -95,7 +95,9 @@ def survive(
     assert len(killed) == len(blows)
     expect_answer(heard, model, prompt)
     stall_s = sum(row.total_s for row in mesh.explain(heard.trace_id).rows if row.what in ("recover", "detect"))
-    assert stall_s > 0 or min(blows)[0] > NEW_TOKENS - 8, "the blow came too late to be felt"
+    # Where one node has taken over several stages there are no links between them: its tokens come at once.
+    spread = len(set(nodes)) == STAGES
+    assert stall_s > 0 or not spread or min(blows)[0] > NEW_TOKENS - 8, "the blow came too late to be felt"
     return stall_s
 
 
