@@ -21,7 +21,7 @@ from gateway.upstream import Upstream
 from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError
 from orbitmesh.limits import CONTEXT_TOKENS
 from orbitmesh.pack import Manifest
-from orbitmesh.v1 import gateway_pb2, scheduler_pb2
+from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2
 from services.runtime.caller import current_caller, time_left_s
 from services.runtime.logs import EventLog
 
@@ -67,6 +67,7 @@ class Generations:
         self._beginning: dict[tuple[str, str], asyncio.Task[Life]] = {}
         self._lives: set[Life] = set()
         self._moving: set[tuple[str, int, str]] = set()
+        self._warming: asyncio.Task[None] | None = None
 
     async def answer(self, request: gateway_pb2.GenerateRequest, send: Send) -> None:
         """Answers one prompt, or takes the stream of a named generation up again; every message goes through `send`.
@@ -111,11 +112,17 @@ class Generations:
             lives = [life for life in self._lives if life.entry.request.deployment == deployment.name]
             for life in lives:
                 life.know(deployment)
+            self._warm([*deployment.pipeline, *(standby.node for standby in deployment.standbys if standby.ready)])
             for planned in deployment.hand_overs:
                 key = (deployment.name, planned.stage_index, planned.to.name)
                 if key not in self._moving:
                     self._moving.add(key)
                     self._tasks.create_task(self._hand_over(key, getattr(planned, "from"), planned, lives))
+
+    def _warm(self, nodes: list[executor_pb2.PeerAddress]) -> None:
+        """Opens sessions ahead of need; one such task at a time, the next change brings another."""
+        if self._warming is None or self._warming.done():
+            self._warming = self._tasks.create_task(self._upstream.warm(nodes))
 
     async def _hand_over(
         self, key: tuple[str, int, str], old: str, planned: scheduler_pb2.HandOver, lives: list[Life]

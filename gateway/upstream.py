@@ -22,7 +22,7 @@ from services.runtime.caller import time_left_s
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 
-SESSION_GIVE_UP_S = 1.0
+SESSION_GIVE_UP_S = 0.9
 """How long a cut session to an executor is dialled again before its generations are told that the node is lost."""
 BRIEF_S = 0.3
 """How long it may take to open a session, at the least, with a node that may be gone."""

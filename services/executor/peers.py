@@ -15,7 +15,7 @@ from services.executor.outbound import Outbound
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 
-SESSION_GIVE_UP_S = 1.0
+SESSION_GIVE_UP_S = 0.9
 """How long a cut session to a peer is dialled again before those who need it are told."""
 SOURCE_GIVE_UP_S = 5.0
 """The same for a session that fetches files: it has nowhere else to go."""

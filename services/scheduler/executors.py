@@ -48,22 +48,8 @@ class Executors:
             MeshError: Where the node refuses, has no room, or is out of reach; says which node.
         """
         place = (deployment.name, index, target.name)
-        pipeline = [*deployment.pipeline[:index], target, *deployment.pipeline[index + 1 :]]
-        planned = deployment.plan.stages[index]
-        message = executor_pb2.LoadStageRequest(
-            request_id=f"{request.request_id}/{index}",
-            deployment=deployment.name,
-            manifest=request.manifest,
-            signature=request.signature,
-            layer_start=planned.layer_start,
-            layer_stop=planned.layer_stop,
-            stage_index=index,
-            pipeline=pipeline,
-            source=request.source,
-            kv_tokens=request.kv_tokens,
-            codec=request.codec,
-        )
-        self._holdings.coming(place, planned.memory_bytes)
+        message = _message(deployment, request, index, (index, target))
+        self._holdings.coming(place, deployment.plan.stages[index].memory_bytes)
         began_s = time.monotonic()
         try:
             stage = await self._load(message, target, tell)
@@ -73,6 +59,23 @@ class Executors:
         self._holdings.arrived(place, time.monotonic())
         self.load_seconds[place] = time.monotonic() - began_s
         return stage
+
+    async def acquaint(
+        self,
+        deployment: scheduler_pb2.Deployment,
+        request: scheduler_pb2.CreateDeploymentRequest,
+        index: int,
+        standby: executor_pb2.PeerAddress,
+    ) -> None:
+        """Lets the stage before a place open its way to the place's standby: a loss then waits for no handshakes.
+
+        It holds its stage already, so nothing is loaded; where it cannot be reached, the way is opened when needed.
+        """
+        before = (index - 1) % len(deployment.pipeline)
+        if before != index:
+            message = _message(deployment, request, before, (index, standby))
+            with suppress(MeshError):
+                await self._load(message, deployment.pipeline[before], lambda answer: None)
 
     async def _load(
         self, message: executor_pb2.LoadStageRequest, target: executor_pb2.PeerAddress, tell: Tell
@@ -122,6 +125,30 @@ class Executors:
     async def close(self) -> None:
         """Closes connections."""
         await self._channels.close()
+
+
+def _message(
+    deployment: scheduler_pb2.Deployment,
+    request: scheduler_pb2.CreateDeploymentRequest,
+    index: int,
+    instead: tuple[int, executor_pb2.PeerAddress],
+) -> executor_pb2.LoadStageRequest:
+    """Asks for the stage of a place, in the pipeline as it is but for one node."""
+    place, node = instead
+    planned = deployment.plan.stages[index]
+    return executor_pb2.LoadStageRequest(
+        request_id=f"{request.request_id}/{index}",
+        deployment=deployment.name,
+        manifest=request.manifest,
+        signature=request.signature,
+        layer_start=planned.layer_start,
+        layer_stop=planned.layer_stop,
+        stage_index=index,
+        pipeline=[*deployment.pipeline[:place], node, *deployment.pipeline[place + 1 :]],
+        source=request.source,
+        kv_tokens=request.kv_tokens,
+        codec=request.codec,
+    )
 
 
 def _on_node(error: MeshError, node: str) -> MeshError:

@@ -179,6 +179,7 @@ class Upkeep:
             await self._drop(place)  # another may do better
             self._holdings.suspect(node, time.monotonic())
             raise
+        await self._executors.acquaint(*held, index, address)
         await self._set_ready(place, ready=True)
         self._log.info("standby_ready", deployment=name, stage=index, node=node)
 
