@@ -98,7 +98,7 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
     assert json.loads(said.splitlines()[-1])["error"]["reason"] == "CANCELLED"
     assert complaints == ""
     assert processes_of(tmp_path) == []
-    assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.glob("orbitmesh-*")) == []  # torch may leave a cache of its own
 
 
 def processes_of(directory: Path) -> list[str]:
