@@ -89,9 +89,9 @@ class ExecutorNode:
                         f"another stage {key[1]} of {key[0]!r} is loaded here: unload it first",
                         reason="ALREADY_EXISTS",
                     )
-                here = self._ready(key, total)  # now: it may be unloaded while the way to the next node is opened
+                ready = self._ready(key, total)  # now: it may be unloaded while the way to the next node is opened
                 await self._warm(request)
-                yield here
+                yield ready
                 return
             if len(self.runners) >= STAGES_MAX:
                 check_memory(1, 0, f"stage number {STAGES_MAX + 1} of this node")
