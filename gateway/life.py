@@ -210,8 +210,13 @@ class Life:
                 deployment = await self._find_deployment()
                 manifest = Manifest.parse(deployment.manifest)
                 self._finish(finish_of(self.entry, manifest))
+                template = self._template(manifest, limit_s)
+                if self.finish and self._taken_up:
+                    # The process before this one may not have got to ending it on the nodes.
+                    self._stages = Stages(self._parts.upstream, template, self._record)
+                    self._stages.take_over(deployment.pipeline)
+                    self._record.pipelines.append((0, tuple(node.name for node in deployment.pipeline)))
                 if not self.finish:
-                    template = self._template(manifest, limit_s)
                     self._stages = Stages(self._parts.upstream, template, self._record)
                     await self._steer(deployment, self._stages)
             arrived = self._record.arrived_ns

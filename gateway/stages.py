@@ -211,6 +211,10 @@ class Stages:
             self._record.raw_bytes += report.raw_bytes
             self._record.wire_bytes += report.wire_bytes
 
+    def take_over(self, pipeline: Pipeline) -> None:
+        """The generation may be open on these nodes though it was not opened from here."""
+        self._opened.update({(index, node.name): node for index, node in enumerate(pipeline)})
+
     async def close(self, only: tuple[int, str] | None = None) -> None:
         """Ends the generation wherever it was opened, or in one place, and takes the timings home."""
         places = [only] if only is not None else list(self._opened)
