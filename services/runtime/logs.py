@@ -24,6 +24,8 @@ TEXT_MAX_CHARS = 2048
 TRACEBACK_MAX_CHARS = 16_384
 """Longest traceback, in characters; its end is kept."""
 
+OWN_FIELDS = frozenset({"at", "level", "service", "event"})
+"""What every line says of itself."""
 FORBIDDEN_FIELDS = frozenset(
     {
         "prompt",
@@ -89,8 +91,11 @@ class EventLog:
         """One line.
 
         Raises:
-            ValueError: A field is named for what must not be logged.
+            ValueError: A field is named for what must not be logged, or as what every line has.
         """
+        own = OWN_FIELDS.intersection(fields)
+        if own:
+            raise ValueError(f"every log line has its own {', '.join(sorted(own))}; name the field otherwise")
         bad = FORBIDDEN_FIELDS.intersection(fields)
         if bad:
             raise ValueError(
