@@ -192,12 +192,14 @@ class _Search:
                     left -= 1
                     if after is not None:
                         spent = frozenset(target for _, target in after.moves)
-                        found.setdefault((after.nodes, spent), after)
-            kept = sorted(found.values(), key=lambda each: (each.missing, -each.lasts_s, each.moves))[:KEPT_MAX]
+                        key = (after.nodes, spent)
+                        if key not in found or _order(after) < _order(found[key]):
+                            found[key] = after
+            kept = sorted(found.values(), key=lambda each: (each.missing, -each.lasts_s, _order(each)))[:KEPT_MAX]
             if kept and kept[0].lasts_s > best_s:  # as long with more moves is no better
                 best_s = kept[0].lasts_s
                 best = [each for each in kept if each.lasts_s == best_s]
-        return min(best, key=lambda each: (self._token_s(each.nodes), each.moves)).moves if best else ()
+        return min(best, key=lambda each: (self._token_s(each.nodes), _order(each))).moves if best else ()
 
     def _onward(self, before: _Reached) -> Iterator[_Reached | None]:
         """Each pipeline one move further; None in place of one that is not whole now."""
@@ -254,6 +256,11 @@ def _why(scene: Scene, closing: Closing) -> str:
     first = min((hop for hop in way.hops if hop.contact is not None), key=lambda hop: hop.closes_s)
     window = window_text(first.contact) if first.contact is not None else ""
     return f"the way {ends} closes in {(closes_s - scene.sky.now_s) / scene.sky.stretch:.1f} s ({window})"
+
+
+def _order(reached: _Reached) -> tuple[tuple[int, str], ...]:
+    """Last places first: a node that has just taken over may lack the beginning of the journal for the next stage."""
+    return tuple((-index, name) for index, name in reached.moves)
 
 
 def _put(nodes: tuple[str, ...], index: int, name: str) -> tuple[str, ...]:

@@ -1,18 +1,22 @@
-"""Stages whose nodes set together: the sequence of moves against an enumeration of all."""
+"""Stages whose nodes set together: the sequence of moves against an enumeration of all, and one by real processes."""
 
 from __future__ import annotations
 
 import itertools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from orbitmesh import Mesh
 from orbitmesh.contacts import Contact, ContactPlan
+from orbitmesh.trace.breakdown import DETECT, STALLS
 from services.scheduler.costs import Objective, PlanModel, PlanNode
 from services.scheduler.hand_over import MOVES_MAX, STAY_S, decide, decide_moves, lead_s, sequence
 from services.scheduler.sky_walk import Scene, Work
 from services.scheduler.windows import RELAYS_MAX, Sky
+from tests.mesh.support import Model
 from tests.scheduler.test_hand_over import scene_of, window
 
 BOUNDS = (0, 1, 2)
@@ -172,3 +176,48 @@ def test_the_sequence_found_is_the_best_of_all() -> None:
             assert everything.judged(pipeline, moves) == pytest.approx(expected), f"seed {seed}"
         lengths.append(len(moves))
     assert set(lengths) >= {0, 1, 2, 3}, "the skies are too much alike"
+
+
+# By real processes.
+
+OLD, NEW = ("sat-1", "sat-2"), ("sat-3", "sat-4")
+SETS_IN_S = 15.0
+TOKENS = 240
+TOLD_AT, LOOK_EVERY = 10, 10
+
+
+def two_planes(sets_s: float) -> ContactPlan:
+    """sat-1 and sat-2 are near and set together for everybody; sat-3 and sat-4 are farther away and stay."""
+    contacts = []
+    for a, b in itertools.combinations((*OLD, *NEW, "ground-1"), 2):
+        near = not {a, b} & set(NEW)
+        contacts += window(a, b, 0, sets_s if {a, b} & set(OLD) else 900, 0.025 if near else 0.035)
+    return ContactPlan(0.0, 1000.0, tuple(contacts))
+
+
+def test_two_satellites_that_set_at_once_hand_over_without_a_stop(tmp_path: Path, tiny: Model) -> None:
+    """Both stages of a running generation move, then their nodes are killed: nothing is recovered, no token differs."""
+    prompt, ids, gone_at = tiny.prompt(8), [], TOKENS
+    with Mesh.local(
+        node_names=(*OLD, *NEW, "ground-1"), contacts=two_planes(800), time_factor=1.0, gateway_at="ground-1",
+        directory=tmp_path / "mesh",
+    ) as mesh:  # fmt: skip
+
+        def serving() -> set[str]:
+            return {stage.node for stage in mesh.deployment("planes").stages}
+
+        mesh.deploy(tiny.pack, name="planes", stages=3, work_s=1, kv_tokens=512)
+        assert serving() == {*OLD, "ground-1"}
+        result = mesh.generate("planes", prompt=prompt, max_new_tokens=TOKENS, ignore_end=True, timeout=90)
+        for token in result:
+            ids.append(token.id)
+            if len(ids) == TOLD_AT:
+                newer = two_planes(mesh.local.clock().now_s() + SETS_IN_S)
+                (mesh.local.directory / "contacts.json").write_text(newer.dump())
+            if gone_at == TOKENS and len(ids) % LOOK_EVERY == 0 and serving() == {*NEW, "ground-1"}:
+                gone_at = len(ids)
+                for name in OLD:
+                    mesh.local.kill(name)
+        assert gone_at < TOKENS - LOOK_EVERY, "the generation ended before both stages had moved"
+        assert ids == tiny.answer(prompt, TOKENS)
+        assert {row.what for row in mesh.explain(result.trace_id).rows}.isdisjoint({DETECT, *STALLS})
