@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from orbitmesh import AsyncMesh, InvalidInputError, Link, Mesh, Progress, TransportError, UnknownModelError
+from orbitmesh import AsyncMesh, InvalidInputError, Link, Mesh, Progress, UnknownModelError
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NEW_TOKENS = 12
@@ -154,17 +154,19 @@ def test_what_cannot_be_done_is_a_typed_error(
     assert mesh.status().scheduler_up
 
 
-def test_a_killed_node_ends_the_answer_with_an_error_and_not_with_silence(mesh: Mesh) -> None:
-    """SIGKILL on a node in the middle of an answer: the process is gone and the loop raises."""
+def test_a_killed_node_holds_the_answer_up_until_it_is_back(mesh: Mesh, model: Path) -> None:
+    """SIGKILL on a node in the middle of an answer: the process is gone, the loop waits and goes on."""
+    expected = mesh.generate("demo", PROMPT, max_new_tokens=200, ignore_end=True).wait().token_ids
     victim = mesh.deployment("demo").stages[-1].node
     pid = mesh.local.processes()[victim].pid
     generation = mesh.generate("demo", PROMPT, max_new_tokens=200, ignore_end=True, timeout=90)
-    with pytest.raises(TransportError):
-        for token in generation:
-            if token.position == len(PROMPT) + 2:
-                mesh.local.kill(victim)
-    assert generation.finish_reason == "failed"
-    until(lambda: not _alive(pid))
+    for token in generation:
+        if token.position == len(PROMPT) + 2:
+            mesh.local.kill(victim)
+            until(lambda: not _alive(pid))
+            mesh.local.restart(victim)
+    assert generation.token_ids == expected
+    assert generation.finish_reason == "length"
 
 
 def _alive(pid: int) -> bool:
