@@ -64,8 +64,13 @@ class Peers:
     def learn(self, peers: Iterable[executor_pb2.PeerAddress]) -> None:
         """Takes note of where executors are reached: a peer that came back may have another address."""
         for peer in peers:
-            if peer.name and peer.address:
+            if peer.name and peer.address and peer.name != self._name:
                 self._addresses[peer.name] = peer
+
+    def learn_own(self, address: str) -> None:
+        """Takes note of where this node listens: it sends to itself where it has two stages of a pipeline, and others
+        may still name the address that it had before it was started anew."""
+        self._addresses[self._name] = executor_pb2.PeerAddress(role=Role.EXECUTOR, name=self._name, address=address)
 
     def to_node(self, name: str) -> Outbound:
         """The way to a node of a pipeline."""

@@ -122,6 +122,7 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node, relays))
     port = await host.start()
     address = advertise or f"127.0.0.1:{port}"
+    node.peers.learn_own(address)
     membership = Membership(node, address)
     host.on_drain(membership.drain)
     host.on_drain(node.drain)
