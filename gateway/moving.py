@@ -15,7 +15,7 @@ import math
 from gateway.course import Phase
 from gateway.stages import Stages
 from gateway.steering import Steering
-from orbitmesh.errors import MeshError, NodeLostError
+from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
 from orbitmesh.feeding import feed_mode
 from orbitmesh.pack import Manifest
 from orbitmesh.v1 import executor_pb2
@@ -77,18 +77,25 @@ async def _feed(
     """Opens the node that takes over and brings it as far as the old one is."""
     course, old, to = steering.course, steering.pipeline, new[index]
     mode = feed_mode(manifest, steering.layers(index), first=index == 0)
-    journal = mode == executor_pb2.FEED_MODE_JOURNAL
-    await stages.open(new, index, course.epoch, standby=True, cache_from="" if journal else old[index].name)
+    follow = executor_pb2.FEED_MODE_JOURNAL
+    await stages.open(new, index, course.epoch, standby=True, cache_from=old[index].name)
     fed = 0
-    if not journal:
+    if mode == executor_pb2.FEED_MODE_CACHE:
         fed = (await stages.feed_stage(old[index], index, course.epoch, mode, to, 0)).position
     if index == 0:
         # The first stage is fed with tokens, which the gateway has: those that are known and each that comes.
         steering.feed_along = (to, course.epoch)
         await stages.feed_tokens(to, steering.tokens[fed:], fed, course.epoch, feed=True)
     else:
-        follow = executor_pb2.FEED_MODE_JOURNAL
-        await stages.feed_stage(old[index - 1], index - 1, course.epoch, follow, to, fed)
+        try:
+            await stages.feed_stage(old[index - 1], index - 1, course.epoch, follow, to, fed)
+        except InvalidInputError as error:
+            if error.reason != "FAILED_PRECONDITION" or fed:
+                raise
+            # The journal does not reach back: the stage before took over itself, or its node ran out of room.
+            cache = executor_pb2.FEED_MODE_CACHE
+            fed = (await stages.feed_stage(old[index], index, course.epoch, cache, to, 0)).position
+            await stages.feed_stage(old[index - 1], index - 1, course.epoch, follow, to, fed)
     async with asyncio.timeout(CATCH_UP_MAX_S):
         while (await stages.open(new, index, course.epoch, standby=True)).length < steering.course.known - 1:  # noqa: ASYNC110
             await asyncio.sleep(CATCH_UP_POLL_S)  # the node is asked: nothing here could wake us

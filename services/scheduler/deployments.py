@@ -64,7 +64,7 @@ class Deployments:
         self._crew = Crew(registry, self._holdings, self._book, sky)
         self._planning = Planning(registry, self._crew, sky)
         self._executors = Executors(identities, ways, self._holdings)
-        self._replacing = Replacing(self._book, self._crew, self._holdings, self._executors, log)
+        self._replacing = Replacing(self._book, self._crew, self._holdings, self._executors, sky, log)
         self._creating: set[str] = set()
         self._upkeep = Upkeep(
             registry, self._book, self._crew, self._holdings, self._executors, self._creating, self._resume, log

@@ -219,12 +219,13 @@ class _Search:
 
     def _is_open(self, pair: tuple[str, str]) -> bool:
         if pair not in self._open:
-            self._open[pair] = self._scene.ways(self._scene.sky.now_s).reach(*pair, self._closes_s)
+            way = self._scene.way(pair, self._scene.sky.now_s, self._closes_s)
+            self._open[pair] = pair[0] == pair[1] or way is not None
         return self._open[pair]
 
     def _lasts_s(self, pair: tuple[str, str]) -> float:
         if pair not in self._lasts:
-            way = self._scene.ways(self._closes_s).way(*pair, self._stay_s)
+            way = self._scene.way(pair, self._closes_s, self._stay_s)
             gone_s = math.inf if pair[0] == pair[1] else -math.inf
             self._lasts[pair] = gone_s if way is None else way.closes_s
         return self._lasts[pair]

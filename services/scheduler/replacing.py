@@ -13,6 +13,7 @@ from services.scheduler.book import Book, hand_over_of, put_in_place, standby_of
 from services.scheduler.crew import Crew
 from services.scheduler.executors import Executors
 from services.scheduler.holdings import Holdings
+from services.scheduler.sky import SkySource
 
 SPARES_TRIED_MAX = 4
 """How many spare nodes are tried for one replacement."""
@@ -23,7 +24,10 @@ Answers = AsyncIterator[scheduler_pb2.ReplaceStageResponse]
 class Replacing:
     """Answers `ReplaceStage`; one replacement of a place at a time."""
 
-    def __init__(self, book: Book, crew: Crew, holdings: Holdings, executors: Executors, log: EventLog) -> None:
+    def __init__(
+        self, book: Book, crew: Crew, holdings: Holdings, executors: Executors, sky: SkySource, log: EventLog
+    ) -> None:
+        self._sky = sky
         self._book = book
         self._crew = crew
         self._holdings = holdings
@@ -103,6 +107,9 @@ class Replacing:
 
     async def _load_spare(self, request: scheduler_pb2.ReplaceStageRequest) -> Answers:
         name, index = request.deployment, request.stage_index
+        if self._sky.just_back(request.node):
+            # Windows open for many at once: whoever is back first must not be given what the others still hold.
+            raise _no_spare(request, f"its contact has just begun: {request.node} may answer any moment")
         failures: list[str] = []
         tried = {request.node}
         while len(tried) <= SPARES_TRIED_MAX:
@@ -122,12 +129,12 @@ class Replacing:
                 continue
             yield scheduler_pb2.ReplaceStageResponse(deployment=await self._swap(request, address))
             return
+        absence = self._sky.absence(request.node)
         said = f"; tried: {'; '.join(failures)}" if failures else ""
-        raise NodeLostError(
-            f"no node can take stage {index} of {name!r} from {request.node}: none that is up has the memory and the "
-            f"links{said}; add a node, or wait until {request.node} comes back",
-            reason="NO_SPARE_NODE",
-            metadata={"deployment": name, "stage_index": index, "node": request.node},
+        said += f"; {request.node} is {absence}" if absence else ""
+        raise _no_spare(
+            request,
+            f"none that is up has the memory and the links{said}; add a node, or wait until {request.node} comes back",
         )
 
     async def _load(
@@ -173,4 +180,12 @@ def stage_progress(index: int, node: str, answer: executor_pb2.LoadStageResponse
     """How far one stage is."""
     return scheduler_pb2.StageProgress(
         stage_index=index, node=node, phase=answer.phase, done_bytes=answer.done_bytes, total_bytes=answer.total_bytes
+    )
+
+
+def _no_spare(request: scheduler_pb2.ReplaceStageRequest, why: str) -> NodeLostError:
+    return NodeLostError(
+        f"no node can take stage {request.stage_index} of {request.deployment!r} from {request.node}: {why}",
+        reason="NO_SPARE_NODE",
+        metadata={"deployment": request.deployment, "stage_index": request.stage_index, "node": request.node},
     )

@@ -37,6 +37,8 @@ ASK_DEADLINE_S = 60.0
 """How long one answer may take, in real seconds."""
 AHEAD_S = 6 * 3600.0
 """How far ahead it is asked, in mesh seconds; further where the clock is fast, so that it outlasts a few askings."""
+RETURN_S = 5.0
+"""How long after the opening of its contact a node is waited for before its stage goes to another, in real seconds."""
 CLOCK_BYTES_MAX = 4096
 """The largest file of a clock."""
 
@@ -140,6 +142,15 @@ class SkySource:
         if not message.HasField("next_contact_in_s"):
             return "out of contact, and the contact plan knows of no next one"
         return f"out of contact as planned, for {message.next_contact_in_s:.0f} s more"
+
+    def just_back(self, node: str) -> bool:
+        """Whether a node's contact opened so lately, as planned, that it may be about to answer again."""
+        plan, here = self.plan, self.place("scheduler")
+        if plan is None or here is None:
+            return False
+        now_s = self.clock.now_s()
+        contact = plan.at(node, here, now_s)
+        return contact is not None and now_s - contact.carries_from_s < RETURN_S * self.clock.factor
 
     async def follow(self) -> None:
         """Keeps the plan fresh for as long as the scheduler lives."""

@@ -98,15 +98,20 @@ class Scene:
             if len(self._ways) >= 64:
                 self._ways.pop(next(iter(self._ways)))
             names = self.relays if self.home is None else tuple({*self.relays, self.home})
-            found = self._ways[at_s] = Ways(self.sky, names, at_s, self.model.activation_bytes)
+            found = self._ways[at_s] = Ways(self.sky, names, at_s, self.model.activation_bytes, self.relays)
         return found
 
-    def at_home(self, node: str, at_s: float, until_s: float) -> bool:
-        """Whether a node and the gateway can talk to each other, both ways, until then."""
-        if self.home is None:
-            return True
+    def way(self, pair: tuple[str, str], at_s: float, until_s: float) -> Way | None:
+        """The cheapest way at a moment that stays open until then; to and from the gateway's place without relays: a
+        gateway reaches its nodes by itself."""
         ways = self.ways(at_s)
-        return ways.reach(self.home, node, until_s) and ways.reach(node, self.home, until_s)
+        return ways.direct(*pair, until_s) if self.home in pair else ways.way(*pair, until_s)
+
+    def at_home(self, node: str, at_s: float, until_s: float) -> bool:
+        """Whether a node and the gateway can talk to each other, both ways and without relays, until then."""
+        if self.home is None or node == self.home:
+            return True
+        return all(self.way(pair, at_s, until_s) is not None for pair in ((self.home, node), (node, self.home)))
 
     def pairs(self, nodes: Sequence[str]) -> list[tuple[str, str]]:
         """The ways that a pipeline needs: round the ring, and between the gateway and every stage."""
@@ -118,11 +123,11 @@ class Scene:
 
     def used(self, nodes: Sequence[str], at_s: float, until_s: float) -> dict[tuple[str, str], Way] | None:
         """The ways of a pipeline at a moment that stay open until then; None where one is missing."""
-        ways, found = self.ways(at_s), {}
+        found = {}
         for pair in self.pairs(nodes):
             if pair[0] == pair[1]:
                 continue
-            way = ways.way(*pair, until_s)
+            way = self.way(pair, at_s, until_s)
             if way is None:
                 return None
             found[pair] = way

@@ -14,7 +14,7 @@ Times are mesh time; latencies and transfer times are real seconds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -124,12 +124,16 @@ class Ways:
         names: The nodes, relays included.
         at_s: The moment, mesh time in seconds.
         size_bytes: Of one activation: what is cheap is judged by it.
+        relays: Those of them that relay; all where left out.
     """
 
-    def __init__(self, sky: Sky, names: Sequence[str], at_s: float, size_bytes: int) -> None:
+    def __init__(
+        self, sky: Sky, names: Sequence[str], at_s: float, size_bytes: int, relays: Collection[str] | None = None
+    ) -> None:
         self._names = sorted(names)
         self._index = {name: index for index, name in enumerate(self._names)}
         count = len(self._names)
+        self._relays = np.array([relays is None or name in relays for name in self._names], dtype=bool)
         self._cost, self._closes = np.full((count, count), np.inf), np.full((count, count), -np.inf)
         self._direct: dict[tuple[int, int], WayHop] = {}
         self._found: dict[float, tuple[list[Ints], Floats]] = {}
@@ -156,6 +160,11 @@ class Ways:
                 path.insert(0, relay)
         nodes = [a, *path]
         return Way(tuple(self._direct[pair] for pair in pairwise(nodes)))
+
+    def direct(self, source: str, target: str, until_s: float) -> Way | None:
+        """The way without relays, where it stays open until then."""
+        hop = self._direct.get((self._index.get(source, -1), self._index.get(target, -1)))
+        return Way((hop,)) if hop is not None and hop.closes_s >= until_s else None
 
     def links(self, names: Sequence[str], until_s: float) -> dict[tuple[str, str], PlanLink]:
         """The ways among some of the nodes that stay open until then, each as one link."""
@@ -184,7 +193,7 @@ class Ways:
                 relay = np.full(cost.shape, -1, dtype=np.int64)
                 better = cost.copy()
                 for a in range(cost.shape[0]):
-                    through = cost[a][:, None] + direct
+                    through = np.where(self._relays[:, None], cost[a][:, None] + direct, np.inf)
                     best = through.argmin(axis=0)
                     least = through[best, np.arange(best.size)]
                     helps = least < better[a]

@@ -52,17 +52,19 @@ def random_scene(seed: int) -> Scene:
     return Scene(model, nodes, relays, sky, objective, work, ready, home, hand_overs=False)
 
 
+def windows_now(scene: Scene, at_s: float) -> dict[tuple[str, str], Contact]:
+    return {(c.source, c.target): c for c in scene.sky.plan.contacts if c.start_s + c.acquisition_s <= at_s < c.end_s}
+
+
 def every_way(scene: Scene, at_s: float) -> dict[tuple[str, str], list[Path]]:
     """(cost, closing, link) of every way over at most `RELAYS_MAX` relays, straight from the definition."""
     names = sorted({*scene.relays, *([scene.home] if scene.home else [])})
-    open_now = {
-        (c.source, c.target): c for c in scene.sky.plan.contacts if c.start_s + c.acquisition_s <= at_s < c.end_s
-    }
+    open_now = windows_now(scene, at_s)
     found: dict[tuple[str, str], list[Path]] = {}
     for count in range(2, RELAYS_MAX + 3):
         for nodes in itertools.permutations(names, count):
             hops = [open_now.get(pair) for pair in itertools.pairwise(nodes)]
-            if any(hop is None for hop in hops):
+            if any(hop is None for hop in hops) or not set(nodes[1:-1]) <= set(scene.relays):
                 continue
             latency_s = sum(hop.latency_at(at_s) for hop in hops if hop)
             rate_bps = 1 / sum(1 / hop.rate_bps for hop in hops if hop)
@@ -82,6 +84,8 @@ def brute_finish_s(scene: Scene) -> float:
             continue
         ways = every_way(scene, start_s)
         for until_s in sorted({closes for paths in ways.values() for _, closes, _ in paths} | {math.inf}):
+            # The gateway reaches its nodes by itself, without relays.
+            direct = {pair for pair, hop in windows_now(scene, start_s).items() if hop.end_s >= until_s}
             links = {}
             for pair, paths in ways.items():
                 lasting = [path for path in paths if path[1] >= until_s]
@@ -91,7 +95,7 @@ def brute_finish_s(scene: Scene) -> float:
                 node
                 for name, node in scene.nodes.items()
                 if scene.ready_s.get(name, 0.0) <= start_s
-                and (scene.home in (None, name) or {(scene.home, name), (name, scene.home)} <= set(links))
+                and (scene.home in (None, name) or {(scene.home, name), (name, scene.home)} <= direct)
             ]
             here = {node.name for node in nodes}
             between = {pair: link for pair, link in links.items() if set(pair) <= here}

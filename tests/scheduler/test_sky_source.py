@@ -59,29 +59,31 @@ def scheduler(tmp_path: Path, identities: IdentitySource, settings: SkySettings,
 async def test_a_plan_says_which_windows_which_relays_and_what_came_second(
     tmp_path: Path, identities: IdentitySource
 ) -> None:
-    """sat-1 is fast, sets in 20 s and hands over; sat-2 stays, over a relay, and would finish later by itself."""
+    """sat-1 is fast, sets in 20 s and hands over; sat-2 stays, over a relay, and would finish later by itself. The
+    gateway, at a place of its own, sees all of them."""
     settings = files(
         tmp_path,
-        window("ground", "sat-1", 0, 20, 0.003, max_elevation_deg=61.5),
-        window("ground", "relay", 0, 5000, 0.004, max_elevation_deg=33.0),
+        window("edge", "sat-1", 0, 20, 0.003, max_elevation_deg=61.5),
+        window("edge", "relay", 0, 5000, 0.004, max_elevation_deg=33.0),
         window("relay", "sat-2", 0, 4000, 0.006),
+        *(window("ground", name, 0, 6000, 0.003) for name in ("edge", "sat-1", "sat-2")),
     )
-    deployments = scheduler(tmp_path, identities, settings, "ground", "sat-1", "sat-2", "relay")
+    deployments = scheduler(tmp_path, identities, settings, "edge", "sat-1", "sat-2", "relay")
     request = scheduler_pb2.PlanRequest(
-        manifest=manifest_bytes(), stages=2, nodes=["ground", "sat-1", "sat-2"], work_tokens=100
+        manifest=manifest_bytes(), stages=2, nodes=["edge", "sat-1", "sat-2"], work_tokens=100
     )
     plan = deployments.plan(request)
-    assert sorted(stage.node for stage in plan.stages) == ["ground", "sat-1"]
+    assert sorted(stage.node for stage in plan.stages) == ["edge", "sat-1"]
     (step,) = plan.sky.hand_overs
     assert (getattr(step, "from"), step.to, step.in_s) == ("sat-1", "sat-2", pytest.approx(20, abs=2))
-    assert sorted(plan.sky.runner_up.nodes) == ["ground", "sat-2"]
+    assert sorted(plan.sky.runner_up.nodes) == ["edge", "sat-2"]
     assert "later" in plan.sky.runner_up.reason
     assert any("is handed over from sat-1 to sat-2" in reason for reason in plan.reasons)
     del request.nodes[:]
-    request.nodes.extend(["ground", "sat-2"])
+    request.nodes.extend(["edge", "sat-2"])
     plan = deployments.plan(request)
     ways = {(getattr(way, "from"), way.to): way for way in plan.sky.ways}
-    way = ways["ground", "sat-2"]
+    way = ways["edge", "sat-2"]
     assert list(way.via) == ["relay"]
     assert way.latency_s == pytest.approx(0.010)
     assert [window.max_elevation_deg for window in way.windows if window.HasField("max_elevation_deg")] == [33.0]
