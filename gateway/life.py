@@ -23,6 +23,8 @@ from services.runtime.logs import EventLog
 
 LIFE_MARGIN_S = 2.0
 """By how much a generation outlives its deadline on the nodes, so that they free it when the gateway cannot."""
+SCHEDULER_LOOK_S = 5.0
+"""How long the deployment of a generation that is ended is looked for."""
 SCHEDULER_RETRY_S = 0.5
 """The pause before the scheduler is asked again for the deployment of a generation that is taken up."""
 
@@ -211,13 +213,13 @@ class Life:
                 manifest = Manifest.parse(deployment.manifest)
                 self._finish(finish_of(self.entry, manifest))
                 template = self._template(manifest, limit_s)
-                if self.finish and self._taken_up:
-                    # The process before this one may not have got to ending it on the nodes.
-                    self._stages = Stages(self._parts.upstream, template, self._record)
+                self._stages = Stages(self._parts.upstream, template, self._record)
+                if self._taken_up:
+                    # The process before this one opened it, and may not have got to ending it.
                     self._stages.take_over(deployment.pipeline)
+                if self.finish:
                     self._record.pipelines.append((0, tuple(node.name for node in deployment.pipeline)))
-                if not self.finish:
-                    self._stages = Stages(self._parts.upstream, template, self._record)
+                else:
                     await self._steer(deployment, self._stages)
             arrived = self._record.arrived_ns
             self._record.ended_ns = arrived[-1] if arrived else time.monotonic_ns()
@@ -316,12 +318,26 @@ class Life:
             if self._page is not None:
                 self._page.close()
             return
+        if stages is None and self._taken_up:
+            stages = await self._stages_of_before()
         if stages is not None:
             await stages.close()
         if not self.entry.request.request_id or self._error is not None:
             self.forget()
         if stages is not None:
             self._parts.traces.add(self._record)
+
+    async def _stages_of_before(self) -> Stages | None:
+        """The stages of a generation that was ended before this process had looked for them."""
+        try:
+            async with asyncio.timeout(SCHEDULER_LOOK_S):
+                deployment = await self._find_deployment()
+        except (TimeoutError, MeshError):
+            return None  # the nodes free it when its time is over
+        template = self._template(Manifest.parse(deployment.manifest), LIFE_MARGIN_S)
+        stages = Stages(self._parts.upstream, template, self._record)
+        stages.take_over(deployment.pipeline)
+        return stages
 
 
 def _finished(record: GenerationRecord, entry: Entry, taken_up: bool) -> gateway_pb2.GenerationFinished:

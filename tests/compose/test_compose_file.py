@@ -41,8 +41,9 @@ def test_nothing_newer_than_docker_compose_1_29_is_used(compose: dict[str, Any])
 
 def test_the_relays_are_the_ways_between_places(relays: dict[str, RelaySpec]) -> None:
     """As in the local mesh: every two services at different places, each way, 20 ms and 100 Mbit/s."""
-    spec = MeshSpec(nodes=4, link=LinkSpec(20, 100), directory=None, torch_threads=1)
-    assert set(relays) == {f"{source}>{target}" for source, target in ways(spec)}
+    names = ("sat-1", "sat-2", "sat-3", "ground-1")
+    spec = MeshSpec(names, LinkSpec(20, 100), directory=None, torch_threads=1, gateway_at="ground-1", sky=None)
+    assert set(relays) == {way.name for way in ways(spec)}
     assert len({relay.listen for relay in relays.values()}) == len(relays)
     for relay in relays.values():
         for shape in (relay.forward, relay.reverse):

@@ -142,3 +142,8 @@ def nodes_of(deployment: Any) -> list[str]:
 def tokens_of(mesh: Mesh, name: str, prompt: Sequence[int] | str, new_tokens: int, **how: Any) -> list[int]:
     """The tokens that the mesh adds to a prompt."""
     return [token.id for token in mesh.generate(name, prompt, max_new_tokens=new_tokens, **how)]
+
+
+def pipeline_through(mesh: Mesh, nodes: Sequence[str]) -> list[executor_pb2.PeerAddress]:
+    """A pipeline as a generation is opened with it."""
+    return [executor_pb2.PeerAddress(role="executor", name=node, address=address_of(mesh, node)) for node in nodes]

@@ -54,8 +54,10 @@ def moved(mesh: Mesh) -> int:
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("layers", "heads", "moves"),
-    [(5, 6, ((0, JOURNAL), (2, JOURNAL), (1, JOURNAL))), (3, 1, ((1, CACHE), (2, CACHE)))],
-    ids=["journal", "cache"],
+    [
+        pytest.param(5, 6, ((0, JOURNAL), (2, JOURNAL), (1, JOURNAL)), marks=pytest.mark.soak, id="journal"),
+        pytest.param(3, 1, ((1, CACHE), (2, CACHE)), id="cache"),
+    ],
 )
 def test_an_answer_goes_on_while_its_stages_move(
     sky: Mesh, models: Models, layers: int, heads: int, moves: Sequence[tuple[int, int]]

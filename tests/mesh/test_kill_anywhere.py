@@ -14,7 +14,7 @@ from tests.mesh.support import Model, Models, deployed
 from tests.mesh.surviving import NEW_TOKENS, endless, expect_answer, listen, pipeline_of, strike, until_whole
 
 STAGES = 3
-SPREAD = [(0, 0), (0, 2), (1, 1), (2, 2), (9, 0), (17, 1), (31, 2), (45, 0), (61, 1), (62, 2), (62, 0), (63, 1)]
+SPREAD = [(0, 2), (1, 1), (9, 0), (31, 2), (62, 0), (63, 1)]
 """Token indices and stages: the first tokens, the last ones, and some between; each stage several times."""
 
 
@@ -36,7 +36,7 @@ def fragile(tmp_path_factory: pytest.TempPathFactory, model: Model) -> Iterator[
         yield mesh
 
 
-@pytest.mark.parametrize("blows", [[(10, 0), (11, 2)], [(10, 1), (40, 0)]], ids=str)
+@pytest.mark.parametrize("blows", [[(10, 0), (11, 2)]], ids=str)
 def test_two_nodes_are_killed_in_one_generation(fragile: Mesh, model: Model, blows: list[tuple[int, int]]) -> None:
     """The second dies while the loss of the first is fresh, or just repaired."""
     survive(fragile, model, 8, blows)

@@ -15,7 +15,7 @@ from tests.mesh.surviving import endless
 NODES = ["sat-1", "ground-1"]
 
 
-@pytest.fixture(scope="module", params=["joined directly", "over links"])
+@pytest.fixture(scope="module", params=[pytest.param("joined directly", marks=pytest.mark.soak), "over links"])
 def fragile(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """Two nodes; directly, so that a node that comes back has another address, and over links, where it has not."""
     link = Link(latency_ms=2, rate_mbps=100) if request.param == "over links" else None

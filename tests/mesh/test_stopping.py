@@ -28,6 +28,7 @@ from tests.mesh.support import (
     expect_idle,
     nodes_of,
     open_generations,
+    pipeline_through,
     stages_on,
     tokens_of,
     until,
@@ -168,7 +169,15 @@ def test_one_stage_without_room_leaves_no_reservation_on_the_others(
     with channel_to(address_of(mesh, nodes[1]), other, Role.EXECUTOR, nodes[1]) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         fill = executor_pb2.OpenGenerationRequest(
-            deployment="stop", generation=7, max_tokens=8000, stop_position=8000, time_to_live={"seconds": 60}
+            deployment="stop",
+            generation=7,
+            max_tokens=8000,
+            stop_position=8000,
+            time_to_live={"seconds": 60},
+            stage_index=1,
+            epoch=1,
+            prompt_tokens=5,
+            pipeline=pipeline_through(mesh, nodes),
         )
         stub.OpenGeneration(fill, timeout=10)
         for _ in range(12):
@@ -176,7 +185,8 @@ def test_one_stage_without_room_leaves_no_reservation_on_the_others(
                 mesh.generate("stop", model.prompt(5), max_new_tokens=1000)
             assert refused.value.metadata["node"] == nodes[1]
             expect_idle(mesh, "stop", [nodes[0], nodes[2]])
-        stub.CloseGeneration(executor_pb2.CloseGenerationRequest(deployment="stop", generation=7), timeout=10)
+        close = executor_pb2.CloseGenerationRequest(deployment="stop", generation=7, stage_index=1)
+        stub.CloseGeneration(close, timeout=10)
     expect_idle(mesh, "stop", nodes)
 
 
@@ -188,7 +198,14 @@ def test_a_generation_whose_gateway_is_silent_is_freed_when_its_time_is_over(
     with channel_to(address_of(mesh, nodes[0]), other, Role.EXECUTOR, nodes[0]) as channel:
         stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         request = executor_pb2.OpenGenerationRequest(
-            deployment="stop", generation=8, max_tokens=100, stop_position=100, time_to_live={"nanos": 500_000_000}
+            deployment="stop",
+            generation=8,
+            max_tokens=100,
+            stop_position=100,
+            time_to_live={"nanos": 500_000_000},
+            epoch=1,
+            prompt_tokens=5,
+            pipeline=pipeline_through(mesh, nodes),
         )
         answer = stub.OpenGeneration(request, timeout=10)
         assert answer.reserved_bytes > 0

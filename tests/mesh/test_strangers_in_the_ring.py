@@ -28,6 +28,7 @@ from tests.mesh.support import (
     deployed,
     expect_idle,
     nodes_of,
+    pipeline_through,
     stages_on,
     tokens_of,
 )
@@ -68,10 +69,6 @@ async def session_to(mesh: Mesh, node: str, identity: Identity) -> AsyncIterator
 async def received(session: Session) -> Received:
     async with asyncio.timeout(WITHIN_S):
         return await session.receive()
-
-
-def pipeline_through(mesh: Mesh, nodes: Sequence[str]) -> list[executor_pb2.PeerAddress]:
-    return [executor_pb2.PeerAddress(role="executor", name=node, address=address_of(mesh, node)) for node in nodes]
 
 
 def open_own(mesh: Mesh, nodes: Sequence[str], stage: int, gateway: Identity, number: int = NUMBER, **how: Any) -> None:

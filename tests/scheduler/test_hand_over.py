@@ -105,6 +105,7 @@ def sky(sets_s: float) -> ContactPlan:
     return ContactPlan(0.0, 1000.0, contacts)
 
 
+@pytest.mark.soak
 def test_a_satellite_that_sets_hands_its_stage_over(tmp_path: Path, tiny: Model) -> None:
     """Real processes: the successor is named ahead, and takes the place though scheduler and gateway were killed."""
     with Mesh.local(nodes=3, contacts=sky(800), time_factor=2.0, directory=tmp_path / "mesh") as mesh:
