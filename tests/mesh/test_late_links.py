@@ -122,8 +122,9 @@ def test_a_link_that_is_cut_for_a_moment_costs_time_and_no_token(late: Mesh, mod
     assert said[:20] == model.answer(model.prompt(6), 20)
     assert len(said) == 40
     expect_idle(late, "late", pipeline)
-    # What is sent again is what was under way, at most a step; the rest is a handshake of the new connection.
-    assert carried(late, a, b) - before - usual <= usual + 20_000
+    # What is sent again is what was under way, at most a step; the rest are handshakes: sessions and calls both ways
+    # connect anew, each with certificates of both ends.
+    assert carried(late, a, b) - before - usual <= usual + 60_000
 
 
 def carried(mesh: Mesh, a: str, b: str) -> int:
