@@ -19,6 +19,8 @@ NPM ?= $(shell command -v npm 2>/dev/null)
 SEEDS ?= 2000
 # More for pytest: `make test ARGS="-k planner -x"`.
 ARGS ?=
+# How the tests are spread: one file at a time on each core; `make test SIDE_BY_SIDE=` runs one after the other.
+SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 4 --dist loadfile
 # Machine-readable output of `make demo` and `make bench`: JSON=1.
 JSON ?=
 # Which bench: `make bench NAME=hop`.
@@ -86,7 +88,7 @@ protos-baseline: $(INSTALLED)  ## renew protos/baseline although it breaks clien
 
 .PHONY: test
 test: $(INSTALLED)  ## the whole test suite; ARGS="-k planner" for a part
-	$(BIN)/python -m pytest -m "not soak and not compose and not buf" $(ARGS)
+	$(BIN)/python -m pytest -m "not soak and not compose and not buf" $(SIDE_BY_SIDE) $(ARGS)
 
 .PHONY: soak
 soak: $(INSTALLED)  ## the long versions of the tests; SEEDS=10000 for more runs of the simulations

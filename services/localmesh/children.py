@@ -10,6 +10,7 @@ import signal
 import sys
 from collections import deque
 from pathlib import Path
+from typing import Protocol
 
 from orbitmesh.errors import InternalError, TransportError
 
@@ -24,7 +25,7 @@ LINE_BYTES = 1 << 20
 PR_SET_PDEATHSIG = 1
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """Linux ends the child when its parent is gone, however that happened."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -32,12 +33,51 @@ def _die_with_parent() -> None:
     os.setpgrp()
 
 
-class Child:
-    """A service that was started."""
+def child_environment(threads: int) -> dict[str, str]:
+    """The environment of a service whose computations take `threads` threads."""
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "GRPC_VERBOSITY": "NONE"}
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
+
+class Process(Protocol):
+    """What is asked of a process, whoever its parent is."""
+
+    @property
+    def pid(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def returncode(self) -> int | None:
+        """Its exit code; None while it runs."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        ...
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        ...
+
+    async def wait(self) -> int:
+        """Waits for its end."""
+        ...
+
+
+class Child:
+    """A service that was started.
+
+    Args:
+        name: The service's name.
+        process: Its process.
+        said: What it writes to its standard error.
+        log: The file that keeps that.
+    """
+
+    def __init__(self, name: str, process: Process, said: asyncio.StreamReader, log: Path) -> None:
         self.name = name
         self.process = process
+        self._said = said
         self._log = log
         self._lines: deque[str] = deque(maxlen=LINES_KEPT)
         self._address: asyncio.Future[str] = asyncio.get_running_loop().create_future()
@@ -46,7 +86,6 @@ class Child:
     @classmethod
     async def start(cls, name: str, arguments: list[str], log: Path, threads: int) -> Child:
         """Starts `python -m ARGUMENTS`."""
-        environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "GRPC_VERBOSITY": "NONE"}
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -55,10 +94,12 @@ class Child:
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             limit=LINE_BYTES,
-            env=environment,
-            preexec_fn=_die_with_parent,
+            env=child_environment(threads),
+            preexec_fn=die_with_parent,
         )
-        return cls(name, process, log)
+        if process.stderr is None:
+            raise InternalError("a child was started without a pipe for its log")
+        return cls(name, process, process.stderr, log)
 
     async def address(self) -> str:
         """host:port where it listens.
@@ -88,11 +129,8 @@ class Child:
         await asyncio.gather(self._reader, return_exceptions=True)
 
     async def _read(self) -> None:
-        stream = self.process.stderr
-        if stream is None:
-            raise InternalError("a child was started without a pipe for its log")
         with self._log.open("ab") as log:
-            while line := await stream.readline():
+            while line := await self._said.readline():
                 log.write(line)
                 log.flush()
                 text = line.decode("utf-8", "replace").rstrip()

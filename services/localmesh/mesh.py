@@ -18,6 +18,7 @@ from orbitmesh.trust import Role, init_mesh, issue, load_identity
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.links import LinksProcess, RelaySpec, Shape
 from services.localmesh.children import Child
+from services.localmesh.forks import SUPPORTED, Forks
 from services.localmesh.sky import Sky
 from services.localmesh.topology import SERVICES, MeshSpec, Way, grounds, role, ways
 
@@ -31,6 +32,8 @@ NOWHERE = "127.0.0.1:9"
 """Where a relay leads until its target listens."""
 NO_CONTACT = "no contact"
 """The relay, cut for ever, that stands for all ways between places that never meet."""
+EXECUTORS_IMPORT = ("services.executor.server", "services.executor.node", "services.executor.measures")
+"""What every executor imports, torch and transformers with it: the process that they are forked from has it ready."""
 ANY_PORT = "127.0.0.1:0"
 """Where a service listens that is to choose a port."""
 
@@ -53,6 +56,7 @@ class LocalMesh:
         self._children: dict[str, Child] = {}
         self._addresses: dict[str, str] = {}
         self._links: LinksProcess | None = None
+        self._forks: Forks | None = None
         self._relays: dict[tuple[str, str], str] = {}
         self._never: set[tuple[str, str]] = set()
         self._sky: Sky | None = None
@@ -67,6 +71,10 @@ class LocalMesh:
             self._sky = await asyncio.to_thread(Sky, self.spec, self.directory)
             for warning in self._sky.warnings:
                 self._tell({"event": "warning", "what": warning})
+        logs = self.directory / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        if SUPPORTED:
+            self._forks = await Forks.start(EXECUTORS_IMPORT, logs / "executors.log", self.spec.torch_threads)
         await asyncio.to_thread(self._identities)
         await self._start_links()
         self._tell({"event": "starting", "what": "scheduler"})
@@ -135,6 +143,8 @@ class LocalMesh:
         gateway, scheduler = self._children.pop("gateway", None), self._children.pop("scheduler", None)
         for group in ([gateway], list(self._children.values()), [scheduler]):
             await asyncio.gather(*(child.stop() for child in group if child is not None))
+        if self._forks is not None:
+            await self._forks.close()
         if self._links is not None:
             await self._links.close()
         if self._temporary:
@@ -150,7 +160,6 @@ class LocalMesh:
         wanted = [(role(name), name) for name in ("scheduler", "gateway", *self.spec.node_names)]
         for name_role, name in [*wanted, ("client", "local"), ("operator", "local")]:
             issue(ca, name_role, name, self._identity(name_role, name), IDENTITY_LIFE)
-        (self.directory / "logs").mkdir(exist_ok=True)
 
     async def _start_links(self) -> None:
         found = ways(self.spec) if self._sky is None else self._sky.ways
@@ -199,9 +208,11 @@ class LocalMesh:
                 )
 
     async def _start_child(self, name: str) -> None:
-        child = await Child.start(
-            name, self._arguments(name), self.directory / "logs" / f"{name}.log", self.spec.torch_threads
-        )
+        log = self.directory / "logs" / f"{name}.log"
+        if self._forks is not None and role(name) == "executor":
+            child = Child(name, *await self._forks.fork(self._arguments(name)), log)
+        else:
+            child = await Child.start(name, self._arguments(name), log, self.spec.torch_threads)
         self._children[name] = child
         self._addresses[name] = await child.address()
         for source, target in self._relays:

@@ -191,6 +191,7 @@ def test_a_second_stream_of_the_same_name_sees_the_same_generation(fragile: Mesh
         assert take(third, LONG - 100) == expected[100:]
         assert take(second, LONG) == expected
         assert take(first, LONG - 5) == expected[5:]
+        assert [take(call, 1) for call in (first, second, third)] == [[], [], []], "they end"
     expect_idle(fragile, "ctl", pipeline_of(fragile, "ctl"))
 
 

@@ -21,6 +21,8 @@ KV_TOKENS = 256
 
 @pytest.fixture
 def scheduler(mesh: Mesh, tmp_path: Path) -> Iterator[Scheduler]:
+    # Those that the test before has killed and started again have not all joined yet.
+    until(lambda: all(node.up for node in mesh.nodes()), "all nodes are up")
     with scheduler_of(mesh, tmp_path) as scheduler:
         yield scheduler
 

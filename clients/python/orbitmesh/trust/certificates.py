@@ -248,8 +248,9 @@ def stamp(moment: datetime) -> str:
 
 def _check_issuer(certificate: x509.Certificate, ca: x509.Certificate) -> None:
     try:
-        # The byte before the signature counts the unused bits of its BIT STRING. No signature covers it and parsers take a
-        # 1 there where the last bit is 0, so two encodings of one certificate would pass; DER of whole bytes has a 0.
+        # The byte before the signature counts the unused bits of its BIT STRING. No signature covers it and parsers
+        # take a 1 there where the last bit is 0, so two encodings of one certificate would pass; DER of whole bytes
+        # has a 0.
         if certificate.public_bytes(Encoding.DER)[-len(certificate.signature) - 1] != 0:
             raise InvalidSignature
         certificate.verify_directly_issued_by(ca)

@@ -1,0 +1,90 @@
+"""Services that are forked from one process behave as processes of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from orbitmesh.errors import TransportError
+from services.localmesh.forks import SUPPORTED, Forks
+
+pytestmark = pytest.mark.skipif(not SUPPORTED, reason="processes are forked on Linux only")
+
+SLEEPER = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
+sys.stderr.write(f"{__name__} {sys.argv[1:]} {os.getpgrp() == os.getpid()} {'json.tool' in sys.modules}\\n")
+sys.stderr.flush()
+time.sleep(60)
+"""
+
+
+@pytest_asyncio.fixture
+async def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Forks]:
+    (tmp_path / "sleeper.py").write_text(SLEEPER)
+    (tmp_path / "faulty.py").write_text("raise ValueError('on purpose')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    started = await Forks.start(("json.tool",), tmp_path / "forks.log", 1)
+    yield started
+    await started.close()
+
+
+def command_line(pid: int) -> list[bytes]:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
+
+
+async def test_a_child_runs_the_module_with_its_arguments(forks: Forks) -> None:
+    """It is `__main__`, leads its own process group, and finds what was imported."""
+    process, said = await forks.fork(["sleeper", "--name", "sat-1"])
+    assert await said.readline() == b"__main__ ['--name', 'sat-1'] True True\n"
+    assert command_line(process.pid)[1:] == [b"-m", b"sleeper", b"--name", b"sat-1"]
+    assert process.returncode is None
+    process.terminate()
+    assert await process.wait() == process.returncode == 7
+    process.terminate()  # too late is no error
+    assert await said.read() == b""
+
+
+async def test_a_kill_is_reported_as_a_signal_whoever_sent_it(forks: Forks) -> None:
+    """Also one that did not come from the supervisor."""
+    (ours, _), (theirs, said) = await asyncio.gather(forks.fork(["sleeper"]), forks.fork(["sleeper"]))
+    ours.kill()
+    await said.readline()
+    os.kill(theirs.pid, signal.SIGKILL)
+    assert await ours.wait() == await theirs.wait() == -signal.SIGKILL
+
+
+async def test_an_error_is_in_its_log_and_its_exit_code(forks: Forks) -> None:
+    """As Python would do it."""
+    process, said = await forks.fork(["faulty"])
+    assert b"ValueError: on purpose" in await said.read()
+    assert await process.wait() == 1
+    process, said = await forks.fork(["no.such.module"])
+    assert b"No module named 'no'" in await said.read()
+    assert await process.wait() == 1
+
+
+async def test_children_end_with_their_server(forks: Forks) -> None:
+    """No orphan stays, and who asks for another child hears why there is none."""
+    process, said = await forks.fork(["sleeper"])
+    await said.readline()
+    os.kill(forks.pid, signal.SIGKILL)
+    assert await said.read() == b""
+    assert await process.wait() == -signal.SIGKILL
+    with pytest.raises(TransportError, match=r"forks\.log"):
+        await forks.fork(["sleeper"])
+
+
+async def test_a_module_that_cannot_be_imported_ends_the_server(tmp_path: Path) -> None:
+    """Its log says which."""
+    forks = await Forks.start(("no.such.module",), tmp_path / "forks.log", 1)
+    with pytest.raises(TransportError, match=r"forks\.log"):
+        await forks.fork(["json.tool"])
+    await forks.close()
+    assert "No module named 'no'" in (tmp_path / "forks.log").read_text()
