@@ -129,9 +129,9 @@ def is_idle(mesh: Mesh, name: str, nodes: Sequence[str]) -> bool:
     return all(stage.generations == 0 and stage.kv_free_bytes == stage.kv_budget_bytes > 0 for stage in stages)
 
 
-def expect_idle(mesh: Mesh, name: str, nodes: Sequence[str]) -> None:
+def expect_idle(mesh: Mesh, name: str, nodes: Sequence[str], within_s: float = WITHIN_S) -> None:
     """Waits until no node holds anything of any generation."""
-    until(lambda: is_idle(mesh, name, nodes), f"{name} is idle on {', '.join(nodes)}")
+    until(lambda: is_idle(mesh, name, nodes), f"{name} is idle on {', '.join(nodes)}", within_s)
 
 
 def nodes_of(deployment: Any) -> list[str]:

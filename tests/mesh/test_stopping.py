@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from orbitmesh import AsyncMesh, Mesh
+from orbitmesh._requests import LINGER_S
 from orbitmesh.errors import CancelledError_, CapacityError, DeadlineError
 from orbitmesh.trust import Role, issue
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
@@ -111,7 +112,7 @@ async def test_a_cancelled_task_stops_every_node(mesh: Mesh, model: Model, nodes
 
 
 def test_a_client_that_is_killed_stops_every_node(mesh: Mesh, model: Model, nodes: list[str]) -> None:
-    """SIGKILL: the client says no goodbye; its connection is gone and so is its work."""
+    """SIGKILL: the client says no goodbye; the gateway waits for its return as long as it said, and not longer."""
     program = (
         "import sys; from orbitmesh import Mesh\n"
         "with Mesh.connect(sys.argv[1], identity=sys.argv[2]) as mesh:\n"
@@ -123,7 +124,7 @@ def test_a_client_that_is_killed_stops_every_node(mesh: Mesh, model: Model, node
         assert client.stdout is not None
         assert int(client.stdout.readline()) == model.answer(model.prompt(5), 1)[0]
         os.kill(client.pid, signal.SIGKILL)
-    expect_idle(mesh, "stop", nodes)
+    expect_idle(mesh, "stop", nodes, LINGER_S + 20)
     until(lambda: mesh.status().generations == 0, "the gateway runs nothing")
 
 

@@ -13,6 +13,7 @@ import pytest
 from orbitmesh import Mesh
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.v1 import scheduler_pb2
+from services.scheduler.holdings import SUSPECT_S
 from tests.mesh.support import Model, deployed, stages_on, until
 from tests.scheduler.conftest import Scheduler, nodes, scheduler_of, standbys
 
@@ -22,16 +23,21 @@ KV_TOKENS = 256
 @pytest.fixture
 def scheduler(mesh: Mesh, tmp_path: Path) -> Iterator[Scheduler]:
     # Those that the test before has killed and started again have not all joined yet.
-    until(lambda: all(node.up for node in mesh.nodes()), "all nodes are up")
+    until(lambda: all(node.state == "up" for node in mesh.nodes()), "all nodes are up")
     with scheduler_of(mesh, tmp_path) as scheduler:
         yield scheduler
+
+
+def with_standbys(scheduler: Scheduler, name: str) -> scheduler_pb2.Deployment:
+    """A deployment of two stages once both have a standby: nodes that a test before made suspect give none at first."""
+    until(lambda: set(standbys(scheduler.deployment(name))) == {0, 1}, "both have a standby", SUSPECT_S + 10)
+    return scheduler.deployment(name)
 
 
 def test_a_warm_standby_takes_the_place_at_once_and_is_refilled(mesh: Mesh, scheduler: Scheduler, tiny: Model) -> None:
     """The first message has it; a repetition changes nothing; a new standby is loaded elsewhere, unasked."""
     with deployed(mesh, tiny, "warm", stages=2, standbys=1, kv_tokens=KV_TOKENS):
-        before = scheduler.deployment("warm")
-        assert set(standbys(before)) == {0, 1}
+        before = with_standbys(scheduler, "warm")
         assert not set(standbys(before).values()) & set(nodes(before)), "nodes outside the pipeline come first"
         for index, node in standbys(before).items():
             assert "warm" in stages_on(mesh, node)
@@ -128,7 +134,7 @@ def test_a_killed_node_leaves_its_deployment_ready_while_a_standby_waits_and_com
 ) -> None:
     """The loss is said in words; after the replacement the node that comes back gets no place but stands by."""
     with deployed(mesh, tiny, "kept", stages=2, standbys=1, kv_tokens=KV_TOKENS):
-        before = scheduler.deployment("kept")
+        before = with_standbys(scheduler, "kept")
         lost = next(node for node in nodes(before) if node != "ground-1")
         index = nodes(before).index(lost)
         mesh.local.kill(lost)
