@@ -16,10 +16,14 @@ from pathlib import Path
 
 from orbitmesh.contacts import Contact, ContactPlan, LatencyPoint
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from services.scheduler.routes import Router
+from generate import machine  # noqa: E402 - the paths come first
 
+from services.scheduler.routes import Router  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results" / "routes.json"
 SIZES = (400, 10_000, 200_000)
 NODES = 60
 QUERIES = 300
@@ -69,11 +73,14 @@ def measure(contacts: int) -> dict[str, float]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--json", action="store_true", help=f"write {RESULTS.relative_to(ROOT)} and print it")
     arguments = parser.parse_args()
+    on = machine()
     rows = [measure(size) for size in SIZES]
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        found = {"command": "python bench/routes.py --json", "machine": on, "rows": rows}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        print(json.dumps(found, indent=1))
         return
     for row in rows:
         print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))

@@ -17,13 +17,17 @@ from pathlib import Path
 from orbitmesh.contacts import Contact, ContactPlan, LatencyPoint
 from orbitmesh.errors import InfeasiblePlanError
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
-from services.scheduler.costs import Objective, PlanModel, PlanNode
-from services.scheduler.sky_plan import plan_with_sky
-from services.scheduler.sky_walk import Scene, Work
-from services.scheduler.windows import Sky
+from generate import machine  # noqa: E402 - the paths come first
 
+from services.scheduler.costs import Objective, PlanModel, PlanNode  # noqa: E402
+from services.scheduler.sky_plan import plan_with_sky  # noqa: E402
+from services.scheduler.sky_walk import Scene, Work  # noqa: E402
+from services.scheduler.windows import Sky  # noqa: E402
+
+RESULTS = ROOT / "bench" / "results" / "sky_plan.json"
 LAYERS = 80
 SPAN_S = 6 * 3600.0
 SEEDS = 5
@@ -88,11 +92,14 @@ def measure(count: int) -> dict[str, float]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    parser.add_argument("--json", action="store_true", help=f"write {RESULTS.relative_to(ROOT)} and print it")
     arguments = parser.parse_args()
+    on = machine()
     rows = [measure(count) for count in SIZES]
     if arguments.json:
-        print(json.dumps(rows, indent=2))
+        found = {"command": "python bench/sky_plan.py --json", "machine": on, "rows": rows}
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+        print(json.dumps(found, indent=1))
         return
     for row in rows:
         print("  ".join(f"{key} {value:.4g}" for key, value in row.items()))

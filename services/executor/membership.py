@@ -110,13 +110,12 @@ class Membership:
 
     async def _measure(self, peer: executor_pb2.PeerAddress) -> None:
         """Some small probes for the round trip, then one large one whose extra time gives the rate."""
-        stub = executor_pb2_grpc.ExecutorServiceStub(self._node.channels.get(Role.EXECUTOR, peer.name, peer.address))
         payload = bytes(RATE_PROBE_BYTES)
         try:
-            await stub.Probe(executor_pb2.ProbeRequest(), timeout=PROBE_DEADLINE_S)  # pays for the handshake
-            round_trips = [await self._timed(stub, b"") for _ in range(RTT_PROBES)]
-            await self._timed(stub, payload)  # opens the congestion window
-            long = min(await self._timed(stub, payload), await self._timed(stub, payload))
+            await self._timed(peer, b"")  # pays for the handshake
+            round_trips = [await self._timed(peer, b"") for _ in range(RTT_PROBES)]
+            await self._timed(peer, payload)  # opens the congestion window
+            long = min(await self._timed(peer, payload), await self._timed(peer, payload))
         except (grpc.RpcError, MeshError) as error:
             detail = map_rpc_error(error).message if isinstance(error, grpc.RpcError) else error.message
             if self._node.links.failed(peer.name):
@@ -125,8 +124,10 @@ class Membership:
             self._node.links.measured(peer.name, round_trips, long)
             self._beat.set()
 
-    @staticmethod
-    async def _timed(stub: executor_pb2_grpc.ExecutorServiceStub, payload: bytes) -> float:
+    async def _timed(self, peer: executor_pb2.PeerAddress, payload: bytes) -> float:
+        # Asked for each time: between two probes the connection may be retired, and calls on it would be misuse.
+        channel = self._node.channels.get(Role.EXECUTOR, peer.name, peer.address)
+        stub = executor_pb2_grpc.ExecutorServiceStub(channel)
         began = time.perf_counter()
         await stub.Probe(executor_pb2.ProbeRequest(payload=payload), timeout=PROBE_DEADLINE_S)
         return time.perf_counter() - began

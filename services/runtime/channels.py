@@ -91,6 +91,9 @@ class ChannelPool:
     def get(self, role: Role, name: str, address: str, via: Iterable[AnyHop] = ()) -> grpc.aio.Channel:
         """The connection to a peer; it connects at the first call.
 
+        Call on it at once, and ask again for the next call: a connection that was retired meanwhile takes no new calls
+        (`grpc.aio.UsageError`), and certificates are renewed and peers move at any moment.
+
         Another address than before, or other relays, open another connection and retire the old one. The direct
         connection and the one through relays are kept side by side.
 
