@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import grpc
 
-from orbitmesh.errors import MeshError, NodeLostError
+from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2
@@ -52,7 +52,15 @@ class Executors:
         self._holdings.coming(place, deployment.plan.stages[index].memory_bytes)
         began_s = time.monotonic()
         try:
-            stage = await self._load(message, target, tell)
+            try:
+                stage = await self._load(message, target, tell)
+            except InvalidInputError as error:
+                if error.reason != "ALREADY_EXISTS":
+                    raise
+                # Left over from a deleted deployment of the same name: a name is taken once, so nobody wants it.
+                await self.unload(deployment.name, target, [index])
+                self._holdings.coming(place, deployment.plan.stages[index].memory_bytes)
+                stage = await self._load(message, target, tell)
         except BaseException:
             self._holdings.gone(place)
             raise

@@ -14,7 +14,7 @@ from orbitmesh import Mesh
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.v1 import scheduler_pb2
 from services.scheduler.holdings import SUSPECT_S
-from tests.mesh.support import Model, deployed, stages_on, until
+from tests.mesh.support import Model, deployed, stages_on, tokens_of, until
 from tests.scheduler.conftest import Scheduler, nodes, scheduler_of, standbys
 
 KV_TOKENS = 256
@@ -146,3 +146,16 @@ def test_a_killed_node_leaves_its_deployment_ready_while_a_standby_waits_and_com
         until(lambda: set(standbys(scheduler.deployment("kept"))) == {0, 1}, "both stages have a standby again")
         assert nodes(scheduler.deployment("kept")) == nodes(answers[-1].deployment), "nothing moves back by itself"
         assert scheduler.deployment("kept").failure == ""
+
+
+def test_a_name_is_free_again_although_a_node_still_holds_a_stage_of_the_one_before(
+    mesh: Mesh, scheduler: Scheduler, tiny: Model
+) -> None:
+    """A deployment was taken down while a node that had lost its place in it still held its stage."""
+    with deployed(mesh, tiny, "again", stages=2, nodes=["sat-1", "sat-2", "sat-3"], kv_tokens=KV_TOKENS):
+        old = nodes(scheduler.deployment("again"))[0]
+        scheduler.replace("again", 0, old)
+    assert stages_on(mesh, old)["again"].layer_stop < tiny.layers
+    with deployed(mesh, tiny, "again", stages=1, nodes=[old], kv_tokens=KV_TOKENS):
+        assert stages_on(mesh, old)["again"].layer_stop == tiny.layers
+        assert tokens_of(mesh, "again", [1, 2, 3], 5) == tiny.answer([1, 2, 3], 5)
