@@ -12,8 +12,8 @@ Meshes of real processes on this machine; the model is the shipped one where not
 - windows: an answer over windows of 8 minutes up and 10 down (`--long`: 85 down) at 60x.
 
 Figures are medians with minimum and maximum, in seconds where nothing else is said; every round is in the JSON. It ends
-with the goals and whether they were met. `--json` also writes bench/results/recovery.json. `--long` also takes the
-journal's bigger model.
+with the goals and whether they were met. `--json` also writes bench/results/recovery.json, where parts that are not
+measured stay as they were. `--long` also takes the journal's bigger model.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ def measure(arguments: argparse.Namespace, tell: Callable[[str], None]) -> dict[
         found[part] = cases[part]()
         found[part]["took_s"] = time.monotonic() - began_s
         found[part]["load"] = [before, os.getloadavg()[0]]
+        found[part]["command"] = shlex.join(["python", "bench/recovery.py", *sys.argv[1:]])
+        found[part]["machine"] = machine()
     return found
 
 
@@ -97,16 +99,13 @@ def main() -> int:
     parser.add_argument("--long", action="store_true", help="85 minutes between windows; the journal's bigger model")
     parser.add_argument("--seed", type=int, default=SEED, help="of the tokens at which nodes are struck")
     arguments = parser.parse_args()
-    result: dict[str, Any] = {
-        "command": shlex.join(["python", "bench/recovery.py", *sys.argv[1:]]),
-        "machine": machine(),
-        "rounds": arguments.rounds,
-        "seed": arguments.seed,
-    }
     found = measure(arguments, lambda text: print(text, file=sys.stderr, flush=True))
-    result = {**result, "goals": goals(found), **found}
+    result: dict[str, Any] = {"goals": goals(found), **found}
     if arguments.json:
-        RESULTS.parent.mkdir(exist_ok=True)
+        if RESULTS.exists():
+            before = json.loads(RESULTS.read_text())
+            found = {part: {**before, **found}[part] for part in PARTS if part in before or part in found}
+            result = {"goals": goals(found), **found}
         RESULTS.write_text(json.dumps(result, indent=1) + "\n")
         print(json.dumps(result, indent=1))
         return 0
