@@ -1,0 +1,228 @@
+"""One round of a training run as pure transitions: who is to contribute, who has, who will not, and what follows.
+
+A round is OPEN while contributions come in. It becomes READY when nobody more is waited for and enough have come, or
+STUCK when nobody more is waited for and too few have: then it says why, keeps what it has, and opens again when a node
+that was given up comes back. A READY round becomes DONE when its sum is in the model.
+
+Time is counted in seconds of contact without progress, node by node: a node that is out of sight loses none, and none
+is lost while bytes arrive. Everything that is told comes as one of the events below; the state is a value that can be
+written down, and a process that starts anew goes on from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+
+from orbitmesh.errors import InvalidInputError
+
+COHORT_MAX = 1024
+"""How many nodes a round may have."""
+
+
+class Phase(Enum):
+    """Where a round stands."""
+
+    OPEN = "open"
+    READY = "ready"
+    STUCK = "stuck"
+    DONE = "done"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A contribution that is durable."""
+
+    digest: str
+    """SHA-256 of its encoded spans, hex."""
+    examples: int
+    """How many examples it was computed from: its weight in the mean."""
+    size_bytes: int
+    """Its encoded spans."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A contribution became durable."""
+
+    node: str
+    round_index: int
+    stored: Stored
+
+
+@dataclass(frozen=True, slots=True)
+class GivenUp:
+    """A node will not contribute: it refused, or what it sent was refused."""
+
+    node: str
+    round_index: int
+    reason: str
+    """A key of the table of reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes of a node moved, or it trained on."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class Contact:
+    """A node was in contact for so long since it was last told of, in seconds."""
+
+    node: str
+    contact_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Summed:
+    """The sum of a READY round is durable in the model."""
+
+    round_index: int
+
+
+Event = Arrived | GivenUp | Progress | Contact | Summed
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's state."""
+
+    index: int
+    """Which, from 0."""
+    cohort: tuple[str, ...]
+    """The nodes that were asked, in order."""
+    quorum: int
+    """How many contributions it takes at the least."""
+    patience_s: float
+    """Seconds of contact without progress after which a node is given up."""
+    stored: Mapping[str, Stored] = field(default_factory=lambda: MappingProxyType({}))
+    """The contributions that are durable, by node."""
+    given_up: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """The nodes that are not waited for, with the reason."""
+    idle_s: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    """Seconds of contact without progress, by node."""
+    done: bool = False
+    """Whether its sum is in the model."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quorum <= len(self.cohort) <= COHORT_MAX or len({*self.cohort}) != len(self.cohort):
+            raise InvalidInputError(
+                f"a round takes 1 to {COHORT_MAX} different nodes and a quorum of at most as many, not "
+                f"{len(self.cohort)} nodes ({len({*self.cohort})} different) and a quorum of {self.quorum}"
+            )
+
+    @property
+    def waiting(self) -> tuple[str, ...]:
+        """The nodes that may still contribute, in order."""
+        return tuple(node for node in self.cohort if node not in self.stored and node not in self.given_up)
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands; follows from the rest."""
+        if self.done:
+            return Phase.DONE
+        if self.waiting:
+            return Phase.OPEN
+        return Phase.READY if len(self.stored) >= self.quorum else Phase.STUCK
+
+    @property
+    def why_stuck(self) -> str:
+        """What is missing, for people; empty where nothing is."""
+        if self.phase is not Phase.STUCK:
+            return ""
+        lost = ", ".join(f"{node} ({reason})" for node, reason in self.given_up.items())
+        return f"round {self.index} has {len(self.stored)} contributions and needs {self.quorum}; given up: {lost}"
+
+
+def advance(state: Round, event: Event) -> Round:
+    """The state after an event.
+
+    A contribution that comes again is no news; what comes for a round that is done changes nothing, so that whoever
+    repeats an event after a crash is safe.
+
+    Raises:
+        InvalidInputError: `STALE_ROUND` for another round; `NOT_IN_COHORT`; `CONTRIBUTION_REPLAYED` where a node
+            contributes something else than before.
+    """
+    match event:
+        case Arrived(node, index, stored):
+            _check(state, node, index)
+            return _arrived(state, node, stored)
+        case GivenUp(node, index, reason):
+            _check(state, node, index)
+            if state.done or node in state.stored:
+                return state
+            return replace(state, given_up=MappingProxyType({**state.given_up, node: reason}))
+        case Progress(node):
+            return _progressed(state, node)
+        case Contact(node, contact_s):
+            return _in_contact(state, node, contact_s)
+        case Summed(index):
+            if index != state.index or state.phase not in (Phase.READY, Phase.DONE):
+                raise InvalidInputError(f"round {state.index} is {state.phase.value}: no sum of round {index} is due")
+            return replace(state, done=True)
+
+
+def _check(state: Round, node: str, index: int) -> None:
+    if index != state.index:
+        raise InvalidInputError(
+            f"{node} speaks of round {index}; the run is in round {state.index}",
+            reason="STALE_ROUND",
+            metadata={"node": node, "round": index, "current": state.index},
+        )
+    if node not in state.cohort:
+        raise InvalidInputError(
+            f"{node} is not in the cohort of round {index}", reason="NOT_IN_COHORT", metadata={"node": node}
+        )
+
+
+def _arrived(state: Round, node: str, stored: Stored) -> Round:
+    before = state.stored.get(node)
+    if before is not None:
+        if before == stored:
+            return state
+        raise InvalidInputError(
+            f"{node} has contributed to round {state.index} already, something else",
+            reason="CONTRIBUTION_REPLAYED",
+            metadata={"node": node, "round": state.index},
+        )
+    if state.phase in (Phase.READY, Phase.DONE):
+        # The sum may be under way without it: counting it now would make the sum depend on timing.
+        raise InvalidInputError(
+            f"round {state.index} is closed: {node} came too late",
+            reason="STALE_ROUND",
+            metadata={"node": node, "round": state.index, "current": state.index},
+        )
+    if stored.examples <= 0:
+        raise InvalidInputError(f"{node} contributes {stored.examples} examples; at least one is needed")
+    given_up = {each: reason for each, reason in state.given_up.items() if each != node}
+    return replace(
+        state,
+        stored=MappingProxyType({**state.stored, node: stored}),
+        given_up=MappingProxyType(given_up),
+    )
+
+
+def _progressed(state: Round, node: str) -> Round:
+    if node not in state.cohort or state.phase in (Phase.READY, Phase.DONE):
+        return state
+    idle_s = {each: spent for each, spent in state.idle_s.items() if each != node}
+    # A node that was given up and moves again is waited for again, unless it was refused for what it sent.
+    given_up = {each: why for each, why in state.given_up.items() if each != node or why != "DEADLINE"}
+    return replace(state, idle_s=MappingProxyType(idle_s), given_up=MappingProxyType(given_up))
+
+
+def _in_contact(state: Round, node: str, contact_s: float) -> Round:
+    if contact_s < 0:
+        raise InvalidInputError(f"contact lasts {contact_s} s: it cannot be negative")
+    if node not in state.waiting:
+        return state
+    spent = state.idle_s.get(node, 0.0) + contact_s
+    state = replace(state, idle_s=MappingProxyType({**state.idle_s, node: spent}))
+    if spent <= state.patience_s:
+        return state
+    return replace(state, given_up=MappingProxyType({**state.given_up, node: "DEADLINE"}))
