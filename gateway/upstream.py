@@ -145,14 +145,15 @@ class Upstream:
         """The deployments as they are and whenever one changes, for as long as this process lives."""
         pause_s = WATCH_PAUSE_MIN_S
         while True:
-            stub = scheduler_pb2_grpc.SchedulerServiceStub(self.scheduler_channel())
             try:
+                stub = scheduler_pb2_grpc.SchedulerServiceStub(self.scheduler_channel())
                 async for answer in keep_status(stub.WatchDeployments(scheduler_pb2.WatchDeploymentsRequest())):
                     pause_s = WATCH_PAUSE_MIN_S
                     if not answer.deleted:
                         yield answer.deployment
-            except grpc.RpcError as error:
-                self._log.info("deployments_not_watched", detail=map_rpc_error(error).message)
+            except (grpc.RpcError, MeshError) as error:
+                told = map_rpc_error(error) if isinstance(error, grpc.RpcError) else error
+                self._log.info("deployments_not_watched", detail=told.message)
             await asyncio.sleep(pause_s)
             pause_s = min(WATCH_PAUSE_MAX_S, 2 * pause_s)
 

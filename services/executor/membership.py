@@ -57,9 +57,9 @@ class Membership:
         pause_s = 0.1
         while True:
             settings = self._node.settings
-            channel = self._node.channels.get(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
-            stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
             try:
+                channel = self._node.channels.get(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
+                stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
                 async for answer in keep_status(stub.Heartbeat(self._heartbeats())):
                     pause_s = 0.1
                     self._interval_s = answer.interval.ToNanoseconds() / 1e9 or HEARTBEAT_INTERVAL_S
@@ -67,10 +67,10 @@ class Membership:
                     self._peers = {peer.name: peer for peer in answer.peers}
                     if set(self._peers) - known:
                         self._node.links.wake()
-            except grpc.RpcError as error:
-                self._node.log.warning(
-                    "scheduler_out_of_reach", detail=map_rpc_error(error, address=settings.scheduler).message
-                )
+            except (grpc.RpcError, MeshError) as error:
+                # Also our own certificate that has run out: the node waits for a new one and goes on.
+                told = map_rpc_error(error, address=settings.scheduler) if isinstance(error, grpc.RpcError) else error
+                self._node.log.warning("scheduler_out_of_reach", detail=told.message)
             await asyncio.sleep(pause_s)
             pause_s = min(RECONNECT_MAX_S, pause_s * 2)
 
