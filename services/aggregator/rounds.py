@@ -12,9 +12,10 @@ written down, and a process that starts anew goes on from it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
+from typing import Any
 
 from orbitmesh.errors import InvalidInputError
 
@@ -226,3 +227,38 @@ def _in_contact(state: Round, node: str, contact_s: float) -> Round:
     if spent <= state.patience_s:
         return state
     return replace(state, given_up=MappingProxyType({**state.given_up, node: "DEADLINE"}))
+
+
+def to_json(state: Round) -> dict[str, object]:
+    """The state as JSON takes it, to be written down."""
+    return {
+        "index": state.index,
+        "cohort": list(state.cohort),
+        "quorum": state.quorum,
+        "patience_s": state.patience_s,
+        "stored": {node: asdict(each) for node, each in state.stored.items()},
+        "given_up": dict(state.given_up),
+        "idle_s": dict(state.idle_s),
+        "done": state.done,
+    }
+
+
+def from_json(written: Mapping[str, Any]) -> Round:
+    """What `to_json` wrote down.
+
+    Raises:
+        InvalidInputError: It is something else.
+    """
+    try:
+        return Round(
+            index=int(written["index"]),
+            cohort=tuple(written["cohort"]),
+            quorum=int(written["quorum"]),
+            patience_s=float(written["patience_s"]),
+            stored=MappingProxyType({node: Stored(**each) for node, each in written["stored"].items()}),
+            given_up=MappingProxyType(dict(written["given_up"])),
+            idle_s=MappingProxyType({node: float(spent) for node, spent in written["idle_s"].items()}),
+            done=bool(written["done"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InvalidInputError(f"this is no round as it was written down: {type(error).__name__}: {error}") from None

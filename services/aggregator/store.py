@@ -1,0 +1,230 @@
+"""Training runs on disk: what was asked, how far each is, and its weights. Durable on return of every call.
+
+A run's weights after round N are the file `RUN/N.weights`, float32, little-endian; the row of the run says which N
+counts. The file is on disk before the row says so, and the row says so before the contributions of the round are
+removed: whenever the process ends, either the round is summed again from the same contributions, with the same
+result, or it is over.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sqlite3
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.pack.store import write_durably
+from services.aggregator.rounds import Round, from_json, to_json
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE runs (
+    name TEXT PRIMARY KEY,
+    request_id TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    state TEXT NOT NULL,
+    why TEXT NOT NULL,
+    weights_round INTEGER NOT NULL,
+    strategy TEXT NOT NULL
+);
+CREATE TABLE rounds (
+    run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+    round INTEGER NOT NULL,
+    record TEXT NOT NULL,
+    report TEXT NOT NULL,
+    PRIMARY KEY (run, round)
+);
+"""
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+"""What a run may be called: it is also the name of its directory."""
+INITIAL = -1
+"""The `weights_round` of a run that has no weights yet."""
+
+Weights = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run as it is written down."""
+
+    name: str
+    """Its name."""
+    request_id: str
+    """The request that began it; the same one again begins nothing."""
+    spec: dict[str, Any]
+    """What was asked."""
+    state: str
+    """running, paused, done, cancelled or failed."""
+    why: str
+    """What it waits for, or why it ended; empty while all is well."""
+    weights_round: int
+    """The round whose sum its weights hold; -1 before the first weights, 0 for those that it began with."""
+    strategy: dict[str, Any]
+    """The state of its strategy after that round."""
+
+
+class RunStore:
+    """Runs of one aggregator in SQLite (write-ahead log, every commit synced) and files. Blocks; any thread."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._lock = threading.Lock()
+        self._db = sqlite3.connect(directory / "aggregator.sqlite", check_same_thread=False, isolation_level=None)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.execute("PRAGMA foreign_keys=ON")
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version == 0:
+            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        elif version != SCHEMA_VERSION:
+            raise InvalidInputError(
+                f"{directory / 'aggregator.sqlite'} has format {version}; this version reads {SCHEMA_VERSION}: start "
+                "the version that wrote it, or give another --state"
+            )
+
+    def begin(self, run: RunRecord) -> RunRecord:
+        """Writes a new run down; the one that is there where the same request began it.
+
+        Raises:
+            InvalidInputError: `ALREADY_EXISTS` where another request took the name; or it is no name.
+        """
+        if not NAME.fullmatch(run.name):
+            raise InvalidInputError(
+                f"{run.name[:80]!r} is no name of a run: 1 to 63 of a-z, 0-9 and -, a letter or digit first"
+            )
+        with self._lock:
+            found = self._find(run.name)
+            if found is None:
+                self._db.execute(
+                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        run.name, run.request_id, json.dumps(run.spec), run.state, run.why, run.weights_round,
+                        json.dumps(run.strategy),
+                    ),
+                )  # fmt: skip
+                return run
+        if found.request_id != run.request_id:
+            raise InvalidInputError(
+                f"there is a run {run.name!r} already ({found.state}): choose another name, or resume that one",
+                reason="ALREADY_EXISTS",
+                metadata={"run": run.name},
+            )
+        return found
+
+    def get(self, name: str) -> RunRecord:
+        """A run.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND` where there is none of that name.
+        """
+        with self._lock:
+            found = self._find(name)
+        if found is None:
+            known = ", ".join(run.name for run in self.all()) or "none"
+            raise InvalidInputError(f"there is no run {name!r}; there are: {known}", reason="NOT_FOUND")
+        return found
+
+    def all(self) -> list[RunRecord]:
+        """Every run, by name."""
+        with self._lock:
+            rows = self._db.execute("SELECT * FROM runs ORDER BY name").fetchall()
+        return [_record(row) for row in rows]
+
+    def set_state(self, name: str, state: str, why: str = "") -> None:
+        """Notes that a run goes on, waits or has ended."""
+        with self._lock:
+            self._db.execute("UPDATE runs SET state = ?, why = ? WHERE name = ?", (state, why, name))
+
+    def put_round(self, name: str, state: Round) -> None:
+        """Writes a round down as it is now."""
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO rounds (run, round, record, report) VALUES (?, ?, ?, '{}') "
+                "ON CONFLICT (run, round) DO UPDATE SET record = excluded.record",
+                (name, state.index, json.dumps(to_json(state))),
+            )
+
+    def rounds(self, name: str) -> list[tuple[Round, dict[str, Any]]]:
+        """The rounds of a run in order, each with what was reported of it."""
+        with self._lock:
+            asked = self._db.execute("SELECT record, report FROM rounds WHERE run = ? ORDER BY round", (name,))
+            rows = asked.fetchall()
+        return [(from_json(json.loads(record)), json.loads(report)) for record, report in rows]
+
+    def finish_round(
+        self, name: str, done: Round, weights: Weights, strategy: dict[str, Any], report: dict[str, Any]
+    ) -> None:
+        """Makes the sum of a round the run's weights, in one step with the strategy's state and the round's report.
+
+        Args:
+            name: The run.
+            done: The round, which is done.
+            weights: Shape (d,), float32.
+            strategy: The strategy's state, as JSON takes it.
+            report: Accuracy, bytes, and what else is shown of the round.
+        """
+        self.put_weights(name, done.index + 1, weights)
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                self._db.execute(
+                    "INSERT INTO rounds (run, round, record, report) VALUES (?, ?, ?, ?) ON CONFLICT (run, round) "
+                    "DO UPDATE SET record = excluded.record, report = excluded.report",
+                    (name, done.index, json.dumps(to_json(done)), json.dumps(report)),
+                )
+                self._db.execute(
+                    "UPDATE runs SET weights_round = ?, strategy = ? WHERE name = ?",
+                    (done.index + 1, json.dumps(strategy), name),
+                )
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+        for path in (self._directory / name).glob("*.weights"):
+            if path.stem.isdecimal() and int(path.stem) <= done.index:
+                path.unlink(missing_ok=True)
+
+    def put_weights(self, name: str, weights_round: int, weights: Weights) -> None:
+        """Writes weights down, which do not count before a row says so."""
+        if weights.dtype != np.float32 or weights.ndim != 1:
+            raise InvalidInputError(f"weights are one row of float32, not {weights.dtype} of shape {weights.shape}")
+        path = self._weights_path(name, weights_round)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, weights.astype("<f4", copy=False).tobytes())
+
+    def start_from(self, name: str, weights: Weights) -> None:
+        """Gives a run the weights that it begins with."""
+        self.put_weights(name, 0, weights)
+        with self._lock:
+            self._db.execute("UPDATE runs SET weights_round = 0 WHERE name = ? AND weights_round = ?", (name, INITIAL))
+
+    def weights(self, name: str) -> Weights | None:
+        """The run's weights as they count now, shape (d,); None before the first."""
+        weights_round = self.get(name).weights_round
+        if weights_round == INITIAL:
+            return None
+        return np.fromfile(self._weights_path(name, weights_round), dtype="<f4").astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Closes the database."""
+        self._db.close()
+
+    def _find(self, name: str) -> RunRecord | None:
+        row = self._db.execute("SELECT * FROM runs WHERE name = ?", (name,)).fetchone()
+        return None if row is None else _record(row)
+
+    def _weights_path(self, name: str, weights_round: int) -> Path:
+        return self._directory / name / f"{weights_round}.weights"
+
+
+def _record(row: tuple[Any, ...]) -> RunRecord:
+    name, request_id, spec, state, why, weights_round, strategy = row
+    return RunRecord(name, request_id, json.loads(spec), state, why, weights_round, json.loads(strategy))
