@@ -16,7 +16,7 @@ SECTION = re.compile(r"^## (?:`(\w+)`|Base)[^\n]*\n(.*?)(?=^## |\Z)", re.MULTILI
 LICENCES = {
     "Apache-2.0": ("Apache",),
     "Apache-2.0 or BSD-3-Clause": ("Apache-2.0 OR BSD-3-Clause",),
-    "BSD-3-Clause": ("BSD-3-Clause", "3-Clause BSD"),
+    "BSD-3-Clause": ("BSD-3-Clause", "3-Clause BSD", "BSD 3-Clause"),
     "MIT": ("MIT",),
     "MPL-2.0": ("MPL-2.0",),
     "PSF-2.0 style": ("Python Software Foundation License",),
