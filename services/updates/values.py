@@ -70,7 +70,8 @@ def pack(number: Number, values: Floats, rng: np.random.Generator | None) -> tup
     scales, steps = to_steps(values, bits, rng)
     plain = steps.tobytes() if bits == 8 else _to_nibbles(steps).tobytes()
     packed = _compress(plain)
-    return scales.astype("<u2", copy=False).tobytes() + min(packed, plain, key=len), len(packed) < len(plain)
+    pays = len(packed) < len(plain)
+    return scales.astype("<u2", copy=False).tobytes() + (packed if pays else plain), pays
 
 
 def unpack(number: Number, data: memoryview, count: int, *, is_compressed: bool) -> Floats:

@@ -17,6 +17,7 @@ from services.updates.codec import decode_span, encode, span_bytes_bound
 from services.updates.quantise import BLOCK_VALUES, LEVELS
 from services.updates.scheme import Kind, Number, Scheme
 from services.updates.spans import SPAN_VALUES, span_count, spans
+from services.updates.values import pack, packed_bytes, unpack
 
 DENSE = ["fp32", "fp16", "int8", "int4"]
 TEXTS = [
@@ -64,6 +65,20 @@ def test_what_the_sender_keeps_as_decoded_is_what_the_receiver_sees(
     step = np.abs(values).max() / 7 * (1 + 1 / 64) + 2.0**-125
     sent = seen != 0
     assert (np.abs(seen[sent].astype(np.float64) - values[sent]) <= step).all()
+
+
+@pytest.mark.parametrize("number", [Number.INT8, Number.INT4])
+def test_steps_come_back_around_the_size_where_compressing_begins_to_pay(number: Number) -> None:
+    """Wherever the sizes are as near as can be, what was written is what is read."""
+    gains = set()
+    for seed in range(1_500):
+        count = 1 + seed % 300
+        values = np.round(update(count, seed) * 4e3)
+        data, is_compressed = pack(number, values, None)
+        gains.add(packed_bytes(number, count) - len(data))
+        seen = unpack(number, memoryview(data), count, is_compressed=is_compressed)
+        assert np.abs(seen - values).max() <= np.abs(values).max() / LEVELS[4]
+    assert {0, 2, 3} <= gains
 
 
 @pytest.mark.parametrize("text", TEXTS)
