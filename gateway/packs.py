@@ -58,7 +58,7 @@ class PackShelf:
         response = gateway_pb2.CreatePackResponse()
         for entry in manifest.files:
             sha256 = bytes.fromhex(entry.sha256)
-            if self.store.path(sha256) is None:
+            if not self.store.complete(sha256, entry.size_bytes):
                 response.missing.add(name=entry.name, sha256=sha256, offset=self.store.held_bytes(sha256))
         return response
 

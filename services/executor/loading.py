@@ -40,7 +40,11 @@ class StageFiles:
         """
         entries = [manifest.file(name) for name in names]
         wanted = {bytes.fromhex(entry.sha256): entry.size_bytes for entry in entries}
-        missing = {sha256: size for sha256, size in wanted.items() if self.store.path(sha256) is None}
+        missing = {
+            sha256: size
+            for sha256, size in wanted.items()
+            if not await asyncio.to_thread(self.store.complete, sha256, size)
+        }
         here = sum(size for sha256, size in wanted.items() if sha256 not in missing)
         yield here
         if not missing:

@@ -13,7 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
+from orbitmesh.pack.manifest import PackFile
 from orbitmesh.pack.store import ContentStore, write_durably
+from orbitmesh.wire.session import Session
+from services.executor.loading import StageFiles
 
 
 def digest(data: bytes) -> bytes:
@@ -52,6 +55,43 @@ def test_bytes_that_hash_to_something_else_are_thrown_away(tmp_path: Path) -> No
         store.append(digest(data), 0, data[:-1] + bytes([data[-1] ^ 1]), len(data))
     assert store.path(digest(data)) is None
     assert store.append(digest(data), 0, data, len(data))
+
+
+def write_without_finishing(store: ContentStore, data: bytes, sha256: bytes) -> None:
+    """As a process leaves it that is killed behind its last write."""
+    store.append(sha256, 0, data[:-1], len(data))
+    with (store.directory / f"{sha256.hex()}.part").open("ab") as part:
+        part.write(data[-1:])
+
+
+def test_a_file_whose_writer_died_behind_its_last_byte_is_put_together(tmp_path: Path) -> None:
+    """Not only by the next piece, which never comes: there is nothing left to send. Wrong bytes are thrown away."""
+    data, store = os.urandom(500), ContentStore(tmp_path)
+    assert not store.complete(digest(data), len(data))
+    write_without_finishing(store, data, digest(data))
+    assert store.path(digest(data)) is None
+    assert store.complete(digest(data), len(data))
+    assert store.read(digest(data), 0, 500) == data
+    other = digest(b"something else")
+    write_without_finishing(store, data, other)
+    assert not store.complete(other, len(data))
+    assert store.held_bytes(other) == 0
+
+
+async def test_a_node_that_died_behind_the_last_byte_of_a_file_does_not_ask_for_it_again(tmp_path: Path) -> None:
+    """It has all of it; asked for what follows the end, the gateway would refuse."""
+    data = os.urandom(3000)
+    files = StageFiles(tmp_path)
+    write_without_finishing(files.store, data, digest(data))
+
+    async def nobody() -> Session:
+        raise AssertionError("the source was asked")
+
+    class OneFile:
+        def file(self, name: str) -> PackFile:
+            return PackFile(name=name, size_bytes=len(data), sha256=digest(data).hex())
+
+    assert [here async for here in files.fetch(OneFile(), ("layer-00.safetensors",), nobody)] == [len(data)]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("offset", [0, 99, 101])

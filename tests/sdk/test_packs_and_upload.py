@@ -153,6 +153,25 @@ async def test_what_the_gateway_has_is_not_sent_again(tmp_path: Path, shelf_and_
     assert shelf.store.path(layer) is not None
 
 
+async def test_an_empty_piece_ends_a_file_that_is_all_there(
+    tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
+) -> None:
+    """The gateway wrote the last byte of an upload that was given up and had not named the file yet when it was asked
+    what is missing."""
+    shelf, stubs = shelf_and_stubs
+    pack = await pack_at(tmp_path / "pack", stubs)
+    await transfer_files._still_missing(stubs, pack)
+    entry = pack.manifest.file("layer-00.safetensors")
+    sha256, data = bytes.fromhex(entry.sha256), (pack.directory / entry.name).read_bytes()
+    shelf.store.append(sha256, 0, data[:-1], len(data))
+    with (shelf.store.directory / f"{entry.sha256}.part").open("ab") as part:
+        part.write(data[-1:])
+    piece = transfer_files.Piece(pack.directory / entry.name, entry.name, sha256, entry.size_bytes, entry.size_bytes)
+    missing = await transfer_files._send_all(stubs, pack, [piece], lambda step: None)
+    assert entry.name not in [file.name for file in missing]
+    assert shelf.store.path(sha256) is not None
+
+
 async def test_two_uploads_of_one_pack_at_once_both_end_well(
     tmp_path: Path, shelf_and_stubs: tuple[PackShelf, Stubs]
 ) -> None:

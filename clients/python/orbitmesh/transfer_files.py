@@ -137,7 +137,8 @@ async def _send_file(session: Session, piece: Piece, done: int, total: int, on_p
     offset = piece.offset
     while True:
         data = await asyncio.to_thread(_read_at, piece.path, offset, min(PIECE_BYTES, piece.size_bytes - offset))
-        if not data and piece.size_bytes:
+        # Nothing left to send where all of it is there but was not put together yet: the empty piece does that.
+        if not data and offset < piece.size_bytes:
             raise PackError(f"{piece.path} became shorter while it was sent; copy the pack again and deploy it")
         info = wire_pb2.FileInfo(sha256=piece.sha256, offset=offset, size_bytes=piece.size_bytes)
         await session.send(wire_pb2.TransferInfo(file=info), data)

@@ -65,6 +65,23 @@ class ContentStore:
             self._finish(part, sha256)
             return True
 
+    def complete(self, sha256: bytes, size_bytes: int) -> bool:
+        """Whether the whole file is here; puts it together where all its bytes are.
+
+        Whoever wrote its last piece may be at it, or have ended before. Bytes that are wrong are thrown away.
+        """
+        with self._lock:
+            if self.path(sha256) is not None:
+                return True
+            part = self._part(sha256)
+            if not part.is_file() or part.stat().st_size < size_bytes:
+                return False
+            try:
+                self._finish(part, sha256)
+            except PackError:
+                return False
+            return True
+
     def read(self, sha256: bytes, offset: int, count: int) -> bytes:
         """Reads a piece of a complete file.
 
