@@ -160,6 +160,7 @@ class Residual:
 
     def _write(self, kept: _Kept, before: int | None, after: _Piece) -> None:
         """Replaces the file. `before`: where the old file has the residual before the round; None where it is zero."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         staging = self.path.with_name(f"{self.path.name}.new")
         staging.unlink(missing_ok=True)
         descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_MODE)

@@ -92,12 +92,12 @@ def test_whatever_happens_to_rounds_nothing_is_lost(acts: list[str], tmp_path_fa
 def test_a_repeated_round_begins_where_it_began(tmp_path: Path) -> None:
     """Before the first round the residual is zero; the round that was committed last begins from the same as before,
     to the bit, and only the next one from what it left."""
-    residual = Residual(tmp_path / "run", LAYOUT)
+    residual = Residual(tmp_path / "new" / "run", LAYOUT)
     assert residual.round_index is None and not residual.carried(0).any()
     take_part(residual, Scheme.parse("topk:0.01"), 0)
     first = residual.carried(1)
     take_part(residual, Scheme.parse("topk:0.01"), 1)
-    again = Residual(tmp_path / "run", LAYOUT)
+    again = Residual(tmp_path / "new" / "run", LAYOUT)
     assert again.round_index == 1
     np.testing.assert_array_equal(again.carried(1), first)
     assert (again.carried(2) != first).any()
