@@ -15,7 +15,7 @@ from cryptography import x509
 
 from orbitmesh.errors import InvalidInputError
 from services.securesum.keys import Member, Signed, claimed_key, proven_key
-from services.securesum.roster import NODES_MAX, Roster, RosterMessage, default_threshold
+from services.securesum.roster import NODES_MAX, Roster, RosterMessage, default_colluders, default_threshold
 from services.securesum.rounds import RoundPlan
 from services.securesum.sharing import Offer, OfferMessage, digest_of, proven_offer
 from services.securesum.summing import Party, RoundSum
@@ -51,7 +51,6 @@ class SumCollector:
     def __init__(self, run: str) -> None:
         self.run = run
         self.roster: Roster | None = None
-        self._threshold = 0
         self._keys: dict[str, Signed] = {}
         self._offers: dict[str, list[_Stored]] = {}
 
@@ -84,27 +83,31 @@ class SumCollector:
         """The nodes whose keys are there."""
         return tuple(sorted(self._keys))
 
-    def close_roster(self, ca: x509.Certificate, now: datetime, threshold: int | None = None) -> RosterMessage:
+    def close_roster(
+        self, ca: x509.Certificate, now: datetime, threshold: int | None = None, colluders: int | None = None
+    ) -> RosterMessage:
         """The roster of all nodes whose keys are there; from now on it stays as it is.
 
         Args:
             ca: The mesh's CA.
             now: The present.
             threshold: How many nodes are needed to unmask; two thirds and one where left out.
+            colluders: How many nodes may side with a lying aggregator; as many as the smallest cohort bears where left
+                out.
 
         Raises:
             InvalidInputError: The threshold makes no sense for so many nodes.
         """
         if self.roster is None:
             wanted = default_threshold(len(self._keys)) if threshold is None else threshold
-            self.roster = self._message(wanted).proven(ca, now)
-            self._threshold = wanted
+            borne = default_colluders(len(self._keys), wanted) if colluders is None else colluders
+            self.roster = self._message(wanted, borne).proven(ca, now)
         return self.roster_message()
 
     def roster_message(self) -> RosterMessage:
         """The roster, for every node."""
-        self._known_roster()
-        return self._message(self._threshold)
+        roster = self._known_roster()
+        return self._message(roster.threshold, roster.colluders)
 
     def add_offer(self, message: OfferMessage, ca: x509.Certificate, now: datetime) -> Offer:
         """Takes a node's offer with its boxes; the same one again changes nothing.
@@ -185,8 +188,7 @@ class SumCollector:
         """All of it, as what JSON can hold. Nothing in it is secret from the aggregator."""
         return {
             "run": self.run,
-            "threshold": self._threshold,
-            "closed": self.roster is not None,
+            "closed": [self.roster.threshold, self.roster.colluders] if self.roster is not None else None,
             "keys": [_text(signed.to_bytes()) for signed in self._keys.values()],
             "offers": [_text(OfferMessage(stored.signed, stored.boxes).to_bytes()) for stored in self._all()],
         }
@@ -198,9 +200,8 @@ class SumCollector:
         for text in state["keys"]:
             signed = Signed.from_bytes(b64decode(text))
             collector._keys[claimed_key(signed.body)[1].name] = signed
-        if state["closed"]:
-            collector._threshold = state["threshold"]
-            collector.roster = collector._message(collector._threshold).stored()
+        if state["closed"] is not None:
+            collector.roster = collector._message(*state["closed"]).stored()
         for text in state["offers"]:
             message = OfferMessage.from_bytes(b64decode(text))
             offer = Offer.from_bytes(message.signed.body)
@@ -208,8 +209,8 @@ class SumCollector:
             collector._offers.setdefault(offer.node, []).append(stored)
         return collector
 
-    def _message(self, threshold: int) -> RosterMessage:
-        return RosterMessage(self.run, threshold, tuple(self._keys[name] for name in sorted(self._keys)))
+    def _message(self, threshold: int, colluders: int) -> RosterMessage:
+        return RosterMessage(self.run, threshold, colluders, tuple(self._keys[name] for name in sorted(self._keys)))
 
     def _known_roster(self) -> Roster:
         if self.roster is None:

@@ -13,7 +13,7 @@ from cryptography import x509
 
 from orbitmesh.errors import IdentityError, PackError
 from orbitmesh.trust import Identity, Role, sign_bytes, verify_signature
-from services.securesum.fields import digest, join_fields, read_text, split_fields
+from services.securesum.fields import join_fields, read_text, split_fields
 from services.securesum.masks import KEY_BYTES
 
 KEY_PURPOSE = "secure-sum-key"
@@ -117,9 +117,3 @@ def unproven(name: str, why: str) -> IdentityError:
         reason="MASK_KEY_UNPROVEN",
         metadata={"node": name},
     )
-
-
-def roster_digest(run: str, threshold: int, members: tuple[Member, ...]) -> bytes:
-    """32 bytes that name a roster: everything later is bound to it."""
-    fields = [field for member in members for field in (member.name.encode(), member.public)]
-    return digest(b"roster", run.encode(), threshold.to_bytes(4, "big"), *fields)

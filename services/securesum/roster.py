@@ -9,11 +9,13 @@ from functools import cached_property
 from cryptography import x509
 
 from orbitmesh.errors import InvalidInputError
-from services.securesum.fields import join_fields, number, read_number, read_text, split_fields
-from services.securesum.keys import Member, Signed, claimed_key, proven_key, roster_digest
+from services.securesum.fields import digest, join_fields, number, read_number, read_text, split_fields
+from services.securesum.keys import Member, Signed, claimed_key, proven_key
 
 NODES_MAX = 1_024
 """The most nodes of a run."""
+HONEST_MIN = 2
+"""A sum over fewer honest nodes than this is a single update."""
 
 
 def default_threshold(nodes: int) -> int:
@@ -21,27 +23,61 @@ def default_threshold(nodes: int) -> int:
     return min(nodes, 2 * nodes // 3 + 1)
 
 
-def colluders_tolerated(nodes: int, threshold: int) -> int:
-    """How many nodes may side with an aggregator that lies to everybody, and it still learns no single update.
+def smallest_sum(nodes: int, threshold: int, cohort: int, colluders: int) -> int:
+    """Of how many honest nodes, at least, a sum is that a lying aggregator can learn.
 
-    An aggregator that tells two groups of nodes different survivors needs `threshold` answers from each. Honest nodes
-    answer one of them, colluders both: (nodes - c) + 2 c < 2 * threshold. Where the aggregator tells everybody the
-    same, threshold - 1 may collude.
+    It may tell every node other cohorts and other survivors, and `colluders` nodes tell it all they hold. To learn the
+    sum over s honest nodes it needs the round keys of all other honest nodes in their cohort, each from threshold - c
+    honest nodes. One node's answer gives away at most n - t of them, as a request names t survivors or more of at most
+    n nodes, and the s nodes answer for their own cohort of k only. So s is out of reach while
+
+        (k - c - s) (t - c)  >  (n - c - s) (n - t) + s (k - t).
+
+    Both secrets of one node take (n - c) + 2 c >= 2 t answers.
+
+    Args:
+        nodes: n, all nodes of the run.
+        threshold: t.
+        cohort: k, the nodes in the round.
+        colluders: c.
     """
-    return 2 * threshold - nodes - 1
+    if colluders >= threshold or nodes + colluders >= 2 * threshold:
+        return min(1, cohort - colluders)
+    for size in range(1, cohort - colluders):
+        needed = (cohort - colluders - size) * (threshold - colluders)
+        given = (nodes - colluders - size) * (nodes - threshold) + size * (cohort - threshold)
+        if needed <= given:
+            return size
+    return cohort - colluders
 
 
-def check_threshold(nodes: int, threshold: int) -> None:
-    """Refuses a threshold under which two halves of the nodes could each unmask another sum.
+def colluders_tolerated(nodes: int, threshold: int, cohort: int) -> int:
+    """How many nodes may side with an aggregator that lies to everybody, and every sum it learns is still of two honest
+    nodes or more; -1 where not even none. (An aggregator that tells everybody the same needs `threshold` colluders to
+    open a contribution.)"""
+    tolerated = -1
+    while tolerated + 1 < cohort and smallest_sum(nodes, threshold, cohort, tolerated + 1) >= HONEST_MIN:
+        tolerated += 1
+    return tolerated
+
+
+def default_colluders(nodes: int, threshold: int) -> int:
+    """As many as the smallest possible cohort bears."""
+    return max(0, colluders_tolerated(nodes, threshold, threshold))
+
+
+def check_threshold(nodes: int, threshold: int, colluders: int) -> None:
+    """Refuses a threshold that cannot keep what is promised, even with all nodes in a round.
 
     Raises:
-        InvalidInputError: It is not above half of the nodes, or above all of them.
+        InvalidInputError: Some lie of the aggregator would open a single contribution; or the threshold is never met.
     """
-    if not 2 <= threshold <= nodes <= NODES_MAX or 2 * threshold <= nodes:
+    sensible = 2 <= threshold <= nodes <= NODES_MAX and 0 <= colluders < nodes
+    if not sensible or smallest_sum(nodes, threshold, nodes, colluders) < HONEST_MIN:
         raise InvalidInputError(
-            f"a threshold of {threshold} of {nodes} nodes protects nobody or is never met; expected more than half of "
-            f"the nodes, at least 2 and at most all of them, of up to {NODES_MAX} (two thirds is the default: "
-            f"{default_threshold(nodes)})"
+            f"a threshold of {threshold} of {nodes} nodes of which {colluders} collude protects nobody or is never met"
+            f"; expected more than half of the nodes and the colluders, and at most all, of up to {NODES_MAX} (two "
+            f"thirds and one is the default: {default_threshold(nodes)})"
         )
 
 
@@ -53,13 +89,16 @@ class Roster:
     """The run; a second set-up of the same training has another name."""
     threshold: int
     """How many nodes are needed to unmask, and how many contributions a sum has at least."""
+    colluders: int
+    """How many nodes may side with a lying aggregator: cohorts that are too small for it are refused."""
     members: tuple[Member, ...]
     """In the order of their names."""
 
     @cached_property
     def digest(self) -> bytes:
-        """32 bytes that name run, threshold, nodes and keys."""
-        return roster_digest(self.run, self.threshold, self.members)
+        """32 bytes that name run, threshold, colluders, nodes and keys: everything later is bound to it."""
+        fields = [field for member in self.members for field in (member.name.encode(), member.public)]
+        return digest(b"roster", self.run.encode(), number(self.threshold), number(self.colluders), *fields)
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -86,21 +125,25 @@ class RosterMessage:
     """The run."""
     threshold: int
     """How many nodes are needed to unmask."""
+    colluders: int
+    """How many nodes may side with a lying aggregator."""
     keys: tuple[Signed, ...]
     """The run keys, as each node signed its own."""
 
     def to_bytes(self) -> bytes:
         """One byte string."""
-        return join_fields(self.run.encode(), number(self.threshold), *(key.to_bytes() for key in self.keys))
+        head = (self.run.encode(), number(self.threshold), number(self.colluders))
+        return join_fields(*head, *(key.to_bytes() for key in self.keys))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> RosterMessage:
         """What `to_bytes` made; raises InvalidInputError where it is not."""
-        fields = split_fields(data, "a roster")
-        if len(fields) < 2:
-            raise InvalidInputError("a roster without run and threshold; send it again")
-        keys = tuple(Signed.from_bytes(field) for field in fields[2:])
-        return cls(read_text(fields[0], "a roster"), read_number(fields[1], "a roster"), keys)
+        what = "a roster"
+        fields = split_fields(data, what)
+        if len(fields) < 3:
+            raise InvalidInputError("a roster without run, threshold and colluders; send it again")
+        keys = tuple(Signed.from_bytes(field) for field in fields[3:])
+        return cls(read_text(fields[0], what), read_number(fields[1], what), read_number(fields[2], what), keys)
 
     def proven(self, ca: x509.Certificate, now: datetime) -> Roster:
         """The roster, once every signature has been checked.
@@ -109,12 +152,14 @@ class RosterMessage:
             IdentityError: `MASK_KEY_UNPROVEN`, a key is not signed by its node for this run.
             InvalidInputError: A node comes twice, or the threshold makes no sense.
         """
-        check_threshold(len(self.keys), self.threshold)
-        return Roster(self.run, self.threshold, _in_order([proven_key(key, self.run, ca, now) for key in self.keys]))
+        check_threshold(len(self.keys), self.threshold, self.colluders)
+        members = [proven_key(key, self.run, ca, now) for key in self.keys]
+        return Roster(self.run, self.threshold, self.colluders, _in_order(members))
 
     def stored(self) -> Roster:
         """The roster of a message that was `proven` before it was stored."""
-        return Roster(self.run, self.threshold, _in_order([claimed_key(key.body)[1] for key in self.keys]))
+        members = [claimed_key(key.body)[1] for key in self.keys]
+        return Roster(self.run, self.threshold, self.colluders, _in_order(members))
 
 
 def _in_order(members: list[Member]) -> tuple[Member, ...]:

@@ -12,7 +12,7 @@ from orbitmesh.errors import InvalidInputError
 from services.securesum.fields import digest, join_fields, number, read_number, read_text, split_fields
 from services.securesum.masks import SPAN_VALUES
 from services.securesum.packing import check_bits
-from services.securesum.roster import Roster
+from services.securesum.roster import HONEST_MIN, Roster, smallest_sum
 from services.securesum.shamir import SHARE_BYTES
 from services.securesum.sharing import ROUNDS_MAX
 
@@ -68,7 +68,8 @@ class RoundPlan:
 
         Raises:
             InvalidInputError: It is for another roster, its numbers are out of range, a node comes twice, is unknown
-                (`NOT_IN_COHORT`), or there are fewer nodes than the threshold (`TOO_FEW_SURVIVORS`).
+                (`NOT_IN_COHORT`), or the nodes are fewer than the threshold or too few to hide one
+                (`TOO_FEW_SURVIVORS`, see `smallest_sum`).
         """
         if self.roster_digest != roster.digest:
             raise InvalidInputError(f"the plan of round {self.round_index} is for another roster; fetch the roster")
@@ -82,6 +83,16 @@ class RoundPlan:
         for name in self.cohort:
             roster.member(name)
         check_enough(len(self.cohort), roster.threshold, "nodes in the cohort")
+        nodes, cohort = len(roster.members), len(self.cohort)
+        honest = smallest_sum(nodes, roster.threshold, cohort, roster.colluders)
+        if honest < HONEST_MIN:
+            raise InvalidInputError(
+                f"a cohort of {cohort} of {nodes} nodes with a threshold of {roster.threshold} leaves an aggregator "
+                f"that lies and has {roster.colluders} colluders a way to open one contribution; put more nodes into "
+                "the cohort, or set up anew with fewer nodes or a higher threshold",
+                reason="TOO_FEW_SURVIVORS",
+                metadata={"cohort": cohort, "threshold": roster.threshold},
+            )
 
 
 def round_context(plan: RoundPlan, offer_digests: Mapping[str, bytes]) -> bytes:

@@ -57,7 +57,7 @@ def split(secrets: NDArray[np.uint8], holders: int, threshold: int, draw: Draw) 
         )
     polynomials = np.empty((threshold, len(secrets) * LIMBS), np.float64)
     polynomials[0] = _limbs(secrets).reshape(-1)
-    polynomials[1:] = _uniform((threshold - 1) * polynomials.shape[1], draw).reshape(threshold - 1, -1)
+    polynomials[1:] = _uniform(polynomials[1:].size, draw).reshape(polynomials[1:].shape)
     points = np.arange(1, holders + 1, dtype=np.int64)
     powers = np.ones((holders, threshold), np.int64)
     for degree in range(1, threshold):

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+from cryptography import x509
 from numpy.typing import NDArray
 
 from orbitmesh.trust import Identity, Role, init_mesh, issue, load_identity
@@ -43,7 +44,7 @@ class People:
         return sorted(self.identities)
 
     @property
-    def ca(self):  # type: ignore[no-untyped-def]
+    def ca(self) -> x509.Certificate:
         return next(iter(self.identities.values())).ca
 
     def first(self, count: int) -> list[str]:
@@ -109,8 +110,8 @@ def hand_out(people: People, collector: SumCollector, nodes: Mapping[str, SumNod
         collector.delivered(name, node.held_offers())
 
 
-def make_values(names: Sequence[str], count: int, seed: object, largest: int = LARGEST) -> dict[str, Values]:
-    rng = np.random.default_rng(abs(hash(str(seed))) % 2**32 if not isinstance(seed, int) else seed)
+def make_values(names: Sequence[str], count: int, seed: int, largest: int = LARGEST) -> dict[str, Values]:
+    rng = np.random.default_rng(seed)
     return {name: rng.integers(-largest, largest + 1, count) for name in names}
 
 
