@@ -7,6 +7,7 @@ the mesh once it is trained. `pydoc-small` reads bytes and is a fifteenth of it.
 from __future__ import annotations
 
 import os
+import shutil
 from abc import abstractmethod
 from functools import cached_property
 from pathlib import Path
@@ -31,6 +32,8 @@ MODEL_VARIABLE = "ORBITMESH_PYDOC_MODEL"
 
 BEGIN_ID = 0
 END_ID = 1
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 SMALL_SIZES: dict[str, Any] = {
     "vocab_size": 258,
@@ -150,6 +153,18 @@ class PyDoc(Language):
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
+    def export(self, model: nn.Module, directory: Path) -> None:
+        """Write a trained model in Hugging Face layout, with its tokenizer: what `orbitmesh deploy` takes.
+
+        Raises:
+            InvalidInputError: this is no model of this task.
+        """
+        if not isinstance(model, DeepseekV3ForCausalLM):
+            raise InvalidInputError(f"a {type(model).__name__} was given; expected what this task's `model` makes")
+        model.save_pretrained(directory)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(self._directory / name, directory / name)
+
     @cached_property
     def _tokenizer(self) -> Tokenizer:
         return Tokenizer.from_file(str(self._directory / "tokenizer.json"))
@@ -158,9 +173,10 @@ class PyDoc(Language):
     def _directory(self) -> Path:
         given = os.environ.get(MODEL_VARIABLE)
         directory = Path(given) if given else Path(__file__).resolve().parents[2] / "models" / "pydoc"
-        if not (directory / "tokenizer.json").is_file() or not (directory / "config.json").is_file():
+        missing = [name for name in ("config.json", *TOKENIZER_FILES) if not (directory / name).is_file()]
+        if missing:
             raise InvalidInputError(
-                f"there is no config.json and tokenizer.json in {directory}: set {MODEL_VARIABLE} to a directory like "
+                f"there is no {', '.join(missing)} in {directory}: set {MODEL_VARIABLE} to a directory like "
                 "models/pydoc of the repository, on every node of the run",
                 reason="NOT_FOUND",
             )

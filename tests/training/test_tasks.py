@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch.nn import functional
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orbitmesh.errors import InvalidInputError
 from services.training import flat
@@ -183,6 +184,20 @@ def test_the_language_task_has_the_shipped_models_shape(monkeypatch: pytest.Monk
     monkeypatch.setenv(MODEL_VARIABLE, "/nowhere")
     with pytest.raises(InvalidInputError, match=MODEL_VARIABLE):
         PyDoc().model(1)
+
+
+def test_an_exported_model_is_read_by_transformers(tmp_path: Path) -> None:
+    """What `export` writes, transformers loads by itself: the same scores, and the shipped tokenizer's ids."""
+    task = PyDoc()
+    model = task.model(3).eval()
+    task.export(model, tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    ids = torch.tensor([[0, *task.encode("Return the number of items.")]])
+    assert AutoTokenizer.from_pretrained(tmp_path)("Return the number of items.")["input_ids"] == ids[0].tolist()
+    with torch.no_grad():
+        assert torch.allclose(again(ids).logits, model(ids).logits, atol=1e-5)
+    with pytest.raises(InvalidInputError, match="expected"):
+        task.export(torch.nn.Linear(1, 1), tmp_path)
 
 
 def test_examples_are_taken_by_row() -> None:
