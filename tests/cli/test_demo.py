@@ -84,6 +84,8 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "orbitmesh.cli.main", "demo", "--json"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:  # fmt: skip
         assert running.stdout is not None
         while json.loads(running.stdout.readline())["event"] != "progress":
