@@ -44,7 +44,9 @@ NOISE_PRECISION = 1e-4
 """Relative width at which the search for a noise multiplier ends."""
 NOISE_MAX = 1e6
 """The largest noise multiplier that is tried or told apart."""
-_CHERNOFF_DEVIATIONS = np.geomspace(1.0, 32.0, 12)
+_PULLS = 2.0 ** np.arange(-16, 6, 0.25)
+"""Where the exponent of Chernoff's bound is looked for, times the composed loss's deviation: rare large losses, as of
+sampling at a low rate, need the small ones."""
 _ROUNDING = 8 * float(np.finfo(np.float64).eps)
 
 Floats = NDArray[np.float64]
@@ -213,15 +215,25 @@ def _window(losses: list[tuple[_Loss, int]], cell: float) -> tuple[int, int]:
         variance += steps * float(np.average((indices - mean) ** 2, weights=loss.mass))
     if variance == 0:
         return first, last - first + 1
-    bounds = []
-    for sign in (-1.0, 1.0):
-        reach = min(
-            (_cumulant(losses, sign * pull) - sign * pull * centre - math.log(TAIL_MASS)) / pull
-            for pull in (_CHERNOFF_DEVIATIONS / math.sqrt(variance)).tolist()
-        )
-        bounds.append(centre + sign * reach)
+    pulls = (_PULLS / math.sqrt(variance)).tolist()
+    bounds = [centre + sign * _reach(losses, sign, centre, pulls) for sign in (-1.0, 1.0)]
     low, high = max(first, math.floor(bounds[0])), min(last, math.ceil(bounds[1]))
     return low, high - low + 1
+
+
+def _reach(losses: list[tuple[_Loss, int]], sign: float, centre: float, pulls: list[float]) -> float:
+    """How far from `centre` the composed loss goes on one side, but for `TAIL_MASS` of it: Chernoff's bound."""
+
+    def bound(index: int) -> float:
+        pull = pulls[index]
+        return (_cumulant(losses, sign * pull) - sign * pull * centre - math.log(TAIL_MASS)) / pull
+
+    # Quasi-convex in the exponent: the cumulant is convex.
+    low, high = 0, len(pulls) - 1
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if bound(middle) <= bound(middle + 1) else (middle + 1, high)
+    return bound(low)
 
 
 def _cumulant(losses: list[tuple[_Loss, int]], pull: float) -> float:
