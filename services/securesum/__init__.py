@@ -9,6 +9,7 @@ from services.securesum.collector import Relayed, SumCollector
 from services.securesum.keys import Member, Signed
 from services.securesum.node import Masker, SumNode
 from services.securesum.packing import to_signed, to_words, word_bits
+from services.securesum.partial import PartialSum
 from services.securesum.roster import Roster, RosterMessage, colluders_tolerated, default_threshold
 from services.securesum.rounds import RoundPlan, UnmaskAnswer, UnmaskRequest, spans_of
 from services.securesum.sharing import Offer, OfferMessage
@@ -19,6 +20,7 @@ __all__ = [
     "Member",
     "Offer",
     "OfferMessage",
+    "PartialSum",
     "Relayed",
     "Roster",
     "RosterMessage",

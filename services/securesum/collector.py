@@ -5,7 +5,7 @@ It knows no secret and is trusted with none: whatever it changes on the way is r
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,6 +14,7 @@ from typing import Any
 from cryptography import x509
 
 from orbitmesh.errors import InvalidInputError
+from services.securesum.fields import to_text
 from services.securesum.keys import Member, Signed, claimed_key, proven_key
 from services.securesum.roster import NODES_MAX, Roster, RosterMessage, default_colluders, default_threshold
 from services.securesum.rounds import RoundPlan
@@ -189,8 +190,8 @@ class SumCollector:
         return {
             "run": self.run,
             "closed": [self.roster.threshold, self.roster.colluders] if self.roster is not None else None,
-            "keys": [_text(signed.to_bytes()) for signed in self._keys.values()],
-            "offers": [_text(OfferMessage(stored.signed, stored.boxes).to_bytes()) for stored in self._all()],
+            "keys": [to_text(signed.to_bytes()) for signed in self._keys.values()],
+            "offers": [to_text(OfferMessage(stored.signed, stored.boxes).to_bytes()) for stored in self._all()],
         }
 
     @classmethod
@@ -226,7 +227,3 @@ class SumCollector:
 
 def _party(stored: _Stored, round_index: int) -> Party:
     return Party(stored.offer.round_key(round_index), stored.offer.commitment(round_index), stored.digest)
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode("ascii")

@@ -6,6 +6,7 @@ Two different rows never give the same bytes, so a hash of the bytes names the r
 from __future__ import annotations
 
 import hashlib
+from base64 import b64encode
 
 from orbitmesh.errors import InvalidInputError
 
@@ -73,6 +74,11 @@ def read_text(field: bytes, what: str) -> str:
         return field.decode()
     except UnicodeDecodeError:
         raise InvalidInputError(f"{what} holds a name that is no UTF-8; send it again") from None
+
+
+def to_text(data: bytes) -> str:
+    """Bytes as base64, for a state that JSON holds."""
+    return b64encode(data).decode("ascii")
 
 
 def digest(label: bytes, *fields: bytes) -> bytes:

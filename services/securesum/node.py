@@ -7,7 +7,7 @@ with other data, and then two answers together reveal what each of them hides. A
 
 from __future__ import annotations
 
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from orbitmesh.errors import InvalidInputError, PermissionError_
 from orbitmesh.trust import Identity
+from services.securesum.fields import to_text
 from services.securesum.keys import OFFER_PURPOSE, Signed, sign_message, signed_key, unproven
 from services.securesum.masks import KEY_BYTES, Mask, apply_masks, pair_mask, self_mask
 from services.securesum.packing import Words, lane, pack
@@ -179,7 +180,8 @@ class SumNode:
             now: The present.
 
         Raises:
-            IdentityError: `MASK_KEY_UNPROVEN`, the offer is not by its node or for another roster.
+            IdentityError: `MASK_KEY_UNPROVEN`, the offer is not by its node, for another roster, or this node's own
+                of a state that it lost.
             SealError: The box does not open.
             InvalidInputError: Another offer covers some of its rounds, or they are retired.
         """
@@ -188,6 +190,8 @@ class SumNode:
         offer_digest = digest_of(signed.body)
         if offer_digest in self.held_offers():
             return
+        if offer.node == self.name:
+            raise unproven(self.name, "this node has not made that offer, or has lost the secrets behind it")
         self._check_window(offer.node, offer.first_round, offer.end_round)
         shares = {} if box is None else open_box(roster, self.name, self._private, offer, offer_digest, box)
         for done in self._answers:
@@ -285,24 +289,25 @@ class SumNode:
     def to_state(self) -> dict[str, Any]:
         """All of it, as what JSON can hold. Secret: store it sealed."""
         offers = [
-            [_text(held.signed.to_bytes()), {str(index): _text(share) for index, share in held.shares.items()}]
+            [to_text(held.signed.to_bytes()), {str(index): to_text(share) for index, share in held.shares.items()}]
             for held_of_node in self._offers.values()
             for held in held_of_node
         ]
         return {
             "name": self.name,
             "run": self.run,
-            "run_private": _text(self._private.private_bytes_raw()),
-            "roster": _text(self._roster_message.to_bytes()) if self._roster_message is not None else None,
+            "run_private": to_text(self._private.private_bytes_raw()),
+            "roster": to_text(self._roster_message.to_bytes()) if self._roster_message is not None else None,
             "offers": offers,
-            "seeds": {str(first): _text(seed) for first, seed in self._seeds.items()},
+            "seeds": {str(first): to_text(seed) for first, seed in self._seeds.items()},
             "secrets": {
-                str(index): [_text(own.mask_private), _text(own.self_secret)] for index, own in self._secrets.items()
+                str(index): [to_text(secret.mask_private), to_text(secret.self_secret)]
+                for index, secret in self._secrets.items()
             },
             "contributed": {
-                str(index): [_text(part) for part in both] for index, both in self._contributed.items()
+                str(index): [to_text(part) for part in both] for index, both in self._contributed.items()
             },
-            "answers": {str(index): _text(answer.to_bytes()) for index, answer in self._answers.items()},
+            "answers": {str(index): to_text(answer.to_bytes()) for index, answer in self._answers.items()},
             "retired_before": self._retired_before,
         }
 
@@ -393,7 +398,3 @@ def _refused(index: int, why: str) -> PermissionError_:
     return PermissionError_(
         f"round {index} is not unmasked: {why}", reason="UNMASK_REFUSED", metadata={"round": index}
     )
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode("ascii")

@@ -72,8 +72,14 @@ def to_words(values: NDArray[np.signedinteger], largest: int, bits: int) -> Word
         bits: The width of a word.
 
     Raises:
-        InvalidInputError: `LIMIT_EXCEEDED`, a value is larger than promised: the sum could wrap around.
+        InvalidInputError: `LIMIT_EXCEEDED`, a value is larger than promised: the sum could wrap around; or
+            `DTYPE_MISMATCH`, the values are no signed integers.
     """
+    if values.dtype.kind != "i":
+        raise InvalidInputError(
+            f"values of type {values.dtype} cannot be summed exactly; quantise them to signed integers",
+            reason="DTYPE_MISMATCH",
+        )
     if len(values) and (int(values.max()) > largest or int(values.min()) < -largest):
         raise InvalidInputError(
             f"a value has a magnitude above {largest}, for which words of {bits} bits were chosen; clip it before",

@@ -7,7 +7,7 @@ what was added is taken away again, from the same bytes.
 from __future__ import annotations
 
 import hashlib
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from numpy.typing import NDArray
 
 from orbitmesh.errors import IntegrityError, InvalidInputError
+from services.securesum.fields import to_text
 from services.securesum.masks import Mask, apply_masks, pair_mask, self_mask
 from services.securesum.packing import Words, lane, to_signed, unpack
 from services.securesum.roster import Roster
@@ -49,6 +50,8 @@ class _Progress:
     """Spans that are in the accumulator."""
     chain: bytes = b""
     """A hash over their bytes."""
+    summed: tuple[str, ...] = ()
+    """Further nodes whose words are in them: it is a sum made on the way."""
 
 
 class RoundSum:
@@ -71,21 +74,27 @@ class RoundSum:
         self._progress: dict[str, _Progress] = {}
         self._answers: dict[str, UnmaskAnswer] = {}
 
-    def take_span(self, node: str, context: bytes, span: int, packed: bytes | memoryview) -> bool:
+    def take_span(
+        self, node: str, context: bytes, span: int, packed: bytes | memoryview, summed: tuple[str, ...] = ()
+    ) -> bool:
         """Adds one span of a node's contribution; spans come in order.
+
+        Args:
+            node: Whose.
+            context: What names the round, as the node's `Masker` says it.
+            span: The index of the span.
+            packed: What `Masker.mask` made, or `PartialSum.packed`.
+            summed: Further nodes whose contributions were added on the way: they survive or vanish with this one.
 
         Returns:
             Whether the contribution is whole with it.
 
         Raises:
             InvalidInputError: The node is not in the cohort (`NOT_IN_COHORT`), the contribution is for another round
-                or the sum is closed (`STALE_ROUND`), the span was added before (`CONTRIBUTION_REPLAYED`), an earlier
-                one is missing, or it is of another size.
+                or the sum is closed (`STALE_ROUND`), the span was added before or is in another node's sum
+                (`CONTRIBUTION_REPLAYED`), an earlier one is missing, or it is of another size.
         """
-        if node not in self._parties:
-            raise InvalidInputError(
-                f"{node} is not in the cohort of round {self.plan.round_index}", reason="NOT_IN_COHORT"
-            )
+        self._check_names(node, summed)
         if context != self.context or self.request is not None:
             raise InvalidInputError(
                 f"the contribution of {node} is not for the sum of round {self.plan.round_index}, or that is closed",
@@ -101,7 +110,7 @@ class RoundSum:
         if span > progress.spans or span >= len(self._sums):
             raise InvalidInputError(f"span {span} of {node} is not next; send from span {progress.spans} on")
         self._sums[span] += unpack(packed, self.plan.spans[span], self.plan.bits)
-        self._progress[node] = _Progress(span + 1, _chained(progress.chain, packed))
+        self._progress[node] = _Progress(span + 1, _chained(progress.chain, packed), summed)
         return span + 1 == len(self._sums)
 
     def spans_of(self, node: str) -> int:
@@ -139,7 +148,8 @@ class RoundSum:
     @property
     def whole(self) -> tuple[str, ...]:
         """The nodes whose contributions are in the sum in full."""
-        return tuple(name for name in self.plan.cohort if self.spans_of(name) == len(self._sums))
+        done = {node: one.summed for node, one in self._progress.items() if one.spans == len(self._sums)}
+        return tuple(sorted(name for node, summed in done.items() for name in (node, *summed)))
 
     @property
     def unfinished(self) -> tuple[str, ...]:
@@ -211,15 +221,17 @@ class RoundSum:
     def to_state(self) -> dict[str, Any]:
         """All of it, as what JSON can hold, the accumulator included: d words. Nothing in it is secret here."""
         return {
-            "plan": _text(self.plan.to_bytes()),
+            "plan": to_text(self.plan.to_bytes()),
             "parties": {
-                name: [_text(party.round_key), _text(party.commitment), _text(party.offer_digest)]
+                name: [to_text(party.round_key), to_text(party.commitment), to_text(party.offer_digest)]
                 for name, party in self._parties.items()
             },
-            "progress": {name: [one.spans, _text(one.chain)] for name, one in self._progress.items()},
+            "progress": {
+                name: [one.spans, to_text(one.chain), list(one.summed)] for name, one in self._progress.items()
+            },
             "closed": self.request is not None,
-            "answers": [_text(answer.to_bytes()) for answer in self._answers.values()],
-            "sums": [_text(_little(total).tobytes()) for total in self._sums],
+            "answers": [to_text(answer.to_bytes()) for answer in self._answers.values()],
+            "sums": [to_text(_little(total).tobytes()) for total in self._sums],
         }
 
     @classmethod
@@ -228,7 +240,10 @@ class RoundSum:
         plan = RoundPlan.from_bytes(b64decode(state["plan"]))
         parties = {name: Party(*map(b64decode, fields)) for name, fields in state["parties"].items()}
         round_sum = cls(roster, plan, parties)
-        round_sum._progress = {name: _Progress(n, b64decode(c)) for name, (n, c) in state["progress"].items()}
+        round_sum._progress = {
+            name: _Progress(spans, b64decode(chain), tuple(summed))
+            for name, (spans, chain, summed) in state["progress"].items()
+        }
         dtype = lane(plan.bits)
         round_sum._sums = [
             np.frombuffer(b64decode(text), dtype.newbyteorder("<")).astype(dtype) for text in state["sums"]
@@ -238,6 +253,21 @@ class RoundSum:
         answers = [UnmaskAnswer.from_bytes(b64decode(text)) for text in state["answers"]]
         round_sum._answers = {answer.node: answer for answer in answers}
         return round_sum
+
+    def _check_names(self, node: str, summed: tuple[str, ...]) -> None:
+        for name in (node, *summed):
+            if name not in self._parties:
+                raise InvalidInputError(
+                    f"{name} is not in the cohort of round {self.plan.round_index}", reason="NOT_IN_COHORT"
+                )
+        known = self._progress.get(node)
+        others = {name for other, one in self._progress.items() if other != node for name in (other, *one.summed)}
+        if others & {node, *summed} or len({node, *summed}) <= len(summed) or (known and known.summed != summed):
+            raise InvalidInputError(
+                f"a contribution in what {node} sends ({', '.join((node, *summed))}) is in the sum by another way; "
+                "each node's counts once",
+                reason="CONTRIBUTION_REPLAYED",
+            )
 
     def _closed(self) -> UnmaskRequest:
         if self.request is None:
@@ -316,7 +346,3 @@ def _chained(chain: bytes, packed: bytes | memoryview) -> bytes:
 
 def _little(words: NDArray[Any]) -> NDArray[Any]:
     return words.astype(words.dtype.newbyteorder("<"), copy=False)
-
-
-def _text(data: bytes) -> str:
-    return b64encode(data).decode("ascii")

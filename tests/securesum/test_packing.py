@@ -69,6 +69,14 @@ def test_a_value_above_the_promise_is_refused(value: int) -> None:
     assert caught.value.reason == "LIMIT_EXCEEDED"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8, np.bool_])
+def test_only_signed_integers_are_summed(dtype: type) -> None:
+    """Floats would lose what is behind the point, and NaN would pass any comparison."""
+    with pytest.raises(InvalidInputError) as caught:
+        to_words(np.zeros(2, dtype), 127, 11)
+    assert caught.value.reason == "DTYPE_MISMATCH"
+
+
 @pytest.mark.parametrize("data", [b"", b"\0" * 5, b"\0" * 7, b"\0" * 5 + b"\x10"])
 def test_bytes_that_are_no_words_are_refused(data: bytes) -> None:
     """Too few, too many, or a bit behind the last word: two encodings of one thing would be one too many."""

@@ -146,6 +146,18 @@ def test_a_forged_offer_is_refused(people: People) -> None:
     two.take_offer(message.signed, box, people.ca, people.now)
 
 
+def test_a_node_that_lost_its_secrets_is_not_talked_into_them(mesh: Mesh) -> None:
+    """Its own earlier offer, rightly signed, is refused by a node that no longer knows what is behind it."""
+    name = mesh.names[0]
+    state = {**mesh.nodes[name].to_state(), "offers": [], "seeds": {}, "secrets": {}}
+    node = SumNode.from_state(state)
+    stored = [OfferMessage.from_bytes(base64.b64decode(text)) for text in mesh.collector.to_state()["offers"]]
+    own = next(one.signed for one in stored if Offer.from_bytes(one.signed.body).node == name)
+    take = lambda: node.take_offer(own, None, mesh.people.ca, mesh.people.now)  # noqa: E731
+    assert reason_of(take, IdentityError) == "MASK_KEY_UNPROVEN"
+    assert node.to_state() == state
+
+
 def test_rounds_have_one_offer_of_each_node(mesh: Mesh) -> None:
     """A second set of secrets for a round would let each of them be asked for by one kind of share."""
     name, people = mesh.names[0], mesh.people

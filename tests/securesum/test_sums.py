@@ -10,7 +10,7 @@ from itertools import combinations, product
 import pytest
 
 from orbitmesh.errors import InvalidInputError
-from services.securesum import RoundPlan, RoundSum, SumCollector, SumNode, UnmaskAnswer, spans_of, word_bits
+from services.securesum import PartialSum, RoundPlan, RoundSum, SumCollector, SumNode, UnmaskAnswer, spans_of, word_bits
 from services.securesum.masks import SPAN_VALUES
 from tests.securesum.support import (
     BITS,
@@ -170,6 +170,39 @@ def test_nodes_that_never_sent_may_unmask(people: People) -> None:
     for name in names[2:]:
         round_sum.take_answer(answer(nodes[name], request))
     assert result(round_sum).tolist() == plain_sum(values, names[:4])
+
+
+def test_sums_made_on_the_way(people: People) -> None:
+    """Three of six nodes are added up before they reach the aggregator, which is killed in between: the sum is exact,
+    and none of the three counts by another way as well."""
+    names = people.first(6)
+    nodes = make_nodes(people, names, 12)
+    collector = join_all(people, nodes, 4)
+    offer_all(people, collector, nodes, 12)
+    values = make_values(names, sum(SPANS), 12)
+    round_sum = collector.begin_round(0, names, SPANS, BITS)
+    sent = {name: masked(nodes[name], round_sum.plan, values[name])[1] for name in names[:5]}
+    sink, *others = names[:3]
+    for span in range(len(SPANS)):
+        partial = PartialSum(round_sum.plan, span)
+        for name in names[:3]:
+            partial.add(sent[name][span])
+        round_sum.take_span(sink, round_sum.context, span, partial.packed(), tuple(others))
+        round_sum = killed_sum(round_sum)
+    for again in (sink, *others):
+        with pytest.raises(InvalidInputError) as caught:
+            round_sum.take_span(again, round_sum.context, 0, sent[again][0])
+        assert caught.value.reason == "CONTRIBUTION_REPLAYED"
+    for name in names[3:5]:
+        for span in range(len(SPANS)):
+            with pytest.raises(InvalidInputError, match="once"):
+                round_sum.take_span(name, round_sum.context, span, sent[name][span], (sink,))
+            round_sum.take_span(name, round_sum.context, span, sent[name][span])
+    request = round_sum.close()
+    assert request.survivors == tuple(names[:5])
+    for name in names[1:5]:
+        round_sum.take_answer(answer(nodes[name], request))
+    assert result(round_sum).tolist() == plain_sum(values, names[:5])
 
 
 def test_too_few_contributions_reveal_nothing(people: People) -> None:
