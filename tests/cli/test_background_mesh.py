@@ -122,6 +122,8 @@ def test_an_interrupted_demo_leaves_no_process(home: dict[str, str], model: Path
         env=home,
         stdout=subprocess.PIPE,
         text=True,
+        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stdout is not None
     give_up = time.monotonic() + WAIT_S

@@ -73,6 +73,8 @@ def command(mesh: Mesh, *more: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-m", "orbitmesh.cli.main", "generate", "tiny", *tokens, *where, "--json", *more],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
