@@ -23,14 +23,24 @@ import signal
 import socket
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
+
+from services.localmesh.children import die_with_parent
 
 PACKET_BYTES = 1 << 18
 """The longest request; a command line of hundreds of links."""
-PR_SET_PDEATHSIG = 1
 ARGUMENTS_START, ARGUMENTS_END = 45, 46
 """Where /proc/PID/stat has the addresses of the command line, counted after the name."""
+
+
+class Closing(Protocol):
+    """What a child does not take over."""
+
+    def close(self) -> None:
+        """Lets go of it."""
+        ...
 
 
 def main(descriptor: int, modules: list[str]) -> None:
@@ -47,6 +57,7 @@ def main(descriptor: int, modules: list[str]) -> None:
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    server = os.getpid()
     with selectors.DefaultSelector() as ready:
         ready.register(orders, selectors.EVENT_READ)
         ready.register(woken, selectors.EVENT_READ)
@@ -62,7 +73,7 @@ def main(descriptor: int, modules: list[str]) -> None:
                     return
                 pid = os.fork()
                 if pid == 0:
-                    _become(json.loads(packet)["arguments"], descriptors[0], [orders, woken, wake])
+                    _become(json.loads(packet)["arguments"], descriptors[0], [orders, woken, wake, ready], server)
                 os.close(descriptors[0])
                 orders.send(json.dumps({"pid": pid}).encode())
 
@@ -76,15 +87,13 @@ def _tell_ended(orders: socket.socket) -> None:
             orders.send(json.dumps({"ended": pid, "code": os.waitstatus_to_exitcode(status)}).encode())
 
 
-def _become(arguments: list[str], log: int, inherited: list[socket.socket]) -> NoReturn:
-    """Runs a service in a process that was just forked."""
+def _become(arguments: list[str], log: int, inherited: Sequence[Closing], server: int) -> NoReturn:
+    """Runs a service in a process that was just forked by process `server`."""
     code = 1
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        os.setpgrp()
-        server = os.getppid()
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        die_with_parent()
         if os.getppid() != server:
             os._exit(1)
         os.dup2(log, 2)

@@ -72,6 +72,7 @@ class Forks:
         self._orders = orders
         self._log = log
         self._asked: deque[asyncio.Future[ForkedProcess]] = deque()
+        self._sending = asyncio.Lock()
         self._running: dict[int, ForkedProcess] = {}
         self._reader = asyncio.create_task(self._read(), name="fork server")
 
@@ -108,25 +109,45 @@ class Forks:
         Raises:
             TransportError: Where the server has ended; names its log.
         """
-        if self._reader.done():
-            raise self._gone()
         loop = asyncio.get_running_loop()
-        reading, writing = os.pipe()
-        stream = asyncio.StreamReader(LINE_BYTES)
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), os.fdopen(reading, "rb"))
         asked: asyncio.Future[ForkedProcess] = loop.create_future()
-        try:
-            socket.send_fds(self._orders, [json.dumps({"arguments": arguments}).encode()], [writing])
-            self._asked.append(asked)
-        except OSError:
-            raise self._gone() from None
-        finally:
-            os.close(writing)
-        return await asked, stream
+        reading, writing = os.pipe()
+        with os.fdopen(writing, "wb"), contextlib.ExitStack() as stack:
+            ours = stack.enter_context(os.fdopen(reading, "rb"))
+            # One after the other: answers come in the order of the questions.
+            async with self._sending:
+                await self._send(json.dumps({"arguments": arguments}).encode(), writing)
+                self._asked.append(asked)
+            process = await asked
+            stream = asyncio.StreamReader(LINE_BYTES)
+            await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(stream), ours)
+            stack.pop_all()  # the transport closes it
+        return process, stream
+
+    async def _send(self, order: bytes, log: int) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._reader.done():
+            try:
+                socket.send_fds(self._orders, [order], [log])
+                return
+            except BlockingIOError:
+                # While the server still imports, the orders of a large mesh fill the socket.
+                room = asyncio.Event()
+                loop.add_writer(self._orders, room.set)
+                waiting = asyncio.ensure_future(room.wait())
+                try:
+                    await asyncio.wait([waiting, self._reader], return_when=asyncio.FIRST_COMPLETED)
+                finally:
+                    waiting.cancel()
+                    loop.remove_writer(self._orders)
+            except OSError:
+                break
+        raise self._gone()
 
     async def close(self) -> None:
         """Ends the server, and with it whichever child still runs."""
-        self._orders.close() if self._reader.done() else self._orders.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # it has ended already
+            self._orders.shutdown(socket.SHUT_RDWR)
         if self._process.returncode is None:
             self._process.terminate()
         await self._process.wait()

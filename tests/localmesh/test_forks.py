@@ -70,6 +70,20 @@ async def test_an_error_is_in_its_log_and_its_exit_code(forks: Forks) -> None:
     assert await process.wait() == 1
 
 
+async def test_more_orders_than_a_socket_takes_wait_for_their_turn(tmp_path: Path, forks: Forks) -> None:
+    """The command lines of a large mesh, asked for while the server still imports: every child is the one asked for."""
+    (tmp_path / "teller.py").write_text("import sys; sys.stderr.write(sys.argv[1])")
+
+    async def told(name: str) -> str:
+        process, said = await forks.fork(["teller", name, "-" * 16_000])
+        text = (await said.read()).decode()
+        assert await process.wait() == 0
+        return text
+
+    names = [f"sat-{number}" for number in range(40)]
+    assert await asyncio.gather(*map(told, names)) == names
+
+
 async def test_children_end_with_their_server(forks: Forks) -> None:
     """No orphan stays, and who asks for another child hears why there is none."""
     process, said = await forks.fork(["sleeper"])
