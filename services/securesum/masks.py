@@ -24,8 +24,6 @@ from orbitmesh.errors import IdentityError
 from services.securesum.fields import join_fields
 from services.securesum.packing import Words
 
-SPAN_VALUES = 65_536
-"""The most values that are masked, packed and sent together."""
 KEY_BYTES = 32
 """Size of a seed, of a secret and of a key, in bytes."""
 NONCE_BYTES = 12
@@ -49,19 +47,6 @@ class Mask:
     def turned(self) -> Mask:
         """The mask that undoes this one."""
         return Mask(self.seed, not self.added)
-
-
-def keystream(key: bytes, nonce: bytes, size_bytes: int, *, block: int = 0) -> bytes:
-    """ChaCha20's keystream from a block on.
-
-    Args:
-        key: 32 bytes.
-        nonce: 12 bytes.
-        size_bytes: How much.
-        block: The number of the first block of 64 bytes.
-    """
-    cipher = Cipher(algorithms.ChaCha20(key, block.to_bytes(4, "little") + nonce), None)
-    return cipher.encryptor().update(bytes(size_bytes))
 
 
 def pair_mask(own: X25519PrivateKey, own_name: str, peer_public: bytes, peer_name: str, context: bytes) -> Mask:

@@ -10,11 +10,11 @@ import numpy as np
 
 from orbitmesh.errors import InvalidInputError
 from services.securesum.fields import digest, join_fields, number, read_number, read_text, split_fields
-from services.securesum.masks import SPAN_VALUES
 from services.securesum.packing import check_bits
 from services.securesum.roster import HONEST_MIN, Roster, smallest_sum
 from services.securesum.shamir import SHARE_BYTES
 from services.securesum.sharing import ROUNDS_MAX
+from services.updates.spans import SPAN_VALUES, span_count, span_length
 
 SPANS_MAX = 1 << 18
 """The most spans of a vector."""
@@ -22,8 +22,7 @@ SPANS_MAX = 1 << 18
 
 def spans_of(values: int) -> tuple[int, ...]:
     """The spans of a vector of `values` values, all full but the last."""
-    full, rest = divmod(values, SPAN_VALUES)
-    return (SPAN_VALUES,) * full + ((rest,) if rest else ())
+    return tuple(span_length(span, values) for span in range(span_count(values)))
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,10 @@ from services.securesum import (
     to_words,
 )
 from services.securesum.keys import KEY_PURPOSE, sign_message, signed_key
-from services.securesum.masks import SPAN_VALUES
 from services.securesum.packing import unpack
 from services.securesum.roster import smallest_sum
 from services.securesum.sharing import Offer
+from services.updates.spans import SPAN_VALUES
 from tests.securesum.support import (
     BITS,
     UPDATE_DIGEST,

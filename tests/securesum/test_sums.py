@@ -11,7 +11,7 @@ import pytest
 
 from orbitmesh.errors import InvalidInputError
 from services.securesum import PartialSum, RoundPlan, RoundSum, SumCollector, SumNode, UnmaskAnswer, spans_of, word_bits
-from services.securesum.masks import SPAN_VALUES
+from services.updates.spans import SPAN_VALUES
 from tests.securesum.support import (
     BITS,
     LARGEST,
