@@ -7,7 +7,6 @@ first weights); a file of other work is not used.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from orbitmesh.errors import IntegrityError
+from orbitmesh.pack.store import put_in_place
 
 HEADER = "orbitmesh.training"
 """The key of the JSON in the safetensors header."""
@@ -64,14 +64,7 @@ def write(path: Path, saved: Saved) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(path.name + ".new")
     save_file(tensors, beside, metadata={HEADER: json.dumps(values)})
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
-    beside.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    put_in_place(beside, path)
 
 
 def read(path: Path) -> Saved:

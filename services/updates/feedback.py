@@ -30,6 +30,7 @@ from typing import BinaryIO
 import numpy as np
 
 from orbitmesh.errors import IntegrityError, InvalidInputError
+from orbitmesh.pack.store import put_in_place
 from services.updates.layout import Layout
 from services.updates.spans import SPAN_VALUES, Floats, spans
 
@@ -167,18 +168,12 @@ class Residual:
         try:
             with os.fdopen(descriptor, "wb") as file:
                 self._write_content(file, kept, before, after)
-                file.flush()
-                os.fsync(file.fileno())
-            staging.replace(self.path)
-        except BaseException:
-            staging.unlink(missing_ok=True)
-            raise
-        self._kept = kept
-        directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
+            put_in_place(staging, self.path)
         finally:
-            os.close(directory)
+            # Once it has its name the file is the new one, also where flushing the directory failed.
+            if not staging.exists():
+                self._kept = kept
+            staging.unlink(missing_ok=True)
 
     def _write_content(self, file: BinaryIO, kept: _Kept, before: int | None, after: _Piece) -> None:
         digest = hashlib.sha256()

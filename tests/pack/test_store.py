@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
 from orbitmesh.pack.manifest import PackFile
-from orbitmesh.pack.store import ContentStore, write_durably
+from orbitmesh.pack.store import ContentStore, put_in_place, write_durably
 from orbitmesh.wire.session import Session
 from services.executor.loading import StageFiles
 
@@ -118,6 +118,25 @@ def test_writers_of_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
         list(pool.map(lambda data: write_durably(tmp_path / "manifest.json", data), contents))
     assert (tmp_path / "manifest.json").read_bytes() in contents
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_file_takes_its_name_between_the_flush_of_its_bytes_and_that_of_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another order a loss of power could leave the name with a part of the bytes, or take the name away again."""
+    written, path = tmp_path / "new", tmp_path / "manifest.json"
+    path.write_bytes(b"old")
+    written.write_bytes(b"new")
+    flushed, flush = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        flush(descriptor)
+        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", note)
+    put_in_place(written, path)
+    assert flushed == [(written, b"old"), (tmp_path, b"new")]
+    assert [each.name for each in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_an_absent_file_and_a_wrong_name_are_told_apart(tmp_path: Path) -> None:

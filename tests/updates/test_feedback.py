@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import stat
@@ -195,6 +196,28 @@ def test_whatever_a_crash_leaves_is_the_old_file_or_the_new(first: bool, tmp_pat
         take_part(restarted, Scheme.parse("int4"), 1)
         assert path.read_bytes() == new
         assert [file.name for file in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_residual_follows_its_file_where_only_its_directory_could_not_be_flushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the new one by then: taken for the old one, what it left would be added a second time."""
+    residual = Residual(tmp_path / "run", LAYOUT)
+    take_part(residual, Scheme.parse("int4"), 0)
+    began, flush = residual.carried(1), os.fsync
+
+    def fail_on_directories(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EIO, "no disk")
+        flush(descriptor)
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail_on_directories)
+        with pytest.raises(OSError, match="no disk"):
+            take_part(residual, Scheme.parse("int4"), 1)
+    assert residual.round_index == 1
+    assert np.array_equal(residual.carried(1), began)
+    assert [file.name for file in tmp_path.iterdir()] == ["run"]
 
 
 WRITER = """

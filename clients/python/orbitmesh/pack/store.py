@@ -122,22 +122,28 @@ class ContentStore:
                 f"the bytes that arrived for {_name(sha256)[:12]} hash to {found.hex()[:12]}; they were thrown away: "
                 "send the file again"
             )
-        part.rename(self.directory / _name(sha256))
-        _sync_directory(self.directory)
+        put_in_place(part, self.directory / _name(sha256))
 
 
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file that is whole and on the disk on return, whoever else writes it at the same time."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(file.name).rename(path)
-    _sync_directory(path.parent)
+    put_in_place(Path(file.name), path)
 
 
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+def put_in_place(written: Path, path: Path) -> None:
+    """Makes a file that was written and closed the one at `path`, of the same directory; durable on return.
+
+    Whatever a crash leaves there is the old file or the whole new one.
+    """
+    _flush(written)
+    written.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
