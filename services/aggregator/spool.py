@@ -14,8 +14,6 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from orbitmesh.errors import InvalidInputError, SealError
 from orbitmesh.trust import Identity
@@ -96,14 +94,6 @@ class Incoming:
     def close(self) -> None:
         """Closes the file; what is in it stays."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _count(self, index: int, data: bytes | bytearray | memoryview) -> None:
         if index != self.spans:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,21 +34,21 @@ def spool(tmp_path: Path, identity: Identity) -> Callable[[], Spool]:
 def test_a_contribution_goes_on_behind_its_last_span_after_any_restart(spool: Callable[[], Spool]) -> None:
     """A new process for every span, each of which is sent twice."""
     for index, data in enumerate(SPANS):
-        with spool().open(0, "sat-1") as incoming:
+        with closing(spool().open(0, "sat-1")) as incoming:
             assert incoming.spans == index
             incoming.add(index, data)
             incoming.add(index, data)
-    with spool().open(0, "sat-1") as incoming:
+    with closing(spool().open(0, "sat-1")) as incoming:
         assert incoming.stored is None
         stored = incoming.finish(len(SPANS), DIGEST, 500)
     assert stored == Stored(DIGEST, 500, sum(map(len, SPANS)))
-    with spool().open(0, "sat-1") as again:
+    with closing(spool().open(0, "sat-1")) as again:
         assert again.stored == again.finish(len(SPANS), DIGEST, 500) == stored
     assert list(spool().spans(0, "sat-1")) == SPANS
 
 
 def take(spool: Spool, node: str, spans: list[bytes]) -> None:
-    with spool.open(0, node) as incoming:
+    with closing(spool.open(0, node)) as incoming:
         for index, data in enumerate(spans):
             incoming.add(index, data)
 
@@ -58,7 +59,7 @@ def test_a_torn_end_costs_the_torn_spans_alone(spool: Callable[[], Spool], tmp_p
     take(spool(), "sat-1", SPANS[:5])
     (path,) = (tmp_path / "run").glob("0/*")
     path.write_bytes(path.read_bytes()[:-cut])
-    with spool().open(0, "sat-1") as incoming:
+    with closing(spool().open(0, "sat-1")) as incoming:
         assert incoming.spans == 4 - (cut > 1050)
         for index in range(incoming.spans, len(SPANS)):
             incoming.add(index, SPANS[index])
@@ -75,7 +76,7 @@ def test_a_changed_byte_is_refused_and_the_file_can_be_dropped(spool: Callable[[
     with pytest.raises(SealError):
         spool().open(0, "sat-1")
     spool().drop(0, "sat-1")
-    with spool().open(0, "sat-1") as incoming:
+    with closing(spool().open(0, "sat-1")) as incoming:
         assert incoming.spans == 0
 
 
@@ -90,7 +91,7 @@ def test_the_file_of_one_node_does_not_pass_for_anothers(spool: Callable[[], Spo
 def test_gaps_wrong_digests_and_more_after_the_end_are_refused(spool: Callable[[], Spool]) -> None:
     """What is there already stays as it is."""
     digest = hashlib.sha256(SPANS[0]).hexdigest()
-    with spool().open(2, "sat-1") as incoming:
+    with closing(spool().open(2, "sat-1")) as incoming:
         with pytest.raises(InvalidInputError):
             incoming.add(1, SPANS[1])
         incoming.add(0, SPANS[0])
@@ -107,7 +108,7 @@ def test_gaps_wrong_digests_and_more_after_the_end_are_refused(spool: Callable[[
 def test_nothing_of_a_contribution_is_in_plain_on_the_disk(spool: Callable[[], Spool], tmp_path: Path) -> None:
     """And the rounds that are over leave nothing."""
     for index in (0, 1, 2):
-        with spool().open(index, "sat-1") as incoming:
+        with closing(spool().open(index, "sat-1")) as incoming:
             incoming.add(0, b"the weights of a ward's patients" * 30)
     assert all(b"patients" not in path.read_bytes() for path in (tmp_path / "run").rglob("*.spans"))
     spool().clear(2)
