@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
-from orbitmesh.pack.manifest import PackFile
 from orbitmesh.pack.store import ContentStore, put_in_place, write_durably
 from orbitmesh.wire.session import Session
 from services.executor.loading import StageFiles
+from tests.sdk.pattern_pack import write_pack
 
 
 def digest(data: bytes) -> bytes:
@@ -80,18 +80,16 @@ def test_a_file_whose_writer_died_behind_its_last_byte_is_put_together(tmp_path:
 
 async def test_a_node_that_died_behind_the_last_byte_of_a_file_does_not_ask_for_it_again(tmp_path: Path) -> None:
     """It has all of it; asked for what follows the end, the gateway would refuse."""
-    data = os.urandom(3000)
-    files = StageFiles(tmp_path)
+    name = "layer-00.safetensors"
+    manifest = write_pack(tmp_path / "pack", layer_bytes=3000)
+    data = (tmp_path / "pack" / name).read_bytes()
+    files = StageFiles(tmp_path / "node")
     write_without_finishing(files.store, data, digest(data))
 
     async def nobody() -> Session:
         raise AssertionError("the source was asked")
 
-    class OneFile:
-        def file(self, name: str) -> PackFile:
-            return PackFile(name=name, size_bytes=len(data), sha256=digest(data).hex())
-
-    assert [here async for here in files.fetch(OneFile(), ("layer-00.safetensors",), nobody)] == [len(data)]  # type: ignore[arg-type]
+    assert [here async for here in files.fetch(manifest, (name,), nobody)] == [len(data)]
 
 
 @pytest.mark.parametrize("offset", [0, 99, 101])
