@@ -29,6 +29,7 @@ _USERS = frozenset({Role.CLIENT, Role.OPERATOR})
 _USERS_AND_GATEWAY = _USERS | {Role.GATEWAY}
 _EXECUTOR = frozenset({Role.EXECUTOR})
 _SCHEDULER = frozenset({Role.SCHEDULER})
+_AGGREGATOR = frozenset({Role.AGGREGATOR})
 _MESH = frozenset({Role.SCHEDULER, Role.GATEWAY, Role.EXECUTOR})
 
 ALLOWED: Table = MappingProxyType(
@@ -38,7 +39,7 @@ ALLOWED: Table = MappingProxyType(
         f"/{REFLECTION[1]}/*": _OPERATOR,
         f"/{CHANNELZ}/*": _OPERATOR,
         "/orbitmesh.v1.SchedulerService/Heartbeat": _EXECUTOR,
-        "/orbitmesh.v1.SchedulerService/ListNodes": _USERS_AND_GATEWAY,
+        "/orbitmesh.v1.SchedulerService/ListNodes": _USERS_AND_GATEWAY | _AGGREGATOR,
         "/orbitmesh.v1.SchedulerService/Plan": _USERS_AND_GATEWAY,
         "/orbitmesh.v1.SchedulerService/CreateDeployment": _USERS_AND_GATEWAY,
         "/orbitmesh.v1.SchedulerService/ListDeployments": _USERS_AND_GATEWAY,
@@ -55,8 +56,9 @@ ALLOWED: Table = MappingProxyType(
         "/orbitmesh.v1.ExecutorService/ContinueGeneration": frozenset({Role.GATEWAY}),
         "/orbitmesh.v1.ExecutorService/FeedGeneration": frozenset({Role.GATEWAY}),
         "/orbitmesh.v1.ExecutorService/Relay": _MESH,
-        "/orbitmesh.v1.ExecutorService/Exchange": frozenset({Role.GATEWAY, Role.EXECUTOR}),
+        "/orbitmesh.v1.ExecutorService/Exchange": frozenset({Role.GATEWAY, Role.EXECUTOR}) | _AGGREGATOR,
         "/orbitmesh.v1.ExecutorService/Probe": _MESH,
+        "/orbitmesh.v1.AggregatorService/*": _USERS_AND_GATEWAY,
         "/orbitmesh.v1.ConstellationService/*": _EVERYBODY,
         "/orbitmesh.v1.GatewayService/*": _USERS,
         "/orbitmesh.v1.PackService/CreatePack": _USERS,
