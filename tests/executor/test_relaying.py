@@ -252,8 +252,8 @@ async def test_another_node_cannot_answer_for_the_far_end(ca: Ca) -> None:
 
 
 async def test_a_reader_that_stops_stops_the_sender(ca: Ca) -> None:
-    """Of 64 MiB only a bounded part is under way while the far end does not read, the relay's memory stays far below
-    it; once the far end reads, every byte arrives in order."""
+    """Of 160 MiB at most 24 are under way while the far end does not read; once it reads, every byte arrives in order.
+    Of the relay's memory all that takes at most 48 MiB: gRPC's buffers take what they need to go on, not what comes."""
     go_on, digest, received = asyncio.Event(), hashlib.sha256(), 0
     done = asyncio.Event()
 
@@ -265,7 +265,7 @@ async def test_a_reader_that_stops_stops_the_sender(ca: Ca) -> None:
             received += len(data)
         done.set()
 
-    piece, pieces = bytes(range(256)) * 1024, 256
+    piece, pieces = bytes(range(256)) * 1024, 640
     async with apart(ca.path("executor/r1")) as relay, listening(slow) as plain, pool_of(ca) as pool:
         await relay.knows(plain)
         before = await relay.peak_bytes()
@@ -282,13 +282,13 @@ async def test_a_reader_that_stops_stops_the_sender(ca: Ca) -> None:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(send())
                 held = -1
-                while sent != held:
+                while sent != held or not sent:
                     held = sent
                     await asyncio.sleep(0.5)
                 assert 0 < held * len(piece) < 2 * UNDER_WAY_PER_HOP_BYTES
                 go_on.set()
             await done.wait()
-        assert (await relay.peak_bytes()) - before < 2 * UNDER_WAY_PER_HOP_BYTES
+        assert (await relay.peak_bytes()) - before < 4 * UNDER_WAY_PER_HOP_BYTES
     expected = hashlib.sha256()
     for number in range(pieces):
         expected.update(number.to_bytes(4, "big") + piece[4:])
