@@ -42,6 +42,8 @@ class Stored:
     """How many examples it was computed from: its weight in the mean."""
     size_bytes: int
     """Its encoded spans."""
+    begun: int = 0
+    """The round whose weights it began from; another than that of the sum where a strategy takes late ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,16 @@ class Arrived:
 @dataclass(frozen=True, slots=True)
 class GivenUp:
     """A node will not contribute: it refused, or what it sent was refused."""
+
+    node: str
+    round_index: int
+    reason: str
+    """A key of the table of reasons."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A contribution that is durable was looked at beside the others and is not taken."""
 
     node: str
     round_index: int
@@ -85,7 +97,7 @@ class Summed:
     round_index: int
 
 
-Event = Arrived | GivenUp | Progress | Contact | Summed
+Event = Arrived | GivenUp | Rejected | Progress | Contact | Summed
 
 
 @dataclass(frozen=True)
@@ -108,6 +120,8 @@ class Round:
     """Seconds of contact without progress, by node."""
     done: bool = False
     """Whether its sum is in the model."""
+    enough: int = 0
+    """Contributions with which it closes though others are still awaited; 0 where it waits for all."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.quorum <= len(self.cohort) <= COHORT_MAX or len({*self.cohort}) != len(self.cohort):
@@ -126,6 +140,8 @@ class Round:
         """Where it stands; follows from the rest."""
         if self.done:
             return Phase.DONE
+        if self.enough and len(self.stored) >= max(self.enough, self.quorum):
+            return Phase.READY
         if self.waiting:
             return Phase.OPEN
         return Phase.READY if len(self.stored) >= self.quorum else Phase.STUCK
@@ -158,6 +174,9 @@ def advance(state: Round, event: Event) -> Round:
             if state.done or node in state.stored:
                 return state
             return replace(state, given_up=MappingProxyType({**state.given_up, node: reason}))
+        case Rejected(node, index, reason):
+            _check(state, node, index)
+            return _rejected(state, node, reason)
         case Progress(node):
             return _progressed(state, node)
         case Contact(node, contact_s):
@@ -208,6 +227,14 @@ def _arrived(state: Round, node: str, stored: Stored) -> Round:
     )
 
 
+def _rejected(state: Round, node: str, reason: str) -> Round:
+    if state.done or node not in state.stored:
+        return state
+    kept = {each: stored for each, stored in state.stored.items() if each != node}
+    given_up = MappingProxyType({**state.given_up, node: reason})
+    return replace(state, stored=MappingProxyType(kept), given_up=given_up)
+
+
 def _progressed(state: Round, node: str) -> Round:
     if node not in state.cohort or state.phase in (Phase.READY, Phase.DONE):
         return state
@@ -240,6 +267,7 @@ def to_json(state: Round) -> dict[str, object]:
         "given_up": dict(state.given_up),
         "idle_s": dict(state.idle_s),
         "done": state.done,
+        "enough": state.enough,
     }
 
 
@@ -259,6 +287,7 @@ def from_json(written: Mapping[str, Any]) -> Round:
             given_up=MappingProxyType(dict(written["given_up"])),
             idle_s=MappingProxyType({node: float(spent) for node, spent in written["idle_s"].items()}),
             done=bool(written["done"]),
+            enough=int(written["enough"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidInputError(f"this is no round as it was written down: {type(error).__name__}: {error}") from None

@@ -1,9 +1,9 @@
 """Training runs on disk: what was asked, how far each is, and its weights. Durable on return of every call.
 
-A run's weights after round N are the file `RUN/N.weights`, float32, little-endian; the row of the run says which N
-counts. The file is on disk before the row says so, and the row says so before the contributions of the round are
-removed: whenever the process ends, either the round is summed again from the same contributions, with the same
-result, or it is over.
+A run's weights after round N are the file `RUN/N.weights`, float32, little-endian, and what its strategy keeps are the
+files `RUN/N.NAME.state`; the row of the run says which N counts. The files are on disk before the row says so, and the
+row says so before the contributions of the round are removed: whenever the process ends, either the round is summed
+again from the same contributions, with the same result, or it is over.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from orbitmesh.errors import InvalidInputError
-from orbitmesh.pack.store import write_durably
+from orbitmesh.pack.store import put_in_place, write_durably
 from services.aggregator.rounds import Round, from_json, to_json
+from services.aggregator.strategies.base import State
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -32,7 +33,8 @@ CREATE TABLE runs (
     state TEXT NOT NULL,
     why TEXT NOT NULL,
     weights_round INTEGER NOT NULL,
-    strategy TEXT NOT NULL
+    strategy TEXT NOT NULL,
+    began_ns INTEGER NOT NULL
 );
 CREATE TABLE rounds (
     run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
@@ -66,8 +68,10 @@ class RunRecord:
     """What it waits for, or why it ended; empty while all is well."""
     weights_round: int
     """The round whose sum its weights hold; -1 before the first weights, 0 for those that it began with."""
-    strategy: dict[str, Any]
-    """The state of its strategy after that round."""
+    strategy: dict[str, int]
+    """The counts of its strategy's state after that round; its vectors are in files."""
+    began_ns: int = 0
+    """When it was begun, in nanoseconds since 1970."""
 
 
 class RunStore:
@@ -104,10 +108,10 @@ class RunStore:
             found = self._find(run.name)
             if found is None:
                 self._db.execute(
-                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
                         run.name, run.request_id, json.dumps(run.spec), run.state, run.why, run.weights_round,
-                        json.dumps(run.strategy),
+                        json.dumps(run.strategy), run.began_ns,
                     ),
                 )  # fmt: skip
                 return run
@@ -159,19 +163,32 @@ class RunStore:
             rows = asked.fetchall()
         return [(from_json(json.loads(record)), json.loads(report)) for record, report in rows]
 
-    def finish_round(
-        self, name: str, done: Round, weights: Weights, strategy: dict[str, Any], report: dict[str, Any]
-    ) -> None:
+    def put_report(self, name: str, round_index: int, report: dict[str, Any]) -> None:
+        """Writes down what is reported of a round that is there."""
+        with self._lock:
+            self._db.execute(
+                "UPDATE rounds SET report = ? WHERE run = ? AND round = ?", (json.dumps(report), name, round_index)
+            )
+
+    def put_spec(self, name: str, spec: dict[str, Any]) -> None:
+        """Changes what was asked of a run."""
+        with self._lock:
+            self._db.execute("UPDATE runs SET spec = ? WHERE name = ?", (json.dumps(spec), name))
+
+    def finish_round(self, name: str, done: Round, weights: Path, strategy: State, report: dict[str, Any]) -> None:
         """Makes the sum of a round the run's weights, in one step with the strategy's state and the round's report.
 
         Args:
             name: The run.
             done: The round, which is done.
-            weights: Shape (d,), float32.
-            strategy: The strategy's state, as JSON takes it.
-            report: Accuracy, bytes, and what else is shown of the round.
+            weights: The file that `stage_weights` was given for, written and closed.
+            strategy: The strategy's state.
+            report: What is shown of the round.
         """
-        self.put_weights(name, done.index + 1, weights)
+        after = done.index + 1
+        for key, array in strategy.arrays.items():
+            write_durably(self._state_path(name, after, key), as_bytes(array))
+        put_in_place(weights, self.weights_path(name, after))
         with self._lock:
             self._db.execute("BEGIN IMMEDIATE")
             try:
@@ -182,36 +199,52 @@ class RunStore:
                 )
                 self._db.execute(
                     "UPDATE runs SET weights_round = ?, strategy = ? WHERE name = ?",
-                    (done.index + 1, json.dumps(strategy), name),
+                    (after, json.dumps(dict(strategy.values)), name),
                 )
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
-        for path in (self._directory / name).glob("*.weights"):
-            if path.stem.isdecimal() and int(path.stem) <= done.index:
+        for path in (self._directory / name).iterdir():
+            number = path.name.partition(".")[0]
+            if path.suffix in (".weights", ".state", ".new") and number.isdecimal() and int(number) < after:
                 path.unlink(missing_ok=True)
 
-    def put_weights(self, name: str, weights_round: int, weights: Weights) -> None:
-        """Writes weights down, which do not count before a row says so."""
-        if weights.dtype != np.float32 or weights.ndim != 1:
-            raise InvalidInputError(f"weights are one row of float32, not {weights.dtype} of shape {weights.shape}")
-        path = self._weights_path(name, weights_round)
+    def stage_weights(self, name: str, weights_round: int, values: int) -> Weights:
+        """A file for the weights after a round, mapped into memory, to be filled and given to `finish_round`: shape
+        (values,), float32."""
+        path = self.staged_path(name, weights_round)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, weights.astype("<f4", copy=False).tobytes())
+        return np.memmap(path, dtype="<f4", mode="w+", shape=(values,))
+
+    def staged_path(self, name: str, weights_round: int) -> Path:
+        """The file behind `stage_weights`."""
+        return self._directory / name / f"{weights_round}.new"
+
+    def strategy_state(self, name: str) -> State:
+        """The state of a run's strategy after the round that counts."""
+        run = self.get(name)
+        arrays = {}
+        for path in (self._directory / name).glob(f"{run.weights_round}.*.state"):
+            arrays[path.name.split(".")[1]] = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
+        return State(arrays, run.strategy)
 
     def start_from(self, name: str, weights: Weights) -> None:
         """Gives a run the weights that it begins with."""
-        self.put_weights(name, 0, weights)
+        if weights.dtype != np.float32 or weights.ndim != 1:
+            raise InvalidInputError(f"weights are one row of float32, not {weights.dtype} of shape {weights.shape}")
+        path = self.weights_path(name, 0)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_durably(path, as_bytes(weights))
         with self._lock:
             self._db.execute("UPDATE runs SET weights_round = 0 WHERE name = ? AND weights_round = ?", (name, INITIAL))
 
     def weights(self, name: str) -> Weights | None:
-        """The run's weights as they count now, shape (d,); None before the first."""
+        """The run's weights as they count now, shape (d,), mapped read-only; None before the first."""
         weights_round = self.get(name).weights_round
         if weights_round == INITIAL:
             return None
-        return np.fromfile(self._weights_path(name, weights_round), dtype="<f4").astype(np.float32, copy=False)
+        return np.memmap(self.weights_path(name, weights_round), dtype="<f4", mode="r")
 
     def close(self) -> None:
         """Closes the database."""
@@ -221,10 +254,23 @@ class RunStore:
         row = self._db.execute("SELECT * FROM runs WHERE name = ?", (name,)).fetchone()
         return None if row is None else _record(row)
 
-    def _weights_path(self, name: str, weights_round: int) -> Path:
+    def directory(self, name: str) -> Path:
+        """Where a run's files are."""
+        return self._directory / name
+
+    def weights_path(self, name: str, weights_round: int) -> Path:
+        """The weights after a round."""
         return self._directory / name / f"{weights_round}.weights"
+
+    def _state_path(self, name: str, weights_round: int, key: str) -> Path:
+        return self._directory / name / f"{weights_round}.{key}.state"
+
+
+def as_bytes(values: Weights) -> memoryview:
+    """The bytes of values, float32 and little-endian, without a copy where the machine is."""
+    return np.ascontiguousarray(values, dtype="<f4").data.cast("B")
 
 
 def _record(row: tuple[Any, ...]) -> RunRecord:
-    name, request_id, spec, state, why, weights_round, strategy = row
-    return RunRecord(name, request_id, json.loads(spec), state, why, weights_round, json.loads(strategy))
+    name, request_id, spec, state, why, weights_round, strategy, began_ns = row
+    return RunRecord(name, request_id, json.loads(spec), state, why, weights_round, json.loads(strategy), began_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orbitmesh.errors import InvalidInputError
-from services.aggregator.rounds import Arrived, Contact, Event, GivenUp, Phase, Progress, Round, Stored, Summed, advance
+from services.aggregator.rounds import (
+    Arrived,
+    Contact,
+    Event,
+    GivenUp,
+    Phase,
+    Progress,
+    Rejected,
+    Round,
+    Stored,
+    Summed,
+    advance,
+    from_json,
+    to_json,
+)
 
 NODES = ("sat-1", "sat-2", "sat-3", "sat-4")
 OPEN = Round(index=3, cohort=NODES, quorum=3, patience_s=10.0)
@@ -93,6 +108,28 @@ def test_what_comes_after_the_close_is_late_and_not_counted() -> None:
     with pytest.raises(InvalidInputError) as late:
         advance(state, Arrived("sat-4", 3, stored(4)))
     assert late.value.reason == "STALE_ROUND"
+
+
+def test_a_round_with_enough_closes_though_others_are_awaited() -> None:
+    """As buffers do: the K-th contribution closes it, and what comes later belongs to the next."""
+    state = after(replace(OPEN, quorum=1, enough=2), Arrived("sat-1", 3, stored(1)))
+    assert state.phase is Phase.OPEN
+    state = after(state, Arrived("sat-3", 3, stored(3)))
+    assert state.phase is Phase.READY and state.waiting == ("sat-2", "sat-4")
+    assert from_json(json.loads(json.dumps(to_json(state)))) == state
+
+
+def test_what_stands_out_beside_the_others_is_not_counted() -> None:
+    """A durable contribution that is rejected opens the question of the quorum again; a finished round stays."""
+    state = after(OPEN, *(Arrived(node, 3, stored(n)) for n, node in enumerate(NODES)))
+    less = after(state, Rejected("sat-2", 3, "NORM_OUTLIER"))
+    assert less.phase is Phase.READY and set(less.stored) == {"sat-1", "sat-3", "sat-4"}
+    stuck = after(less, Rejected("sat-1", 3, "NORM_OUTLIER"))
+    assert stuck.phase is Phase.STUCK and "sat-2 (NORM_OUTLIER)" in stuck.why_stuck
+    done = after(state, Summed(3))
+    assert after(done, Rejected("sat-2", 3, "NORM_OUTLIER")) == done
+    with pytest.raises(InvalidInputError):
+        advance(state, Rejected("stranger", 3, "NORM_OUTLIER"))
 
 
 @pytest.mark.parametrize("cohort, quorum", [((), 0), (("a", "a"), 1), (("a",), 2), (("a",), 0)])

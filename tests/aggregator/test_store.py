@@ -18,6 +18,7 @@ import pytest
 from orbitmesh.errors import InvalidInputError
 from services.aggregator.rounds import Arrived, Contact, GivenUp, Phase, Round, Stored, Summed, advance
 from services.aggregator.store import INITIAL, RunRecord, RunStore
+from services.aggregator.strategies.base import State
 
 ROOT = Path(__file__).parents[2]
 RUN = RunRecord("mnist", "request-1", {"task": "mnist5k", "rounds": 20}, "running", "", INITIAL, {})
@@ -44,7 +45,14 @@ def done(index: int) -> Round:
 
 
 def weights_of(weights_round: int) -> np.ndarray:
-    return np.random.default_rng(weights_round).standard_normal(VALUES).astype(np.float32)
+    return np.random.default_rng(weights_round + 1000).standard_normal(VALUES).astype(np.float32)
+
+
+def finish(store: RunStore, index: int, state: State, report: dict[str, float]) -> None:
+    weights = weights_of(index + 1)
+    staged = store.stage_weights("mnist", index + 1, weights.size)
+    staged[:] = weights
+    store.finish_round("mnist", done(index), store.staged_path("mnist", index + 1), state, report)
 
 
 def test_a_run_is_there_again_as_it_was(store: RunStore, tmp_path: Path) -> None:
@@ -53,14 +61,18 @@ def test_a_run_is_there_again_as_it_was(store: RunStore, tmp_path: Path) -> None
     store.start_from("mnist", weights_of(0))
     half = advance(Round(index=0, cohort=("sat-1", "sat-2"), quorum=2, patience_s=5.0), Contact("sat-1", 2.0))
     store.put_round("mnist", half)
-    store.finish_round("mnist", done(0), weights_of(1), {"momentum": 0.9}, {"accuracy": 0.5})
+    finish(store, 0, State({"momentum": weights_of(7)}, {"rounds": 1}), {"accuracy": 0.25})
+    store.put_report("mnist", 0, {"accuracy": 0.5})
     store.put_round("mnist", replace(half, index=1))
     again = RunStore(tmp_path)
-    assert again.get("mnist") == replace(RUN, weights_round=1, strategy={"momentum": 0.9})
+    assert again.get("mnist") == replace(RUN, weights_round=1, strategy={"rounds": 1})
+    kept = again.strategy_state("mnist")
+    assert kept.values == {"rounds": 1} and list(kept.arrays) == ["momentum"]
+    assert np.array_equal(kept.arrays["momentum"], weights_of(7))
     assert np.array_equal(again.weights("mnist"), weights_of(1))
     assert again.rounds("mnist") == [(done(0), {"accuracy": 0.5}), (replace(half, index=1), {})]
     assert again.rounds("mnist")[0][0].phase is Phase.DONE
-    assert [path.name for path in (tmp_path / "mnist").iterdir()] == ["1.weights"]
+    assert sorted(path.name for path in (tmp_path / "mnist").iterdir()) == ["1.momentum.state", "1.weights"]
     again.close()
 
 
@@ -91,14 +103,14 @@ LEADER = """
 import sys
 from pathlib import Path
 from services.aggregator.store import RunStore
-from tests.aggregator.test_store import RUN, done, weights_of
+from tests.aggregator.test_store import RUN, State, finish, weights_of
 store = RunStore(Path(sys.argv[1]))
 store.begin(RUN)
 if store.weights("mnist") is None:
     store.start_from("mnist", weights_of(0))
 while True:
     at = store.get("mnist").weights_round
-    store.finish_round("mnist", done(at), weights_of(at + 1), {"round": at}, {"round": at})
+    finish(store, at, State({"m": weights_of(-at)}, {"round": at}), {"round": at})
     print(at, flush=True)
 """
 
@@ -117,7 +129,9 @@ def test_a_leader_that_is_killed_at_any_moment_leaves_a_run_that_goes_on(tmp_pat
         run = store.get("mnist")
         assert run.weights_round > max([last, *said]), "what was said to be over is over"
         assert np.array_equal(store.weights("mnist"), weights_of(run.weights_round))
-        assert run.strategy == {"round": run.weights_round - 1}
+        state = store.strategy_state("mnist")
+        assert state.values == {"round": run.weights_round - 1}
+        assert np.array_equal(state.arrays["m"], weights_of(1 - run.weights_round))
         assert [state.index for state, _ in store.rounds("mnist")] == list(range(run.weights_round))
         last = run.weights_round - 1
         store.close()

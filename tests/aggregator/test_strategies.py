@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -13,7 +14,6 @@ from scipy import stats
 
 from orbitmesh.errors import IntegrityError, InvalidInputError
 from services.aggregator.strategies import STRATEGIES, Each, Mean, Need, State, Strategy, parse
-from services.aggregator.strategies.base import state_from_json
 from services.updates.spans import SPAN_VALUES, spans
 
 SIZE = SPAN_VALUES + 1_000
@@ -201,19 +201,26 @@ def test_fedbuff_weighs_by_staleness_and_divides_by_the_buffer() -> None:
     assert caught.value.reason == "FAILED_PRECONDITION"
 
 
+def same(one: State, other: State) -> bool:
+    return (
+        one.values == other.values
+        and set(one.arrays) == set(other.arrays)
+        and all(np.array_equal(array, other.arrays[key]) for key, array in one.arrays.items())
+    )
+
+
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_restored_strategy_goes_on_bit_for_bit(name: str) -> None:
-    """Saved as JSON after some rounds and restored in a new object, it gives the same bits as if it had gone on."""
+    """Restored in a new object after some rounds, it gives the same bits as if it had gone on."""
     through, weights = parse(name), vectors(1, seed=8)[0]
     for round_index in range(6):
-        saved = through.state().to_json()
         again = parse(name)
-        again.restore(state_from_json(saved))
+        again.restore(through.state())
         deltas = vectors(6, seed=round_index)
         resumed = again.aggregate(weights, contributions(again, deltas))
         weights = through.aggregate(weights, contributions(through, deltas))
         assert np.array_equal(resumed, weights)
-        assert again.state().to_json() == through.state().to_json()
+        assert same(again.state(), through.state())
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
@@ -235,13 +242,13 @@ def test_an_update_that_is_not_finite_is_refused(name: str, bad: float) -> None:
     """A NaN or an infinity anywhere is a typed error, and the strategy's state is as before it."""
     strategy, start = parse(name), vectors(1)[0]
     strategy.aggregate(start, contributions(strategy, vectors(6)))
-    before = strategy.state().to_json()
+    before = copy.deepcopy(strategy.state())
     deltas = vectors(6, seed=2)
     deltas[4, SIZE - 1] = bad
     with pytest.raises(InvalidInputError) as caught:
         strategy.aggregate(start, contributions(strategy, deltas))
     assert caught.value.reason == "NOT_FINITE"
-    assert strategy.state().to_json() == before
+    assert same(strategy.state(), before)
 
 
 @pytest.mark.parametrize(
@@ -290,14 +297,6 @@ def test_a_state_of_another_strategy_or_model_is_refused() -> None:
     again.restore(diloco.state())
     with pytest.raises(InvalidInputError, match="momentum"):
         again.aggregate(vectors(1, 10)[0], mean(vectors(3, 10)))
-    for damaged in (
-        {"arrays": {"momentum": "?"}},
-        {"arrays": 3},
-        {"values": {"rounds": "x"}},
-        {"arrays": {"a": "AA=="}},
-    ):
-        with pytest.raises(IntegrityError):
-            state_from_json(damaged)
 
 
 @pytest.mark.parametrize(

@@ -189,6 +189,8 @@ REASONS: Mapping[str, Reason] = {
     "RESIDUAL_DAMAGED": Reason(_Code.DATA_LOSS, False, IntegrityError),
     "STALE_ROUND": Reason(_Code.FAILED_PRECONDITION, False, InvalidInputError),
     "NOT_IN_COHORT": Reason(_Code.PERMISSION_DENIED, False, InvalidInputError),
+    "NORM_OUTLIER": Reason(_Code.FAILED_PRECONDITION, False, InvalidInputError),
+    "PRIVACY_SPENT": Reason(_Code.FAILED_PRECONDITION, False, InvalidInputError),
     "CONTRIBUTION_REPLAYED": Reason(_Code.FAILED_PRECONDITION, False, InvalidInputError),
     "DIGEST_MISMATCH": Reason(_Code.DATA_LOSS, False, InvalidInputError),
     "INTEGRITY": Reason(_Code.DATA_LOSS, False, IntegrityError),

@@ -12,8 +12,6 @@ Everything is float32 and is done span by span: a strategy holds its own state a
 
 from __future__ import annotations
 
-import base64
-import binascii
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -72,27 +70,6 @@ class State:
     """Vectors of shape (d,)."""
     values: Mapping[str, int] = field(default_factory=dict)
     """Counts."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The state as JSON takes it; exact."""
-        arrays = {name: base64.b64encode(one.astype("<f4").tobytes()).decode() for name, one in self.arrays.items()}
-        return {"arrays": arrays, "values": dict(self.values)}
-
-
-def state_from_json(content: Mapping[str, Any]) -> State:
-    """The state that `State.to_json` wrote.
-
-    Raises:
-        IntegrityError: it is none.
-    """
-    try:
-        arrays = {
-            str(name): np.frombuffer(base64.b64decode(one, validate=True), "<f4").astype(np.float32)
-            for name, one in content.get("arrays", {}).items()
-        }
-        return State(arrays, {str(name): int(one) for name, one in content.get("values", {}).items()})
-    except (AttributeError, TypeError, ValueError, binascii.Error) as error:
-        raise IntegrityError(f"the state of a strategy is damaged ({error}): go back to an earlier round") from error
 
 
 class Strategy(ABC):

@@ -125,7 +125,7 @@ class ContentStore:
         put_in_place(part, self.directory / _name(sha256))
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, data: bytes | memoryview) -> None:
     """Writes a file that is whole and on the disk on return, whoever else writes it at the same time."""
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         file.write(data)
