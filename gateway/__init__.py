@@ -7,5 +7,6 @@ generations  a prompt's way through the mesh
 breakdown    where the time of a generation went (pure)
 traces       the breakdowns that it remembers, and spans from them
 relay        the scheduler's service, answered on its behalf
+aggregator_relay  the aggregator's, where there is one
 server       the gateway on the wire
 """

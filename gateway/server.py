@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 
+from gateway.aggregator_relay import AggregatorRelay
 from gateway.book import Book
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
@@ -19,7 +20,7 @@ from gateway.spans import SpanExport, file_exporter, otlp_exporter
 from gateway.traces import Traces
 from gateway.upstream import Upstream
 from orbitmesh.trust import IdentitySource
-from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
@@ -27,6 +28,7 @@ from services.runtime.server import ServiceHost
 GATEWAY_SERVICE = "orbitmesh.v1.GatewayService"
 PACK_SERVICE = "orbitmesh.v1.PackService"
 SCHEDULER_SERVICE = "orbitmesh.v1.SchedulerService"
+AGGREGATOR_SERVICE = "orbitmesh.v1.AggregatorService"
 STATUS_DEADLINE_S = 2.0
 """How long the scheduler may take to show that it is up."""
 
@@ -44,6 +46,10 @@ class GatewaySettings:
     scheduler: str
     """host:port of the scheduler."""
     scheduler_name: str = "scheduler"
+    """Its name in its certificate."""
+    aggregator: str = ""
+    """host:port of the aggregator; empty means that this mesh has none and cannot train."""
+    aggregator_name: str = "aggregator"
     """Its name in its certificate."""
     advertise: str = ""
     """host:port where executors fetch packs from; empty means the address it listens on."""
@@ -130,7 +136,15 @@ async def run(settings: GatewaySettings) -> None:
     """Runs a gateway until it is asked to stop."""
     identities = IdentitySource(settings.identity)
     host = ServiceHost(identities, listen=settings.listen)
-    upstream = Upstream(identities, settings.scheduler, settings.scheduler_name, ways_table(settings.peers), host.log)
+    upstream = Upstream(
+        identities,
+        settings.scheduler,
+        settings.scheduler_name,
+        ways_table(settings.peers),
+        host.log,
+        aggregator=settings.aggregator,
+        aggregator_name=settings.aggregator_name,
+    )
     shelf = PackShelf(settings.state / "packs", identities, host.log)
     with contextlib.ExitStack() as exports:
         traces = Traces(_exporters(settings, identities.current().name, exports))
@@ -170,6 +184,11 @@ async def _serve(
                 SCHEDULER_SERVICE,
                 scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
                 SchedulerRelay(upstream),
+            )
+            host.add(
+                AGGREGATOR_SERVICE,
+                aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server,
+                AggregatorRelay(upstream, host.draining),
             )
             port = await host.start()
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"

@@ -1,4 +1,4 @@
-"""The gateway's ways into the mesh: the scheduler, and one session to every executor that it works with."""
+"""The gateway's ways into the mesh: scheduler, aggregator, and one session to every executor that it works with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import grpc
 
-from orbitmesh.errors import MeshError, NodeLostError, UnknownModelError, error_for
+from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError, UnknownModelError, error_for
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.rpc import keep_status, map_rpc_error, mapped_errors
 from orbitmesh.trust import IdentitySource, Role
@@ -71,12 +71,22 @@ class Upstream:
     """Channels and sessions from this gateway."""
 
     def __init__(
-        self, identities: IdentitySource, scheduler: str, scheduler_name: str, ways: dict[str, str], log: EventLog
+        self,
+        identities: IdentitySource,
+        scheduler: str,
+        scheduler_name: str,
+        ways: dict[str, str],
+        log: EventLog,
+        *,
+        aggregator: str = "",
+        aggregator_name: str = "aggregator",
     ) -> None:
         self.identities = identities
         self._log = log
         self.scheduler_address = scheduler
         self._scheduler_name = scheduler_name
+        self.aggregator_address = aggregator
+        self._aggregator_name = aggregator_name
         self._channels = ChannelPool(identities, ways)
         self._sessions: dict[str, Session] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
@@ -86,6 +96,20 @@ class Upstream:
     def scheduler_channel(self) -> grpc.aio.Channel:
         """The connection to the scheduler."""
         return self._channels.get(Role.SCHEDULER, self._scheduler_name, self.scheduler_address)
+
+    def aggregator_channel(self) -> grpc.aio.Channel:
+        """The connection to the aggregator.
+
+        Raises:
+            InvalidInputError: `FAILED_PRECONDITION`, this gateway was given none.
+        """
+        if not self.aggregator_address:
+            raise InvalidInputError(
+                "this mesh has no aggregator, so nothing can be trained on it: start one (`python -m "
+                "services.aggregator`) and give the gateway its address with --aggregator host:port",
+                reason="FAILED_PRECONDITION",
+            )
+        return self._channels.get(Role.AGGREGATOR, self._aggregator_name, self.aggregator_address)
 
     async def deployment(self, name: str) -> scheduler_pb2.Deployment:
         """A deployment that serves.
