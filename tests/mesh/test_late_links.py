@@ -10,11 +10,17 @@ from typing import Any
 import pytest
 
 from orbitmesh import Link, Mesh
-from tests.mesh.support import Model, Models, deployed, expect_idle, nodes_of, tokens_of
+from services.executor.membership import PROBE_INTERVAL_S
+from tests.mesh.support import Model, Models, deployed, expect_idle, nodes_of, tokens_of, until
 
 LATENCY_S = 0.020
 """One way."""
 NEW_TOKENS = 12
+CUT_TOKENS = 24
+"""Enough to be cut off in the midst of, and twice that in less time than lies between two measurements of a link."""
+ROUNDS_MAX = 4
+REPORTED_WITHIN_S = 1.0
+"""How late a measurement may be seen here."""
 
 
 @pytest.fixture(scope="module")
@@ -102,29 +108,64 @@ def stream(mesh: Mesh, name: str, model: Model, new_tokens: int, said: list[int]
 
 
 def test_a_link_that_is_cut_for_a_moment_costs_time_and_no_token(late: Mesh, model: Model, pipeline: list[str]) -> None:
-    """The session is taken up again in the middle of the answer; the relays carried hardly more than without a cut."""
+    """The session is taken up again in the middle of the answer; the relays carried hardly more than without a cut.
+
+    Nodes also measure their links, with 1.6 MB each time: bytes are compared where both have just done that and are
+    not due again.
+    """
     a, b = pipeline[0], pipeline[1]
-    before = carried(late, a, b)
-    assert len(tokens_of(late, "late", model.prompt(6), 40, ignore_end=True)) == 40
-    usual = carried(late, a, b) - before
+    for _ in range(ROUNDS_MAX):
+        due_s = measured_anew(late, a, b) + PROBE_INTERVAL_S - REPORTED_WITHIN_S
+        before = carried(late, a, b)
+        assert len(tokens_of(late, "late", model.prompt(6), CUT_TOKENS, ignore_end=True)) == CUT_TOKENS
+        between = carried(late, a, b)
+        answer_over_a_cut(late, model, a, b)
+        expect_idle(late, "late", pipeline)
+        usual, cut = between - before, carried(late, a, b) - between
+        if time.monotonic() < due_s:
+            break
+    else:
+        pytest.fail(f"two answers took longer than the {PROBE_INTERVAL_S:g} s between two measurements, each time")
+    # What is sent again is what was under way, at most a step; the rest are handshakes: sessions and calls both ways
+    # connect anew, each with certificates of both ends.
+    assert cut <= usual + 60_000
+
+
+def answer_over_a_cut(mesh: Mesh, model: Model, a: str, b: str) -> None:
+    """An answer in whose midst the link is cut for half a second: late, and the same."""
     said: list[int] = []
     ended: list[Any] = []
-    thread = stream(late, "late", model, 40, said, ended)
+    thread = stream(mesh, "late", model, CUT_TOKENS, said, ended)
     while len(said) < 8:
         time.sleep(0.01)
-    late.local.cut(a, b)
+    mesh.local.cut(a, b)
     time.sleep(0.5)
     held = len(said)
     assert held < 20, "the cut did not hold it up"
-    late.local.restore(a, b)
+    mesh.local.restore(a, b)
     thread.join(60)
     assert ended == [None]
     assert said[:20] == model.answer(model.prompt(6), 20)
-    assert len(said) == 40
-    expect_idle(late, "late", pipeline)
-    # What is sent again is what was under way, at most a step; the rest are handshakes: sessions and calls both ways
-    # connect anew, each with certificates of both ends.
-    assert carried(late, a, b) - before - usual <= usual + 60_000
+    assert len(said) == CUT_TOKENS
+
+
+def measured_anew(mesh: Mesh, a: str, b: str) -> float:
+    """Waits until both nodes have measured the link between them once more; when the first of them was seen to have."""
+
+    def measures() -> list[Any]:
+        links = {(node.name, link.peer): link for node in mesh.nodes() for link in node.links}
+        return [links[a, b], links[b, a]]
+
+    began, seen_s = measures(), [0.0, 0.0]
+
+    def both() -> bool:
+        for index, (old, new) in enumerate(zip(began, measures(), strict=True)):
+            if new.up and new != old and not seen_s[index]:
+                seen_s[index] = time.monotonic()
+        return all(seen_s)
+
+    until(both, f"{a} and {b} measured the link between them", 3 * PROBE_INTERVAL_S)
+    return min(seen_s)
 
 
 def carried(mesh: Mesh, a: str, b: str) -> int:
