@@ -16,7 +16,14 @@ from google.rpc import error_details_pb2, status_pb2
 
 from orbitmesh.errors import DOMAIN, REASONS
 from orbitmesh.trust import Identity
-from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, wire_pb2
+from orbitmesh.v1 import (
+    aggregator_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+    scheduler_pb2,
+    scheduler_pb2_grpc,
+    wire_pb2,
+)
 
 Behaviour = Callable[[gateway_pb2.GenerateRequest, Any], AsyncIterator[gateway_pb2.GenerateResponse]]
 
@@ -108,9 +115,15 @@ async def refuse(context: Any, reason: str, message: str, **metadata: str) -> No
     await context.abort(code, message, (("grpc-status-details-bin", status.SerializeToString()),))
 
 
-async def serve(gateway: SmallGateway, identity: Identity) -> grpc.aio.Server:
-    """Starts the gateway with TLS that asks for a certificate, and notes its address."""
-    server = grpc.aio.server()
+async def serve(
+    gateway: SmallGateway, identity: Identity, aggregator: aggregator_pb2_grpc.AggregatorServiceServicer | None = None
+) -> grpc.aio.Server:
+    """Starts the gateway with TLS that asks for a certificate, and notes its address; on the one it had, where it had
+    one. Where an aggregator is given, it answers that service too."""
+    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    if aggregator is not None:
+        add_aggregator: Any = aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server
+        add_aggregator(aggregator, server)
     add_gateway: Any = gateway_pb2_grpc.add_GatewayServiceServicer_to_server
     add_scheduler: Any = scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server
     add_gateway(gateway, server)
@@ -118,7 +131,7 @@ async def serve(gateway: SmallGateway, identity: Identity) -> grpc.aio.Server:
     credentials = grpc.ssl_server_credentials(
         [(identity.tls_key_pem, identity.tls_cert_pem)], identity.ca_pem, require_client_auth=True
     )
-    port = server.add_secure_port("127.0.0.1:0", credentials)
+    port = server.add_secure_port(gateway.address or "127.0.0.1:0", credentials)
     gateway.address = f"127.0.0.1:{port}"
     await server.start()
     return server

@@ -21,6 +21,7 @@ PAIRS = (
     (orbitmesh.AsyncMesh, orbitmesh.Mesh),
     (orbitmesh.AsyncGeneration, orbitmesh.Generation),
     (orbitmesh.AsyncLocal, orbitmesh.Local),
+    (orbitmesh.AsyncTraining, orbitmesh.Training),
 )
 
 
@@ -29,7 +30,7 @@ def public(owner: type) -> dict[str, Any]:
 
 
 def synced(text: str) -> str:
-    return re.sub(r"\bAsync(Mesh|Generation|Local)\b", r"\1", text)
+    return re.sub(r"\bAsync(Mesh|Generation|Training|Local|Iterator)\b", r"\1", text)
 
 
 def prose(member: Any) -> str:

@@ -1,4 +1,4 @@
-"""orbitmesh: run AI models that are split over satellites, edge nodes and the ground.
+"""orbitmesh: run and train AI models over satellites, edge nodes and the ground.
 
     from orbitmesh import Link, Mesh
 
@@ -12,8 +12,9 @@ they raise is a `MeshError`, see `orbitmesh.errors` for the tree.
 """
 
 from orbitmesh._generation import AsyncGeneration
+from orbitmesh._training import AsyncTraining
 from orbitmesh.aio import AsyncMesh
-from orbitmesh.client import Generation, Local, Mesh
+from orbitmesh.client import Generation, Local, Mesh, Training
 from orbitmesh.errors import (
     AuthError,
     CancelledError_,
@@ -49,6 +50,17 @@ from orbitmesh.results import (
     Token,
 )
 from orbitmesh.trace.breakdown import Breakdown, BreakdownRow, ClockOffset
+from orbitmesh.training_results import (
+    Ledger,
+    LedgerEntry,
+    LocalTraining,
+    Privacy,
+    SecureSums,
+    TrainingNode,
+    TrainingRound,
+    TrainingSpec,
+    TrainingStatus,
+)
 
 __version__ = "0.1.0"
 
@@ -56,6 +68,7 @@ __all__ = [
     "AsyncGeneration",
     "AsyncLocal",
     "AsyncMesh",
+    "AsyncTraining",
     "AuthError",
     "Breakdown",
     "BreakdownRow",
@@ -71,10 +84,13 @@ __all__ = [
     "IntegrityError",
     "InternalError",
     "InvalidInputError",
+    "Ledger",
+    "LedgerEntry",
     "Link",
     "LinkMeasure",
     "Local",
     "LocalNode",
+    "LocalTraining",
     "Mesh",
     "MeshError",
     "Node",
@@ -84,11 +100,18 @@ __all__ = [
     "Plan",
     "PlannedCrossing",
     "PlannedStage",
+    "Privacy",
     "Progress",
     "SealError",
+    "SecureSums",
     "Stage",
     "Status",
     "Token",
+    "Training",
+    "TrainingNode",
+    "TrainingRound",
+    "TrainingSpec",
+    "TrainingStatus",
     "TransportError",
     "UnknownModelError",
     "__version__",

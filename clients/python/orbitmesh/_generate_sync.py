@@ -18,6 +18,7 @@ TARGET = HERE / "client.py"
 SOURCES = (
     ("local.py", ("AsyncLocal",)),
     ("_generation.py", ("AsyncGeneration",)),
+    ("_training.py", ("AsyncTraining",)),
     ("aio.py", ("AsyncMesh",)),
 )
 """The classes to turn, in the order in which they are needed."""
@@ -27,7 +28,7 @@ LINE_COLUMNS = 110
 """The longest line, in columns."""
 
 _WORDS = (
-    (r"\bAsync(Mesh|Generation|LocalEntry|LocalAccess|Local)\b", r"\1"),
+    (r"\bAsync(Mesh|Generation|Training|LocalEntry|LocalAccess|Local)\b", r"\1"),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\basync (with|for|def)\b", r"\1"),
     (r"\(await ((?:[^()]|\([^()]*\))*)\)\.", r"\1."),
@@ -44,16 +45,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
-from orbitmesh._loop import LoopThread
+from orbitmesh._loop import LoopThread, next_of
+from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
+from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SecureSums, TrainingStatus
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 '''
 
 _INIT = {
@@ -64,6 +71,11 @@ _INIT = {
 """,
     "AsyncGeneration": """
     def __init__(self, core: AsyncGeneration, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+""",
+    "AsyncTraining": """
+    def __init__(self, core: AsyncTraining, loop: LoopThread) -> None:
         self._core = core
         self._loop = loop
 """,
@@ -91,6 +103,21 @@ _BODIES = {
 """,
     ("AsyncMesh", "generate"): """        core = self._loop.run({call})
         return Generation(core, self._loop)
+""",
+    ("AsyncMesh", "train"): """        core = self._loop.run({call})
+        return Training(core, self._loop)
+""",
+    ("AsyncMesh", "training"): """        core = self._loop.run({call})
+        return Training(core, self._loop)
+""",
+    ("AsyncTraining", "watch"): """        updates = self._core._watch(from_round)
+        try:
+            while (update := self._loop.run(next_of(updates))) is not None:
+                yield update
+        finally:
+            # Where the mesh is closed already, the stream went with it.
+            if not self._loop.stopped:
+                self._loop.run(updates.aclose())
 """,
     ("AsyncMesh", "__aenter__"): """        try:
             self.open()

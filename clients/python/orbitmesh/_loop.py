@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from concurrent.futures import CancelledError as FutureCancelledError
 from typing import Any, TypeVar
 
@@ -101,6 +101,11 @@ class LoopThread:
         """Cancels what still runs, ends the loop and its thread. Repeating it changes nothing."""
         self._guard.check()
         self._finalizer()
+
+
+async def next_of(values: AsyncGenerator[T, None]) -> T | None:
+    """The next value, or None after the last one."""
+    return await anext(values, None)
 
 
 async def _announcing(coroutine: Coroutine[Any, Any, T], ended: threading.Event) -> T:

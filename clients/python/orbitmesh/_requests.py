@@ -49,11 +49,11 @@ def generate_request(
     """
     request = gateway_pb2.GenerateRequest(
         deployment=checked_name(deployment, "the deployment's name"),
-        max_new_tokens=_whole(max_new_tokens, "max_new_tokens", 1, CONTEXT_TOKENS),
+        max_new_tokens=whole(max_new_tokens, "max_new_tokens", 1, CONTEXT_TOKENS),
         sampling=executor_pb2.Sampling(
-            temperature=_between(temperature, "temperature", 0.0, 1e3),
-            top_p=_between(top_p, "top_p", 0.0, 1.0),
-            seed=_whole(seed, "seed", 0, (1 << 64) - 1),
+            temperature=between(temperature, "temperature", 0.0, 1e3),
+            top_p=between(top_p, "top_p", 0.0, 1.0),
+            seed=whole(seed, "seed", 0, (1 << 64) - 1),
         ),
         ignore_end=ignore_end,
         no_timings=not timings,
@@ -86,7 +86,7 @@ def plan_request(
         manifest=manifest,
         objective=_from_proto.objective_number(objective),
         stages=_optional(stages, "stages", STAGES_MAX),
-        nodes=_checked_nodes(nodes),
+        nodes=checked_nodes(nodes),
         kv_tokens=_optional(kv_tokens, "kv_tokens", 1 << 40),
         work_s=_work_s(work_s),
         work_tokens=_optional(work_tokens, "work_tokens", WORK_TOKENS_MAX),
@@ -116,10 +116,10 @@ def deployment_request(
         name=checked_name(name, "the deployment's name"),
         objective=_from_proto.objective_number(objective),
         stages=_optional(stages, "stages", STAGES_MAX),
-        nodes=_checked_nodes(nodes),
+        nodes=checked_nodes(nodes),
         kv_tokens=_optional(kv_tokens, "kv_tokens", 1 << 40),
         codec=_from_proto.codec_number(codec),
-        standbys=_whole(standbys, "standbys", 0, STANDBYS_MAX),
+        standbys=whole(standbys, "standbys", 0, STANDBYS_MAX),
         work_s=_work_s(work_s),
         work_tokens=_optional(work_tokens, "work_tokens", WORK_TOKENS_MAX),
     )
@@ -202,7 +202,12 @@ def _checked_ids(prompt: Sequence[SupportsIndex]) -> list[int]:
     return ids
 
 
-def _checked_nodes(nodes: Sequence[str] | None) -> list[str]:
+def checked_nodes(nodes: Sequence[str] | None) -> list[str]:
+    """The nodes' names; none for None, which stands for all that are up.
+
+    Raises:
+        InvalidInputError: they are no list of names, or an empty one.
+    """
     if nodes is None:
         return []
     if isinstance(nodes, str) or not nodes:
@@ -213,14 +218,19 @@ def _checked_nodes(nodes: Sequence[str] | None) -> list[str]:
 
 
 def _work_s(value: float | None) -> float:
-    return 0.0 if value is None else _between(value, "work_s", 1e-3, WORK_S_MAX)
+    return 0.0 if value is None else between(value, "work_s", 1e-3, WORK_S_MAX)
 
 
 def _optional(value: int | None, what: str, most: int) -> int:
-    return 0 if value is None else _whole(value, what, 1, most)
+    return 0 if value is None else whole(value, what, 1, most)
 
 
-def _whole(value: int, what: str, least: int, most: int) -> int:
+def whole(value: int, what: str, least: int, most: int) -> int:
+    """The value as an `int`, where it is a whole number in its range.
+
+    Raises:
+        InvalidInputError: it is not; the message names `what`.
+    """
     try:
         number = operator.index(value)
     except TypeError:
@@ -230,7 +240,12 @@ def _whole(value: int, what: str, least: int, most: int) -> int:
     return number
 
 
-def _between(value: float, what: str, least: float, most: float) -> float:
+def between(value: float, what: str, least: float, most: float) -> float:
+    """The value as a `float`, where it is a finite number in its range.
+
+    Raises:
+        InvalidInputError: it is not; the message names `what`.
+    """
     if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
         raise InvalidInputError(f"{what} is {value!r:.80}; expected a number from {least:g} to {most:g}")
     return float(value)

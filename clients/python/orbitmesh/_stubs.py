@@ -9,9 +9,14 @@ import grpc.aio
 
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Identity, Role
-from orbitmesh.v1 import gateway_pb2_grpc, scheduler_pb2_grpc
+from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2_grpc, scheduler_pb2_grpc
 
 IDEMPOTENT = (
+    "/orbitmesh.v1.AggregatorService/CancelRun",
+    "/orbitmesh.v1.AggregatorService/GetLedger",
+    "/orbitmesh.v1.AggregatorService/GetRun",
+    "/orbitmesh.v1.AggregatorService/ListRuns",
+    "/orbitmesh.v1.AggregatorService/StartRun",
     "/orbitmesh.v1.GatewayService/Explain",
     "/orbitmesh.v1.GatewayService/GetStatus",
     "/orbitmesh.v1.PackService/CreatePack",
@@ -41,6 +46,8 @@ class Stubs:
     """`SchedulerService`, which the gateway answers too."""
     packs: Any
     """`PackService`."""
+    aggregator: Any
+    """`AggregatorService`, which the gateway answers too."""
 
     @classmethod
     def open(cls, address: str, identity: Identity) -> Stubs:
@@ -52,6 +59,7 @@ class Stubs:
         make_gateway: Any = gateway_pb2_grpc.GatewayServiceStub
         make_scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub
         make_packs: Any = gateway_pb2_grpc.PackServiceStub
+        make_aggregator: Any = aggregator_pb2_grpc.AggregatorServiceStub
         channel = open_channel(address, identity, Role.GATEWAY, None, idempotent_methods=IDEMPOTENT)
         return cls(
             address=address,
@@ -60,6 +68,7 @@ class Stubs:
             gateway=make_gateway(channel),
             scheduler=make_scheduler(channel),
             packs=make_packs(channel),
+            aggregator=make_aggregator(channel),
         )
 
     async def close(self) -> None:

@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, overload
 
-from orbitmesh import _from_proto, _packs, _requests
+from orbitmesh import _from_proto, _packs, _requests, _training_proto
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import ForkGuard
 from orbitmesh._resuming import ResumingCall
 from orbitmesh._stubs import Stubs
+from orbitmesh._training import AsyncTraining
 from orbitmesh.contacts import ContactPlan
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError, TransportError
 from orbitmesh.limits import CONTROL_DEADLINE_S
@@ -24,9 +25,10 @@ from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_targe
 from orbitmesh.results import Deployment, Link, Node, OnProgress, OnWaiting, Plan, Progress, Status
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.trace.breakdown import Breakdown
+from orbitmesh.training_results import LocalTraining, Privacy, SecureSums, TrainingStatus
 from orbitmesh.transfer_files import upload
 from orbitmesh.trust import load_identity
-from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2
+from orbitmesh.v1 import aggregator_pb2, executor_pb2, gateway_pb2, scheduler_pb2
 
 GENERATE_DEADLINE_S = 600.0
 """How long a generation may take where the caller names no time, in seconds."""
@@ -480,6 +482,109 @@ class AsyncMesh:
         request = gateway_pb2.ExplainRequest(trace_id=_requests.checked_trace(trace_id))
         answer = await self._call(stubs.gateway.Explain, request, timeout)
         return _from_proto.breakdown(answer.breakdown)
+
+    async def train(
+        self,
+        name: str,
+        *,
+        task: str,
+        rounds: int,
+        nodes: Sequence[str] | None = None,
+        strategy: str = "fedavg",
+        strategy_options: Mapping[str, float] | None = None,
+        local: LocalTraining | None = None,
+        compression: str = "fp32",
+        secure_sums: SecureSums | None = None,
+        privacy: Privacy | None = None,
+        alpha: float | None = None,
+        seed: int = 0,
+        quorum: int = 0,
+        cohort: int = 0,
+        patience_s: float = 0.0,
+        evaluate: bool = True,
+        timeout: float | None = None,
+    ) -> AsyncTraining:
+        """Begins a run of federated training: nodes train on what they have, and only what they learn travels. The run
+        goes on in the mesh until its last round, whatever is restarted, also without this client.
+
+        Args:
+            name: What to call the run: 1 to 63 of a-z, 0-9 and -.
+            task: An entry point of the group `orbitmesh.tasks` that is installed on the nodes. No code travels.
+            rounds: How many rounds there are at the most.
+            nodes: The nodes of the run; None means all that are up.
+            strategy: What turns contributions into weights: `fedavg`, `fedprox`, `fedadam`, `fedyogi`, `fedbuff`,
+                `diloco`, `trimmed_mean`, `krum`.
+            strategy_options: Its options by name, such as `{"mu": 0.1}` of fedprox.
+            local: What a node does in a round; None means one pass over its examples, with SGD.
+            compression: How contributions are compressed: `fp32`, `fp16`, `int8`, `int4`, `topk:0.01`,
+                `blocks:0.25+int4`, ...
+            secure_sums: Hides what each node adds, also from the aggregator.
+            privacy: Bounds what the weights give away.
+            alpha: Skew of labels between nodes, the concentration of a Dirichlet distribution; None gives all alike.
+            seed: What splits, first weights and the order of examples follow from.
+            quorum: How many contributions a round needs at the least; 0 means all, and with secure sums as many as
+                unmask.
+            cohort: How many nodes a round asks; 0 means all.
+            patience_s: Seconds of contact without progress after which a round goes on without a node; 0 means the
+                aggregator's own.
+            evaluate: Whether the weights are measured after every round.
+            timeout: How long the call may take, in seconds.
+
+        Raises:
+            InvalidInputError: something is out of range or does not go together, there is a run of that name, or this
+                mesh has no aggregator.
+
+        Example:
+            >>> training = await mesh.train("run", task="digits", rounds=20, compression="topk:0.01")
+            >>> (await training.wait()).rounds[-1].figures["accuracy"]
+            0.94
+        """
+        request = _training_proto.start_request(
+            name,
+            task=task,
+            rounds=rounds,
+            nodes=nodes,
+            strategy=strategy,
+            strategy_options=strategy_options,
+            local=local,
+            compression=compression,
+            secure_sums=secure_sums,
+            privacy=privacy,
+            alpha=alpha,
+            seed=seed,
+            quorum=quorum,
+            cohort=cohort,
+            patience_s=patience_s,
+            evaluate=evaluate,
+            request_id=str(uuid.uuid4()),
+        )
+        stubs = await self._ready()
+        await self._call(stubs.aggregator.StartRun, request, timeout)
+        return AsyncTraining(self, name)
+
+    async def training(self, name: str, *, timeout: float | None = None) -> AsyncTraining:
+        """The handle on a run that was begun before, here or elsewhere.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND`, there is none of this name.
+
+        Example:
+            >>> training = await mesh.training("run")
+        """
+        training = AsyncTraining(self, _requests.checked_name(name, "the run's name"))
+        await training.status(timeout=timeout)
+        return training
+
+    async def trainings(self, *, timeout: float | None = None) -> list[TrainingStatus]:
+        """The runs, by name, without their rounds.
+
+        Example:
+            >>> [(run.name, run.state) for run in await mesh.trainings()]
+            [('run', 'done')]
+        """
+        stubs = await self._ready()
+        answer = await self._call(stubs.aggregator.ListRuns, aggregator_pb2.ListRunsRequest(), timeout)
+        return [_training_proto.status(message) for message in answer.runs]
 
     def _local_handle(self) -> AsyncLocal:
         if not isinstance(self._target, AsyncLocal):

@@ -6,16 +6,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
-from orbitmesh._loop import LoopThread
+from orbitmesh._loop import LoopThread, next_of
+from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
+from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SecureSums, TrainingStatus
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 
 class Local:
@@ -397,6 +403,159 @@ class Generation:
         # Where the mesh is closed already, the call went with it.
         if self.finish_reason is None and not self._loop.stopped:
             self._loop.run(self._core.cancel())
+
+
+class Training:
+    """A run of federated training. It goes on in the mesh whether or not anybody looks: a handle may be dropped, and
+    had again with `training(name)`.
+
+    Example:
+        >>> training = mesh.train("run", task="digits", rounds=20, nodes=["sat-1", "sat-2", "sat-3"])
+        >>> for update in training.watch():
+        ...     print(update.rounds_done, update.state)
+        >>> weights = training.weights()
+    """
+
+    def __init__(self, core: AsyncTraining, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+
+    @property
+    def name(self) -> str:
+        """What the run is called.
+
+        Example:
+            >>> training.name
+            'run'
+        """
+        return self._core.name
+
+    def status(self, *, timeout: float | None = None) -> TrainingStatus:
+        """How the run is, with all its rounds.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND`, there is no such run any more.
+
+        Example:
+            >>> training.status().rounds_done
+            12
+        """
+        return self._loop.run(self._core.status(timeout=timeout))
+
+    def watch(self, from_round: int = 0) -> Iterator[TrainingStatus]:
+        """How the run is now, and again whenever that changes, until it has ended.
+
+        `rounds` of an update are those that are new or have changed since the one before. A gateway or an aggregator
+        that is started anew is asked again; only when neither has answered for 120 s the loop ends with an error.
+        Leaving the loop leaves the run as it is.
+
+        Args:
+            from_round: Rounds with a lower index are not told.
+
+        Raises:
+            InvalidInputError: there is no such run any more.
+            TransportError: the mesh could not be reached for 120 s.
+
+        Example:
+            >>> for update in training.watch():
+            ...     for each in update.rounds:
+            ...         print(each.index, each.figures.get("accuracy"), each.up_bytes)
+        """
+        updates = self._core._watch(from_round)
+        try:
+            while (update := self._loop.run(next_of(updates))) is not None:
+                yield update
+        finally:
+            # Where the mesh is closed already, the stream went with it.
+            if not self._loop.stopped:
+                self._loop.run(updates.aclose())
+
+    def wait(self, *, timeout: float | None = None) -> TrainingStatus:
+        """Waits until the run is done, and returns how it ended, with all its rounds.
+
+        Args:
+            timeout: How long to wait, in seconds; None waits as long as the run takes.
+
+        Raises:
+            InvalidInputError: `FAILED_PRECONDITION`, it failed: the message says why.
+            CancelledError_: it was cancelled.
+            DeadlineError: it had not ended in that time; it goes on.
+            TransportError: the mesh could not be reached for 120 s.
+
+        Example:
+            >>> training.wait().rounds[-1].figures["accuracy"]
+            0.94
+        """
+        return self._loop.run(self._core.wait(timeout=timeout))
+
+    def cancel(self, *, timeout: float | None = None) -> TrainingStatus:
+        """Ends the run before its last round; its weights stay. Repeating it changes nothing.
+
+        Example:
+            >>> training.cancel().state
+            'cancelled'
+        """
+        return self._loop.run(self._core.cancel(timeout=timeout))
+
+    def resume(self, rounds: int | None = None, *, timeout: float | None = None) -> TrainingStatus:
+        """Lets a run that was cancelled or has failed go on from its last whole round.
+
+        Args:
+            rounds: How many rounds there are to be in all; None leaves it as it was.
+            timeout: How long the call may take, in seconds.
+
+        Raises:
+            InvalidInputError: it cannot go on; the message says why.
+
+        Example:
+            >>> training.resume(rounds=40).state
+            'running'
+        """
+        return self._loop.run(self._core.resume(rounds, timeout=timeout))
+
+    def ledger(self, *, timeout: float | None = None) -> Ledger:
+        """What the run's promise of privacy has cost so far, round by round.
+
+        Example:
+            >>> training.ledger().epsilon
+            1.7
+        """
+        return self._loop.run(self._core.ledger(timeout=timeout))
+
+    def weights(self, *, timeout: float = WEIGHTS_DEADLINE_S) -> npt.NDArray[np.float32]:
+        """The weights after the last whole round: one vector, the model's floating tensors one after another in the
+        order of its `state_dict`. Their SHA-256 was compared. Needs numpy.
+
+        Args:
+            timeout: How long getting them may take, in seconds.
+
+        Raises:
+            InvalidInputError: there are none yet, or they are larger than 8 GiB.
+            IntegrityError: what came is not what its digest says.
+
+        Example:
+            >>> training.weights().shape
+            (7850,)
+        """
+        return self._loop.run(self._core.weights(timeout=timeout))
+
+    def save_weights(self, path: str | Path, *, timeout: float = WEIGHTS_DEADLINE_S) -> Path:
+        """Writes the weights after the last whole round to a file that `numpy.load` reads, however large they are. The
+        file is there whole, its SHA-256 compared, or not at all.
+
+        Args:
+            path: The file; one that is there is replaced.
+            timeout: How long getting them may take, in seconds.
+
+        Raises:
+            InvalidInputError: there are none yet, or the file cannot be written.
+            IntegrityError: what came is not what its digest says.
+
+        Example:
+            >>> training.save_weights("run.npy")
+            PosixPath('run.npy')
+        """
+        return self._loop.run(self._core.save_weights(path, timeout=timeout))
 
 
 class LocalEntry:
@@ -792,3 +951,103 @@ class Mesh:
             >>> print(mesh.explain(generation.trace_id))
         """
         return self._loop.run(self._core.explain(trace_id, timeout=timeout))
+
+    def train(
+        self,
+        name: str,
+        *,
+        task: str,
+        rounds: int,
+        nodes: Sequence[str] | None = None,
+        strategy: str = "fedavg",
+        strategy_options: Mapping[str, float] | None = None,
+        local: LocalTraining | None = None,
+        compression: str = "fp32",
+        secure_sums: SecureSums | None = None,
+        privacy: Privacy | None = None,
+        alpha: float | None = None,
+        seed: int = 0,
+        quorum: int = 0,
+        cohort: int = 0,
+        patience_s: float = 0.0,
+        evaluate: bool = True,
+        timeout: float | None = None,
+    ) -> Training:
+        """Begins a run of federated training: nodes train on what they have, and only what they learn travels. The run
+        goes on in the mesh until its last round, whatever is restarted, also without this client.
+
+        Args:
+            name: What to call the run: 1 to 63 of a-z, 0-9 and -.
+            task: An entry point of the group `orbitmesh.tasks` that is installed on the nodes. No code travels.
+            rounds: How many rounds there are at the most.
+            nodes: The nodes of the run; None means all that are up.
+            strategy: What turns contributions into weights: `fedavg`, `fedprox`, `fedadam`, `fedyogi`, `fedbuff`,
+                `diloco`, `trimmed_mean`, `krum`.
+            strategy_options: Its options by name, such as `{"mu": 0.1}` of fedprox.
+            local: What a node does in a round; None means one pass over its examples, with SGD.
+            compression: How contributions are compressed: `fp32`, `fp16`, `int8`, `int4`, `topk:0.01`,
+                `blocks:0.25+int4`, ...
+            secure_sums: Hides what each node adds, also from the aggregator.
+            privacy: Bounds what the weights give away.
+            alpha: Skew of labels between nodes, the concentration of a Dirichlet distribution; None gives all alike.
+            seed: What splits, first weights and the order of examples follow from.
+            quorum: How many contributions a round needs at the least; 0 means all, and with secure sums as many as
+                unmask.
+            cohort: How many nodes a round asks; 0 means all.
+            patience_s: Seconds of contact without progress after which a round goes on without a node; 0 means the
+                aggregator's own.
+            evaluate: Whether the weights are measured after every round.
+            timeout: How long the call may take, in seconds.
+
+        Raises:
+            InvalidInputError: something is out of range or does not go together, there is a run of that name, or this
+                mesh has no aggregator.
+
+        Example:
+            >>> training = mesh.train("run", task="digits", rounds=20, compression="topk:0.01")
+            >>> training.wait().rounds[-1].figures["accuracy"]
+            0.94
+        """
+        core = self._loop.run(
+            self._core.train(
+                name,
+                task=task,
+                rounds=rounds,
+                nodes=nodes,
+                strategy=strategy,
+                strategy_options=strategy_options,
+                local=local,
+                compression=compression,
+                secure_sums=secure_sums,
+                privacy=privacy,
+                alpha=alpha,
+                seed=seed,
+                quorum=quorum,
+                cohort=cohort,
+                patience_s=patience_s,
+                evaluate=evaluate,
+                timeout=timeout,
+            )
+        )
+        return Training(core, self._loop)
+
+    def training(self, name: str, *, timeout: float | None = None) -> Training:
+        """The handle on a run that was begun before, here or elsewhere.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND`, there is none of this name.
+
+        Example:
+            >>> training = mesh.training("run")
+        """
+        core = self._loop.run(self._core.training(name, timeout=timeout))
+        return Training(core, self._loop)
+
+    def trainings(self, *, timeout: float | None = None) -> list[TrainingStatus]:
+        """The runs, by name, without their rounds.
+
+        Example:
+            >>> [(run.name, run.state) for run in mesh.trainings()]
+            [('run', 'done')]
+        """
+        return self._loop.run(self._core.trainings(timeout=timeout))
