@@ -123,6 +123,20 @@ class Spool:
         """
         return Incoming(self._path(round_index, node), self._identity())
 
+    def stored(self, round_index: int, node: str) -> Stored | None:
+        """What is known of a contribution that is whole and durable; None where it is not. Blocks.
+
+        Raises:
+            SealError: Its file was changed, or is of another key.
+        """
+        path = self._path(round_index, node)
+        if not path.exists():
+            return None
+        for kind, _, data in _records(SealedReader(path, self._identity(), PURPOSE + path.stem.encode())):
+            if kind == _END_MARK:
+                return Stored(**json.loads(data))
+        return None
+
     def drop(self, round_index: int, node: str) -> None:
         """Removes what is here of a contribution. Blocks."""
         self._path(round_index, node).unlink(missing_ok=True)

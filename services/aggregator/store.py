@@ -8,6 +8,7 @@ again from the same contributions, with the same result, or it is over.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import sqlite3
@@ -42,6 +43,12 @@ CREATE TABLE rounds (
     record TEXT NOT NULL,
     report TEXT NOT NULL,
     PRIMARY KEY (run, round)
+);
+CREATE TABLE notes (
+    run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
+    kind TEXT NOT NULL,
+    content TEXT NOT NULL,
+    PRIMARY KEY (run, kind)
 );
 """
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
@@ -175,6 +182,20 @@ class RunStore:
         with self._lock:
             self._db.execute("UPDATE runs SET spec = ? WHERE name = ?", (json.dumps(spec), name))
 
+    def put_note(self, name: str, kind: str, content: dict[str, Any]) -> None:
+        """Writes down what a part of a run keeps: the ledger of its privacy, the keys and offers of its secure sums."""
+        with self._lock:
+            self._db.execute(
+                "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (run, kind) DO UPDATE SET content = excluded.content",
+                (name, kind, json.dumps(content)),
+            )
+
+    def note(self, name: str, kind: str) -> dict[str, Any] | None:
+        """What `put_note` wrote last; None where it never did."""
+        with self._lock:
+            row = self._db.execute("SELECT content FROM notes WHERE run = ? AND kind = ?", (name, kind)).fetchone()
+        return None if row is None else json.loads(row[0])
+
     def finish_round(self, name: str, done: Round, weights: Path, strategy: State, report: dict[str, Any]) -> None:
         """Makes the sum of a round the run's weights, in one step with the strategy's state and the round's report.
 
@@ -264,6 +285,27 @@ class RunStore:
 
     def _state_path(self, name: str, weights_round: int, key: str) -> Path:
         return self._directory / name / f"{weights_round}.{key}.state"
+
+
+class RunNotes:
+    """What is written down of one run beside its rounds, for tasks of the event loop.
+
+    Args:
+        store: Where.
+        run: The run's name.
+    """
+
+    def __init__(self, store: RunStore, run: str) -> None:
+        self._store = store
+        self._run = run
+
+    async def read(self, kind: str) -> dict[str, Any] | None:
+        """What was written last; None where it never was."""
+        return await asyncio.to_thread(self._store.note, self._run, kind)
+
+    async def write(self, kind: str, content: dict[str, Any]) -> None:
+        """Writes, durably on return."""
+        await asyncio.to_thread(self._store.put_note, self._run, kind, content)
 
 
 def as_bytes(values: Weights) -> memoryview:

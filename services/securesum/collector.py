@@ -155,6 +155,10 @@ class SumCollector:
         """The nodes that have offered secrets for a round: its cohort is chosen among them."""
         return tuple(sorted(stored.offer.node for stored in self._covering(round_index)))
 
+    def offer_digest(self, node: str, round_index: int) -> bytes | None:
+        """The digest of a node's offer for a round; None where it has made none."""
+        return next((one.digest for one in self._covering(round_index) if one.offer.node == node), None)
+
     def begin_round(self, round_index: int, cohort: Collection[str], spans: tuple[int, ...], bits: int) -> RoundSum:
         """The sum of one round.
 

@@ -1,0 +1,229 @@
+"""All runs of an aggregator: those that go on are led, the others are remembered."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from orbitmesh.errors import CapacityError, InvalidInputError, NodeLostError
+from orbitmesh.trust import IdentitySource, Role
+from orbitmesh.v1 import aggregator_pb2
+from orbitmesh.wire.session import Session
+from orbitmesh.wire.streams import EXCHANGE, StreamCall, dial
+from services.aggregator.driver import RunDriver
+from services.aggregator.members import Members
+from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
+from services.aggregator.spool import Spool
+from services.aggregator.store import INITIAL, NAME, RunRecord, RunStore
+from services.runtime.channels import ChannelPool
+from services.runtime.logs import EventLog
+
+RUNS_AT_ONCE_MAX = 16
+"""How many runs are led at a time."""
+SESSION_GIVE_UP_S = 15.0
+"""How long a cut session to a node is taken up again before it is dialled anew."""
+
+
+class Runs:
+    """The runs of one aggregator.
+
+    Args:
+        directory: Where everything is kept.
+        identities: Who we are.
+        channels: Our connections.
+        members: The nodes of the mesh.
+        log: Where to say what happened.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        identities: IdentitySource,
+        channels: ChannelPool,
+        members: Members,
+        log: EventLog,
+    ) -> None:
+        self._store = RunStore(directory)
+        self._identities = identities
+        self._channels = channels
+        self._members = members
+        self._log = log
+        self._drivers: dict[str, RunDriver] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def restore(self) -> None:
+        """Takes up every run that was going on."""
+        for record in await asyncio.to_thread(self._store.all):
+            driver = await self._driver(record)
+            if not driver.ended:
+                self._lead(driver)
+
+    async def start(self, request: aggregator_pb2.StartRunRequest) -> aggregator_pb2.Run:
+        """Begins a run.
+
+        Raises:
+            InvalidInputError: The specification makes no sense, or the name is taken.
+            CapacityError: Too many runs go on.
+        """
+        if not NAME.fullmatch(request.name):
+            raise InvalidInputError(
+                f"{request.name[:80]!r} is no name of a run: 1 to 63 of a-z, 0-9 and -, a letter or digit first"
+            )
+        if not request.request_id or len(request.request_id) > 128:
+            raise InvalidInputError("a request to start a run carries a request_id of 1 to 128 characters")
+        known = self._drivers.get(request.name)
+        if known is None or known.request_id != request.request_id:
+            await self._members.refresh()
+            spec = check_spec(request.spec, self._members.up())
+            self._check_room()
+            record = RunRecord(
+                request.name, request.request_id, spec.to_json(), "running", "", INITIAL, {}, time.time_ns()
+            )
+            record = await asyncio.to_thread(self._store.begin, record)
+            known = self._drivers.get(request.name) or await self._driver(record)
+            self._lead(known)
+        return known.message()
+
+    def get(self, name: str) -> RunDriver:
+        """A run.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND`.
+        """
+        found = self._drivers.get(name)
+        if found is None:
+            there = ", ".join(sorted(self._drivers)) or "none"
+            raise InvalidInputError(f"there is no run {name[:64]!r}; there are: {there}", reason="NOT_FOUND")
+        return found
+
+    def all(self) -> list[RunDriver]:
+        """Every run, by name."""
+        return [self._drivers[name] for name in sorted(self._drivers)]
+
+    async def cancel(self, name: str) -> aggregator_pb2.Run:
+        """Ends a run before its last round; one that has ended stays as it is."""
+        driver = self.get(name)
+        if not driver.ended:
+            await self._halt(name)
+            await driver.say("cancelled")
+        return driver.message()
+
+    async def resume(self, name: str, rounds: int) -> aggregator_pb2.Run:
+        """Lets a run go on, if need be for more rounds than before.
+
+        Raises:
+            InvalidInputError: All rounds are done and no more were asked for, or the run goes on already with others.
+            CapacityError: Too many runs go on.
+        """
+        driver = self.get(name)
+        done = len([each for each in driver.message().rounds if each.HasField("done_at")])
+        wanted = rounds or driver.spec.message.rounds
+        if not done < wanted <= ROUNDS_MAX:
+            raise InvalidInputError(
+                f"{name!r} has {done} rounds done; say how many there are to be in all, more than that and at most "
+                f"{ROUNDS_MAX}",
+                reason="FAILED_PRECONDITION",
+            )
+        if not driver.ended and wanted == driver.spec.message.rounds:
+            return driver.message()
+        await self._halt(name)
+        self._check_room()
+        spec = from_json(driver.spec.to_json())
+        spec.message.rounds = wanted
+        await asyncio.to_thread(self._store.put_spec, name, spec.to_json())
+        await asyncio.to_thread(self._store.set_state, name, "running", "")
+        again = await self._driver(await asyncio.to_thread(self._store.get, name))
+        driver.changed.tell()
+        self._lead(again)
+        return again.message()
+
+    async def watch(
+        self, name: str, from_round: int, draining: asyncio.Event
+    ) -> AsyncIterator[aggregator_pb2.Run]:
+        """A run now and after every change, until it has ended; rounds are told when they are new or have changed.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND`.
+        """
+        told: dict[int, bytes] = {}
+        while not draining.is_set():
+            driver = self.get(name)
+            version = driver.changed.version
+            message = driver.message(from_round)
+            fresh = [each for each in message.rounds if told.get(each.index) != each.SerializeToString()]
+            told.update({each.index: each.SerializeToString() for each in fresh})
+            del message.rounds[:]
+            message.rounds.extend(fresh)
+            yield message
+            if driver.ended and driver.changed.version == version:
+                return
+            waits = [
+                asyncio.ensure_future(driver.changed.after(version)), asyncio.ensure_future(draining.wait())
+            ]  # fmt: skip
+            try:
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for wait in waits:
+                    wait.cancel()
+
+    async def close(self) -> None:
+        """Stops leading; what goes on goes on after the next start."""
+        for name in list(self._tasks):
+            await self._halt(name)
+        await asyncio.to_thread(self._store.close)
+
+    async def _driver(self, record: RunRecord) -> RunDriver:
+        spec: RunSpec = from_json(record.spec)
+        directory = self._store.directory(record.name)
+
+        def spool(kind: str) -> Spool:
+            return Spool(directory / kind, self._identities.current)
+
+        driver = RunDriver(record, spec, self._store, spool, self._members, self._dial, self._identities, self._log)
+        await driver.load()
+        self._drivers[record.name] = driver
+        return driver
+
+    def _lead(self, driver: RunDriver) -> None:
+        if driver.name not in self._tasks:
+            task = asyncio.create_task(driver.drive(), name=f"run {driver.name}")
+            self._tasks[driver.name] = task
+            task.add_done_callback(lambda done: self._over(driver.name, done))
+
+    def _over(self, name: str, task: asyncio.Task[None]) -> None:
+        if self._tasks.get(name) is task:
+            del self._tasks[name]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._log.error("run_ended_by_a_defect", run=name, detail=f"{type(error).__name__}: {error}")
+
+    async def _halt(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+
+    def _check_room(self) -> None:
+        if len(self._tasks) >= RUNS_AT_ONCE_MAX:
+            raise CapacityError(
+                f"{len(self._tasks)} runs go on already: wait for one to end, or cancel one",
+                metadata={"runs": len(self._tasks)},
+            )
+
+    async def _dial(self, node: str) -> Session:
+        peer = self._members.address(node)
+        if peer is None:
+            raise NodeLostError(f"the scheduler does not know {node}: is its executor up?", metadata={"node": node})
+
+        def open_wire() -> StreamCall:
+            now = self._members.address(node) or peer
+            return self._channels.exchange(Role.EXECUTOR, node, now.address, EXCHANGE, via=now.via)()
+
+        return await dial(
+            open_wire,
+            self._identities,
+            receiver_role=Role.EXECUTOR,
+            receiver_name=node,
+            give_up_after_s=SESSION_GIVE_UP_S,
+        )

@@ -1,0 +1,136 @@
+"""The aggregator on the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.limits import FRAME_BODY_BYTES
+from orbitmesh.trust import IdentitySource
+from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
+from services.aggregator.members import Members
+from services.aggregator.runs import Runs
+from services.aggregator.store import as_bytes
+from services.runtime.channels import ChannelPool
+from services.runtime.process import ways_table
+from services.runtime.server import ServiceHost
+
+SERVICE = "orbitmesh.v1.AggregatorService"
+
+
+@dataclass(frozen=True)
+class AggregatorSettings:
+    """The configuration of an aggregator."""
+
+    identity: Path
+    """Directory of its identity (`orbitmesh pki issue --role aggregator`)."""
+    listen: str
+    """host:port to listen on; port 0 takes a free one."""
+    state: Path
+    """Directory of its runs: database, weights, contributions on their way in."""
+    scheduler: str
+    """host:port of the scheduler."""
+    scheduler_name: str = "scheduler"
+    """Its name in its certificate."""
+    peers: tuple[str, ...] = ()
+    """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
+
+
+class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
+    """Answers `AggregatorService`; what it means is in `runs`."""
+
+    def __init__(self, runs: Runs, draining: asyncio.Event) -> None:
+        self._runs = runs
+        self._draining = draining
+
+    async def StartRun(  # noqa: N802
+        self, request: aggregator_pb2.StartRunRequest, context: Any
+    ) -> aggregator_pb2.StartRunResponse:
+        """Begins a run."""
+        return aggregator_pb2.StartRunResponse(run=await self._runs.start(request))
+
+    async def GetRun(  # noqa: N802
+        self, request: aggregator_pb2.GetRunRequest, context: Any
+    ) -> aggregator_pb2.GetRunResponse:
+        """Gets one."""
+        return aggregator_pb2.GetRunResponse(run=self._runs.get(request.name).message())
+
+    async def ListRuns(  # noqa: N802
+        self, request: aggregator_pb2.ListRunsRequest, context: Any
+    ) -> aggregator_pb2.ListRunsResponse:
+        """Lists all."""
+        answer = aggregator_pb2.ListRunsResponse()
+        for driver in self._runs.all():
+            message = driver.message()
+            del message.rounds[:]
+            answer.runs.append(message)
+        return answer
+
+    async def WatchRun(  # noqa: N802
+        self, request: aggregator_pb2.WatchRunRequest, context: Any
+    ) -> AsyncIterator[aggregator_pb2.WatchRunResponse]:
+        """Tells of changes."""
+        async for message in self._runs.watch(request.name, request.from_round, self._draining):
+            yield aggregator_pb2.WatchRunResponse(run=message)
+
+    async def CancelRun(  # noqa: N802
+        self, request: aggregator_pb2.CancelRunRequest, context: Any
+    ) -> aggregator_pb2.CancelRunResponse:
+        """Ends one."""
+        return aggregator_pb2.CancelRunResponse(run=await self._runs.cancel(request.name))
+
+    async def ResumeRun(  # noqa: N802
+        self, request: aggregator_pb2.ResumeRunRequest, context: Any
+    ) -> aggregator_pb2.ResumeRunResponse:
+        """Lets one go on."""
+        return aggregator_pb2.ResumeRunResponse(run=await self._runs.resume(request.name, request.rounds))
+
+    async def GetLedger(  # noqa: N802
+        self, request: aggregator_pb2.GetLedgerRequest, context: Any
+    ) -> aggregator_pb2.GetLedgerResponse:
+        """What a promise of privacy has cost."""
+        return await asyncio.to_thread(self._runs.get(request.name).ledger_message)
+
+    async def GetWeights(  # noqa: N802
+        self, request: aggregator_pb2.GetWeightsRequest, context: Any
+    ) -> AsyncIterator[aggregator_pb2.GetWeightsResponse]:
+        """Gives a run's weights; those of one moment, also where rounds go on meanwhile."""
+        driver = self._runs.get(request.name)
+        weights = driver.weights
+        if weights is None:
+            raise InvalidInputError(f"{request.name!r} has no weights yet: wait for it to begin", reason="NOT_FOUND")
+        data = as_bytes(weights.values)
+        answer = aggregator_pb2.GetWeightsResponse(
+            values=weights.values.size, sha256=weights.sha256, rounds_done=driver.message().rounds_done
+        )
+        for start in range(0, len(data), FRAME_BODY_BYTES):
+            answer.data = bytes(data[start : start + FRAME_BODY_BYTES])
+            yield answer
+            answer = aggregator_pb2.GetWeightsResponse()
+
+
+async def run(settings: AggregatorSettings) -> None:
+    """Runs an aggregator until it is asked to stop."""
+    identities = IdentitySource(settings.identity)
+    host = ServiceHost(identities, listen=settings.listen)
+    channels = ChannelPool(identities, ways_table(settings.peers))
+    members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
+    runs = Runs(settings.state, identities, channels, members, host.log)
+    host.add(
+        SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, AggregatorServicer(runs, host.draining)
+    )
+    await runs.restore()
+    port = await host.start()
+    host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            following = tasks.create_task(members.follow())
+            await host.run_until_stopped()
+            following.cancel()
+    finally:
+        await runs.close()
+        await channels.close()
