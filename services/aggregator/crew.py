@@ -21,9 +21,14 @@ class Crew:
         self.links = links
         self.joined: dict[str, training_pb2.Joined] = {}
         self.excluded: dict[str, str] = {}
+        self.why: dict[str, str] = {}
         self._members = members
         self._asked: dict[str, int] = {}
         self._lost: set[str] = set()
+
+    def examples(self) -> dict[str, int]:
+        """How many examples each node has that takes part."""
+        return {node: joined.examples for node, joined in self.joined.items()}
 
     def join(self, node: str, joined: training_pb2.Joined, values: int | None) -> str:
         """A node takes part; why it may not, or nothing.
@@ -87,6 +92,8 @@ class Crew:
         found = []
         for name, link in self.links.items():
             why = self.excluded.get(name) or given_up(name)
+            if why and why == given_up(name) and name in self.why:
+                why = f"{self.why[name]} ({why})"
             joined = self.joined.get(name)
             found.append(
                 aggregator_pb2.RunNode(

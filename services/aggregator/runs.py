@@ -57,7 +57,7 @@ class Runs:
         """Takes up every run that was going on."""
         for record in await asyncio.to_thread(self._store.all):
             driver = await self._driver(record)
-            if not driver.ended:
+            if not driver.book.ended:
                 self._lead(driver)
 
     async def start(self, request: aggregator_pb2.StartRunRequest) -> aggregator_pb2.Run:
@@ -74,7 +74,7 @@ class Runs:
         if not request.request_id or len(request.request_id) > 128:
             raise InvalidInputError("a request to start a run carries a request_id of 1 to 128 characters")
         known = self._drivers.get(request.name)
-        if known is None or known.request_id != request.request_id:
+        if known is None or known.book.request_id != request.request_id:
             await self._members.refresh()
             spec = check_spec(request.spec, self._members.up())
             self._check_room()
@@ -105,9 +105,9 @@ class Runs:
     async def cancel(self, name: str) -> aggregator_pb2.Run:
         """Ends a run before its last round; one that has ended stays as it is."""
         driver = self.get(name)
-        if not driver.ended:
+        if not driver.book.ended:
             await self._halt(name)
-            await driver.say("cancelled")
+            await driver.book.say("cancelled")
         return driver.message()
 
     async def resume(self, name: str, rounds: int) -> aggregator_pb2.Run:
@@ -126,7 +126,7 @@ class Runs:
                 f"{ROUNDS_MAX}",
                 reason="FAILED_PRECONDITION",
             )
-        if not driver.ended and wanted == driver.spec.message.rounds:
+        if not driver.book.ended and wanted == driver.spec.message.rounds:
             return driver.message()
         await self._halt(name)
         self._check_room()
@@ -135,7 +135,7 @@ class Runs:
         await asyncio.to_thread(self._store.put_spec, name, spec.to_json())
         await asyncio.to_thread(self._store.set_state, name, "running", "")
         again = await self._driver(await asyncio.to_thread(self._store.get, name))
-        driver.changed.tell()
+        driver.book.changed.tell()
         self._lead(again)
         return again.message()
 
@@ -150,17 +150,17 @@ class Runs:
         told: dict[int, bytes] = {}
         while not draining.is_set():
             driver = self.get(name)
-            version = driver.changed.version
+            version = driver.book.changed.version
             message = driver.message(from_round)
             fresh = [each for each in message.rounds if told.get(each.index) != each.SerializeToString()]
             told.update({each.index: each.SerializeToString() for each in fresh})
             del message.rounds[:]
             message.rounds.extend(fresh)
             yield message
-            if driver.ended and driver.changed.version == version:
+            if driver.book.ended and driver.book.changed.version == version:
                 return
             waits = [
-                asyncio.ensure_future(driver.changed.after(version)), asyncio.ensure_future(draining.wait())
+                asyncio.ensure_future(driver.book.changed.after(version)), asyncio.ensure_future(draining.wait())
             ]  # fmt: skip
             try:
                 await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)

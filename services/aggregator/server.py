@@ -100,7 +100,7 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
     ) -> AsyncIterator[aggregator_pb2.GetWeightsResponse]:
         """Gives a run's weights; those of one moment, also where rounds go on meanwhile."""
         driver = self._runs.get(request.name)
-        weights = driver.weights
+        weights = driver.book.weights
         if weights is None:
             raise InvalidInputError(f"{request.name!r} has no weights yet: wait for it to begin", reason="NOT_FOUND")
         data = as_bytes(weights.values)

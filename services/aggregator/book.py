@@ -1,0 +1,200 @@
+"""A run as it stands: state, rounds, weights, strategy. What is durable is durable when a method returns."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.v1 import aggregator_pb2
+from services.aggregator.notice import Notice
+from services.aggregator.report import ENDED, STATES, RoundReport, report_from, round_message
+from services.aggregator.rounds import Round, Summed, advance
+from services.aggregator.spec import RunSpec
+from services.aggregator.store import RunRecord, RunStore
+from services.aggregator.strategies.base import Each, Mean
+from services.aggregator.weights import SentWeights, named
+from services.runtime.logs import EventLog
+
+
+class RunBook:
+    """One run.
+
+    Args:
+        record: The run as it is written down.
+        spec: What was asked.
+        store: Where it is written down.
+        log: Where to say what happened.
+    """
+
+    def __init__(self, record: RunRecord, spec: RunSpec, store: RunStore, log: EventLog) -> None:
+        self.name = record.name
+        self.spec = spec
+        self.changed = Notice()
+        self.strategy = spec.strategy()
+        self.weights: SentWeights | None = None
+        self.round: Round | None = None
+        self.news = asyncio.Event()
+        self._record = record
+        self._state, self._why = record.state, record.why
+        self._store = store
+        self._log = log
+        self._rounds: dict[int, tuple[Round, RoundReport]] = {}
+
+    async def load(self) -> None:
+        """Reads what is written down."""
+        for state, written in await asyncio.to_thread(self._store.rounds, self.name):
+            self._rounds[state.index] = (state, report_from(written))
+        await self.read_weights()
+        if self._record.strategy:
+            self.strategy.restore(await asyncio.to_thread(self._store.strategy_state, self.name))
+
+    # How it is.
+
+    @property
+    def request_id(self) -> str:
+        """The request that began it."""
+        return self._record.request_id
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self._state in ENDED
+
+    @property
+    def paused(self) -> bool:
+        """Whether it waits for something."""
+        return self._state == "paused"
+
+    @property
+    def next_round(self) -> int:
+        """The index of the first round that is not in the weights."""
+        return sum(state.done for state, _ in self._rounds.values())
+
+    async def say(self, state: str, why: str = "") -> None:
+        """Notes how the run is; durable where that changes what it is after a restart."""
+        if (state, why) == (self._state, self._why):
+            return
+        before, self._state, self._why = self._state, state, why
+        if before != state:
+            await asyncio.to_thread(self._store.set_state, self.name, state, why)
+            self._log.info("run", run=self.name, state=state, why=why)
+        self.changed.tell()
+
+    def message(self, nodes: list[aggregator_pb2.RunNode], from_round: int) -> aggregator_pb2.Run:
+        """The run as others see it, with its rounds from one on."""
+        done = [report for state, report in self._rounds.values() if state.done]
+        message = aggregator_pb2.Run(
+            name=self.name,
+            spec=self.spec.message,
+            state=STATES[self._state],
+            why=self._why,
+            rounds_done=len(done),
+            values=0 if self.weights is None else self.weights.values.size,
+            nodes=nodes,
+            rounds=[round_message(*self._rounds[index]) for index in sorted(self._rounds) if index >= from_round],
+            epsilon=max((report.epsilon for report in done), default=0.0),
+        )
+        message.began_at.FromNanoseconds(self._record.began_ns)
+        return message
+
+    # Weights.
+
+    async def begin(self, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
+        """Takes the first weights."""
+        await asyncio.to_thread(self._store.start_from, self.name, values)
+        await self.read_weights()
+
+    async def read_weights(self) -> None:
+        """Takes the weights that count."""
+        values = await asyncio.to_thread(self._store.weights, self.name)
+        self.weights = None if values is None else await asyncio.to_thread(named, values)
+
+    # Rounds.
+
+    def known(self, index: int) -> Round | None:
+        """A round that was opened."""
+        found = self._rounds.get(index)
+        return None if found is None else found[0]
+
+    def report(self, index: int) -> RoundReport:
+        """What is shown of a round that was opened."""
+        return self._rounds[index][1]
+
+    def wants_figures(self, index: int) -> bool:
+        """Whether the weights after a round are still to be measured."""
+        found = self._rounds.get(index)
+        return self.spec.message.evaluate and found is not None and found[0].done and not found[1].figures
+
+    async def open(self, state: Round) -> None:
+        """Writes a new round down."""
+        await self.write(state)
+        self._rounds[state.index] = (state, RoundReport())
+
+    def put(self, state: Round) -> None:
+        """The round is this now."""
+        self.round = state
+        self._rounds[state.index] = (state, self._rounds[state.index][1])
+        self.news.set()
+
+    async def write(self, state: Round) -> None:
+        """Writes a round down as it is now."""
+        await asyncio.to_thread(self._store.put_round, self.name, state)
+
+    async def put_figures(self, index: int, figures: dict[str, float]) -> None:
+        """What the weights after a round are worth."""
+        report = self.report(index)
+        report.figures = figures
+        await asyncio.to_thread(self._store.put_report, self.name, index, report.to_json())
+        self.news.set()
+        self.changed.tell()
+
+    async def finish(self, combined: Mean | Each, note: Callable[[RoundReport], None]) -> Round:
+        """Makes what was combined the weights of the run, in one step with the round's end.
+
+        Args:
+            combined: What the strategy is given.
+            note: Fills in the round's report.
+
+        Raises:
+            InvalidInputError: The strategy refuses, or the weights would not be finite; then all is as before.
+        """
+        state, weights = self.round, self.weights
+        if state is None or weights is None:
+            raise InvalidInputError(f"no round of {self.name!r} is open", reason="STALE_ROUND")
+        after = state.index + 1
+
+        def aggregate() -> None:
+            staged = self._store.stage_weights(self.name, after, weights.values.size)
+            self.strategy.aggregate(weights.values, combined, out=staged)
+            if not np.isfinite(staged).all():
+                raise InvalidInputError("the weights left the finite numbers: lower the rates", reason="NOT_FINITE")
+            staged.flush()  # type: ignore[attr-defined]
+
+        await asyncio.to_thread(aggregate)
+        done = advance(state, Summed(state.index))
+        report = self.report(state.index)
+        report.done_ns = time.time_ns()
+        report.up_bytes = sum(stored.size_bytes for stored in state.stored.values())
+        note(report)
+        await asyncio.to_thread(
+            self._store.finish_round,
+            self.name, done, self._store.staged_path(self.name, after), self.strategy.state(), report.to_json(),
+        )  # fmt: skip
+        await self.read_weights()
+        self.put(done)
+        self._log.info("round_done", run=self.name, round=state.index, seconds=round(report.seconds, 3))
+        self.changed.tell()
+        return done
+
+    async def wait(self, timeout_s: float | None) -> None:
+        """Until there is news, or the time is over."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self.news.wait()
+        except TimeoutError:
+            pass
+        self.news.clear()

@@ -1,0 +1,125 @@
+"""What the nodes of a run tell, and what follows from it."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from orbitmesh.errors import InvalidInputError
+from orbitmesh.v1 import training_pb2
+from services.aggregator.link import Assignment
+from services.aggregator.rounds import Arrived, GivenUp, Stored, advance
+from services.aggregator.strategies.base import Need
+from services.aggregator.tasks import INITIALISE, JOIN, TRAIN
+
+if TYPE_CHECKING:
+    from services.aggregator.driver import RunDriver
+
+
+class Listening:
+    """The ear of a run's driver; `link.Events`.
+
+    Args:
+        driver: The run.
+    """
+
+    def __init__(self, driver: RunDriver) -> None:
+        self._driver = driver
+
+    def connected(self, node: str) -> None:
+        """A node is reached."""
+        self._driver.crew.back(node)
+        self._driver.combining.connected(node)
+        self.moved(node)
+        self._driver.book.news.set()
+
+    def moved(self, node: str) -> None:
+        """Bytes moved."""
+        self._driver.moved.add(node)
+
+    def joined(self, node: str, joined: training_pb2.Joined) -> None:
+        """A node takes part, or may not."""
+        book, crew = self._driver.book, self._driver.crew
+        why = crew.join(node, joined, None if book.weights is None else book.weights.values.size)
+        if why:
+            crew.exclude(node, why)
+        crew.links[node].assign(None)
+        self._driver.tasks.give_out()
+        book.news.set()
+        book.changed.tell()
+
+    async def announced(self, node: str, assignment: Assignment, info: training_pb2.ContributionInfo) -> None:
+        """A contribution is about to come.
+
+        Raises:
+            InvalidInputError: It is not for this round, or not what was asked.
+        """
+        if assignment.kind == TRAIN:
+            await self._driver.announced(node, assignment.round_index, info)
+
+    async def arrived(
+        self, node: str, assignment: Assignment, stored: Stored, info: training_pb2.ContributionInfo
+    ) -> None:
+        """A contribution is durable.
+
+        Raises:
+            InvalidInputError: It does not count: its round is over, or its node is not in it.
+        """
+        if assignment.kind == INITIALISE:
+            await self._take_first(node)
+            return
+        book = self._driver.book
+        state = book.round
+        if state is None or state.done:
+            raise InvalidInputError(f"no round of {book.name!r} is open", reason="STALE_ROUND")
+        if info.HasField("loss"):
+            self._driver.losses[node] = (info.loss, stored.examples)
+        stored = replace(stored, begun=assignment.round_index)
+        if book.strategy.needs is not Need.BUFFER:
+            book.put(advance(state, Arrived(node, assignment.round_index, stored)))
+            return
+        book.strategy.weight(stored.examples, state.index - stored.begun)  # raises where it is too late
+        state = advance(state, Arrived(node, state.index, stored))
+        book.put(state)
+        # It cannot be told from its file which buffer it is in.
+        await book.write(state)
+
+    async def _take_first(self, node: str) -> None:
+        book, spool = self._driver.book, self._driver.first_spool
+        expected = self._driver.crew.joined[node].values
+        data = await asyncio.to_thread(lambda: b"".join(spool.spans(0, node)))
+        values = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
+        if values.size != expected or not np.isfinite(values).all():
+            raise InvalidInputError(
+                f"the first weights of {node} are {values.size} values, or not finite; expected {expected}",
+                reason="LAYOUT_MISMATCH",
+            )
+        await book.begin(values)
+        await asyncio.to_thread(spool.clear, 1)
+        book.news.set()
+
+    async def refused(self, node: str, assignment: Assignment, refusal: training_pb2.TrainingRefusal) -> None:
+        """A node does not do what it was asked, or what it sent was not taken."""
+        book, crew = self._driver.book, self._driver.crew
+        state = book.round
+        if assignment.kind in (JOIN, INITIALISE):
+            crew.exclude(node, f"{refusal.message} ({refusal.reason})")
+        elif assignment.kind == TRAIN and state is not None and not state.done and node in state.cohort:
+            book.put(advance(state, GivenUp(node, state.index, refusal.reason or "INTERNAL")))
+        crew.links[node].assign(None)
+        crew.why[node] = refusal.message
+        book.news.set()
+        book.changed.tell()
+
+    async def evaluated(self, node: str, evaluation: training_pb2.Evaluation) -> None:
+        """Weights were measured."""
+        measuring = self._driver.tasks.measuring
+        if measuring is not None and evaluation.sha256 == measuring[0]:
+            await self._driver.book.put_figures(measuring[1], dict(evaluation.figures))
+
+    async def sums(self, node: str, round_index: int, kind: int, body: bytes) -> None:
+        """A message of secure sums."""
+        await self._driver.combining.sums(node, round_index, kind, body)
