@@ -360,20 +360,23 @@ def asleep(seed: int) -> None:
     """Windows with a path and long times without one; executors start anew meanwhile."""
     play = Play(seed, spares=False, new=200, prompt=PROMPT)
     random = play.world.random
-    windows = 0
+    anew = 0
     for _ in range(200):
         if play.client.ended:
             break
         play.world.run(play.world.now_s + 1.5)
-        windows += 1
         outage_s = 85.0
         one, two = random.choice((("s0", "s1"), ("s1", "s2"), (GATEWAY, "s0")))
         play.wires.partition(one, two, outage_s)
-        for name in random.sample(("s0", "s1", "s2"), random.randint(0, 3)):
+        struck = random.sample(("s0", "s1", "s2"), random.randint(0, 3))
+        for name in struck:
             play.world.after(random.uniform(15.0, 70.0), play.kill, name, random.uniform(0.1, 8.0))
+        # The answer may end in this window: then there is nothing left to be read from disk.
+        held = not play.client.ended
         play.world.run(play.world.now_s + outage_s)
+        anew += len(struck) if held and not play.client.ended else 0
     play.finish()
-    assert play.story.restored or windows < 3
+    assert play.story.restored >= anew
     assert not play.again, f"computed again: {play.again}"
 
 
