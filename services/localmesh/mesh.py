@@ -34,6 +34,8 @@ NO_CONTACT = "no contact"
 """The relay, cut for ever, that stands for all ways between places that never meet."""
 EXECUTORS_IMPORT = ("services.executor.server", "services.executor.node", "services.executor.measures")
 """What every executor imports, torch and transformers with it: the process that they are forked from has it ready."""
+ORDER_OF_END = ("gateway", "aggregator", "scheduler")
+"""In which the services end; the executors before the last of them."""
 ANY_PORT = "127.0.0.1:0"
 """Where a service listens that is to choose a port."""
 
@@ -79,10 +81,11 @@ class LocalMesh:
         await self._start_links()
         self._tell({"event": "starting", "what": "scheduler"})
         await self._start_child("scheduler")
-        self._tell({"event": "starting", "what": "gateway and executors"})
-        names = ["gateway", *self.spec.node_names]
+        self._tell({"event": "starting", "what": "aggregator, gateway and executors"})
         async with asyncio.TaskGroup() as tasks:
-            for name in names:
+            # Executors take longer than both services one after the other: the first of them wait for torch.
+            tasks.create_task(self._start_children("aggregator", "gateway"))
+            for name in self.spec.node_names:
                 tasks.create_task(self._start_child(name))
         self._tell({"event": "starting", "what": "measuring links"})
         await self._wait_until_joined()
@@ -98,7 +101,7 @@ class LocalMesh:
                 name: {"pid": self._children[name].process.pid, "address": self._addresses[name]}
                 for name in self.spec.node_names
             },
-            "services": {name: self._children[name].process.pid for name in ("scheduler", "gateway")},
+            "services": {name: self._children[name].process.pid for name in SERVICES},
         }
 
     async def perform(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -140,8 +143,8 @@ class LocalMesh:
 
     async def stop(self) -> None:
         """Ends everything, in the order in which work flows, and removes a temporary directory."""
-        gateway, scheduler = self._children.pop("gateway", None), self._children.pop("scheduler", None)
-        for group in ([gateway], list(self._children.values()), [scheduler]):
+        gateway, aggregator, scheduler = (self._children.pop(name, None) for name in ORDER_OF_END)
+        for group in ([gateway], [aggregator], list(self._children.values()), [scheduler]):
             await asyncio.gather(*(child.stop() for child in group if child is not None))
         if self._forks is not None:
             await self._forks.close()
@@ -157,7 +160,7 @@ class LocalMesh:
         ca = self.directory / "ca"
         if not (ca / "ca.pem").exists():
             init_mesh(ca, mesh="local")
-        wanted = [(role(name), name) for name in ("scheduler", "gateway", *self.spec.node_names)]
+        wanted = [(role(name), name) for name in self.spec.all_names]
         for name_role, name in [*wanted, ("client", "local"), ("operator", "local")]:
             issue(ca, name_role, name, self._identity(name_role, name), IDENTITY_LIFE)
 
@@ -207,6 +210,11 @@ class LocalMesh:
                     ramp_s=self.spec.sky.ramp_s,
                 )
 
+    async def _start_children(self, *names: str) -> None:
+        """One after the other: each knows the address of those before it."""
+        for name in names:
+            await self._start_child(name)
+
     async def _start_child(self, name: str) -> None:
         log = self.directory / "logs" / f"{name}.log"
         if self._forks is not None and role(name) == "executor":
@@ -222,8 +230,8 @@ class LocalMesh:
     def _arguments(self, name: str) -> list[str]:
         name_role = role(name)
         module = "gateway" if name == "gateway" else f"services.{name_role}"
-        # Clients, and executors that are joined directly, keep the address of the gateway and the scheduler: one that
-        # is started again has to be where it was.
+        # Clients, services and executors that are joined directly keep the addresses of the services: one that is
+        # started again has to be where it was.
         listen = self._addresses.get(name, ANY_PORT) if name in SERVICES else ANY_PORT
         arguments = [
             module,
@@ -234,8 +242,10 @@ class LocalMesh:
         for source, target in self._relays:
             if source == name:
                 arguments += ["--peers", f"{role(target)}/{target}={self._relays[source, target]}"]
-        if name_role in ("executor", "gateway"):
+        if name != "scheduler":
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
+        if name == "gateway":
+            arguments += ["--aggregator", self._addresses["aggregator"]]
         if name == "scheduler" and self._sky is not None:
             arguments += ["--contacts", str(self._sky.contacts_file), "--clock", str(self._sky.clock_file)]
             for service in SERVICES:
@@ -275,11 +285,13 @@ class LocalMesh:
         return ""
 
     def _named_links(self, name: str) -> list[str]:
-        """One way `a>b`, or both ways `a-b` with a comma between the names: `a,b`."""
+        """One way, `a>b`, or all ways between two, with a comma between the names: `a,b`."""
         known = {f"{source}>{target}" for source, target in self._relays if (source, target) not in self._never}
         never = {f"{source}>{target}" for source, target in self._never}
         first, comma, second = name.partition(",")
         names = [f"{first}>{second}", f"{second}>{first}"] if comma else [name]
+        # Nodes never dial the aggregator: between the two there is one way.
+        names = [each for each in names if each in known] or names
         wrong = [each for each in names if each not in known]
         if wrong and wrong[0] in never:
             raise InvalidInputError(

@@ -13,9 +13,11 @@ from services.links.schedule import windows
 NODES_MAX = 64
 """The most nodes of a local mesh."""
 GROUND = "ground-1"
-"""The node beside the gateway and the scheduler, where nothing else is said."""
-SERVICES = ("gateway", "scheduler")
+"""The node beside the services that run once, where nothing else is said."""
+SERVICES = ("gateway", "scheduler", "aggregator")
 """What runs once, beside the ground node."""
+DIALLED_BY_NONE = ("aggregator",)
+"""Services that nodes never dial: there is no way from a node to them."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class MeshSpec:
     torch_threads: int
     """Threads of one computation."""
     gateway_at: str
-    """The place of the gateway and the scheduler: a node, or a site of the plan without one."""
+    """The place of gateway, scheduler and aggregator: a node, or a site of the plan without one."""
     sky: SkySpec | None
     """The contact plan; None: links do not move."""
 
@@ -77,7 +79,7 @@ class MeshSpec:
         return cls(names, _link(raw), str(directory) if directory else None, threads, gateway_at, _sky(raw))
 
     def place(self, name: str) -> str:
-        """Where a service stands: the gateway and the scheduler at `gateway_at`, every other where it is named."""
+        """Where a service stands: what runs once at `gateway_at`, every node where it is named."""
         return self.gateway_at if name in SERVICES else name
 
     @property
@@ -154,9 +156,9 @@ def ways(spec: MeshSpec, plan: ContactPlan | None = None) -> list[Way]:
     found = []
     for source in spec.all_names:
         for target in spec.all_names:
-            fixed = source in SERVICES and target in SERVICES
+            needless = target in DIALLED_BY_NONE or (source in SERVICES and target in SERVICES)
             here, there = spec.place(source), spec.place(target)
-            if source == target or fixed or here == there:
+            if source == target or needless or here == there:
                 continue
             kind = "link" if spec.link is not None else ""
             if plan is not None and (here in plan.nodes or there in plan.nodes):

@@ -86,8 +86,8 @@ class AsyncLocalEntry:
                 rates stay real.
             start: The mesh time at the moment at which the mesh is up, as seconds since 1970 or a datetime; None takes
                 the beginning of the plan.
-            gateway_at: The node or site of the plan beside which gateway and scheduler stand; None takes ground-1, or
-                the last node where there is none.
+            gateway_at: The node or site of the plan beside which gateway, scheduler and aggregator stand; None takes
+                ground-1, or the last node where there is none.
             outage: What the end of a contact does to connections: `cut` resets them, `hold` keeps them and all bytes.
             directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
             torch_threads: Threads that each executor computes with.

@@ -96,19 +96,19 @@ class Local:
         return self._core.processes()
 
     def services(self) -> dict[str, int]:
-        """The processes of the gateway and the scheduler, as they were started last.
+        """The processes of the gateway, the scheduler and the aggregator, as they were started last.
 
         Example:
             >>> sorted(mesh.local.services())
-            ['gateway', 'scheduler']
+            ['aggregator', 'gateway', 'scheduler']
         """
         return self._core.services()
 
     def kill(self, node: str) -> None:
-        """Kills the process of a node, of the gateway or of the scheduler with SIGKILL, as a failing machine would.
+        """Kills the process of a node, or of one of the services, with SIGKILL, as a failing machine would.
 
         Args:
-            node: A node's name, `gateway` or `scheduler`.
+            node: A node's name, `gateway`, `scheduler` or `aggregator`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -120,10 +120,10 @@ class Local:
 
     def restart(self, node: str) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
-        it keeps on disk. The gateway and the scheduler come back at the address they had.
+        it keeps on disk. Gateway, scheduler and aggregator come back at the address they had.
 
         Args:
-            node: A node's name, `gateway` or `scheduler`.
+            node: A node's name, `gateway`, `scheduler` or `aggregator`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -170,7 +170,7 @@ class Local:
         """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
 
         Args:
-            a: A node, `gateway`, `scheduler`, or a site of the plan.
+            a: A node, `gateway`, `scheduler`, `aggregator`, or a site of the plan.
             b: Another one.
 
         Returns:
@@ -595,8 +595,8 @@ class LocalEntry:
                 rates stay real.
             start: The mesh time at the moment at which the mesh is up, as seconds since 1970 or a datetime; None takes
                 the beginning of the plan.
-            gateway_at: The node or site of the plan beside which gateway and scheduler stand; None takes ground-1, or
-                the last node where there is none.
+            gateway_at: The node or site of the plan beside which gateway, scheduler and aggregator stand; None takes
+                ground-1, or the last node where there is none.
             outage: What the end of a contact does to connections: `cut` resets them, `hold` keeps them and all bytes.
             directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
             torch_threads: Threads that each executor computes with.

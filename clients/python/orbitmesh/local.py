@@ -71,7 +71,7 @@ class LocalSpec:
     sky: LocalSky | None = None
     """The contact plan that links follow; None: links do not move."""
     gateway_at: str | None = None
-    """Where gateway and scheduler stand; None takes ground-1, or the last node where there is none."""
+    """Where gateway, scheduler and aggregator stand; None takes ground-1, or the last node where there is none."""
 
     def to_json(self, contacts: Path | None = None) -> dict[str, object]:
         """The spec as the supervisor reads it.
@@ -297,11 +297,11 @@ class AsyncLocal:
         }
 
     def services(self) -> dict[str, int]:
-        """The processes of the gateway and the scheduler, as they were started last.
+        """The processes of the gateway, the scheduler and the aggregator, as they were started last.
 
         Example:
             >>> sorted(mesh.local.services())
-            ['gateway', 'scheduler']
+            ['aggregator', 'gateway', 'scheduler']
         """
         return {
             name: int(self._again[name]["pid"]) if name in self._again else int(pid)
@@ -309,10 +309,10 @@ class AsyncLocal:
         }
 
     async def kill(self, node: str) -> None:
-        """Kills the process of a node, of the gateway or of the scheduler with SIGKILL, as a failing machine would.
+        """Kills the process of a node, or of one of the services, with SIGKILL, as a failing machine would.
 
         Args:
-            node: A node's name, `gateway` or `scheduler`.
+            node: A node's name, `gateway`, `scheduler` or `aggregator`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -325,10 +325,10 @@ class AsyncLocal:
 
     async def restart(self, node: str) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
-        it keeps on disk. The gateway and the scheduler come back at the address they had.
+        it keeps on disk. Gateway, scheduler and aggregator come back at the address they had.
 
         Args:
-            node: A node's name, `gateway` or `scheduler`.
+            node: A node's name, `gateway`, `scheduler` or `aggregator`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -376,7 +376,7 @@ class AsyncLocal:
         """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
 
         Args:
-            a: A node, `gateway`, `scheduler`, or a site of the plan.
+            a: A node, `gateway`, `scheduler`, `aggregator`, or a site of the plan.
             b: Another one.
 
         Returns:
@@ -490,8 +490,7 @@ class AsyncLocal:
             raise InvalidInputError(
                 "this local mesh has no emulated links to cut; make it with link=Link(...) or contacts=..."
             )
-        for one, other in ((a, b), (b, a)) if both_ways else ((a, b),):
-            await self._ask({"op": op, "link": f"{one}>{other}"})
+        await self._ask({"op": op, "link": f"{a},{b}" if both_ways else f"{a}>{b}"})
 
     async def _ask(self, order: Mapping[str, object]) -> Mapping[str, Any]:
         self._guard.check()
