@@ -9,6 +9,7 @@
     relaying    connections of others that pass through this node
     loading     fetching, verifying and loading a stage
     stage       layers of a model as one callable; kvcache, sampling, architecture belong to it
+    training    federated training beside the stages: orders of an aggregator, weights, contributions
     measures    what this machine is and can do
     membership  the heartbeat stream and the probing of links
     node        all of it together

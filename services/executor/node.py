@@ -32,6 +32,7 @@ from services.executor.recovery import Recovery
 from services.executor.runner import Key, StageRunner
 from services.executor.settings import ExecutorSettings
 from services.executor.snapshots import Snapshots
+from services.executor.training.desk import TrainingDesk
 from services.journal.rows import JournalRoom
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
@@ -62,6 +63,7 @@ class ExecutorNode:
         self.engine = StepEngine()
         self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost)
         self.snapshots = Snapshots(settings.state, identities, log)
+        self.training = TrainingDesk(settings.state / "training", identities, log, device=settings.device)
         self._files = StageFiles(settings.state)
         self._journals = JournalRoom(JOURNAL_BYTES)
         self._loading = asyncio.Lock()
@@ -220,7 +222,9 @@ class ExecutorNode:
     # Coming and going.
 
     async def drain(self) -> None:
-        """Lets open generations end, then closes the sessions of others: their streams would hold the server up."""
+        """Stops training, lets open generations end, then closes the sessions of others: their streams would hold the
+        server up."""
+        await self.training.close()
         while any(runner.open_generations for runner in self.runners.values()):  # noqa: ASYNC110 - many may end it
             await asyncio.sleep(DRAIN_POLL_S)
         await self.peers.acceptor.close()
@@ -229,6 +233,7 @@ class ExecutorNode:
         """Ends everything; generations that are still open are on disk afterwards."""
         for runner in self.runners.values():
             await self.snapshots.save_idle(runner, idle_ns=0)
+        await self.training.close()
         await self.peers.close()
         await self.channels.close()
         self.engine.close()
@@ -252,6 +257,9 @@ class ExecutorNode:
 
     async def _dispatch(self, received: Received, session: Session) -> None:
         info = received.info
+        if info.HasField("training"):
+            await self.training.take(received, session)
+            return
         number = info.step.generation or info.token.generation or info.cache.generation
         index = info.step.stage_index or info.cache.stage_index
         runner = next(

@@ -1,0 +1,122 @@
+"""Where messages of training arrive: whose count, and which run each is of."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from orbitmesh.errors import CapacityError, IntegrityError, MeshError, PermissionError_, TransportError
+from orbitmesh.trust import IdentitySource, Role
+from orbitmesh.v1 import training_pb2, wire_pb2
+from orbitmesh.wire.records import Received
+from orbitmesh.wire.session import Session
+from services.executor.training.files import Joined, RunFiles
+from services.executor.training.refusals import not_joined, refusal
+from services.executor.training.run import NodeRun
+from services.executor.training.thread import TrainingThread
+from services.executor.training.work import RUN_CHARACTERS, check_run
+from services.executor.training.worker import Surroundings
+from services.runtime.logs import EventLog
+
+RUNS_MAX = 16
+"""Runs that a node takes part in at most."""
+
+_JOIN = training_pb2.TRAINING_KIND_JOIN
+_END = training_pb2.TRAINING_KIND_END
+
+
+class TrainingDesk:
+    """The training runs of one node. A run is taken up again from its directory when its aggregator speaks of it.
+
+    Args:
+        directory: Where runs are kept.
+        identities: Who the node is.
+        log: Where to say what happened.
+        device: Where torch computes.
+    """
+
+    def __init__(self, directory: Path, identities: IdentitySource, log: EventLog, *, device: str = "cpu") -> None:
+        self._directory = directory
+        self._log = log
+        self._thread = TrainingThread()
+        self._around = Surroundings(identities.current().name, self._thread, device, log)
+        self._runs: dict[str, NodeRun] = {}
+        self._farewells: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def take(self, received: Received, session: Session) -> None:
+        """Takes a message; whatever is wrong with it is told to the sender."""
+        info = received.info.training
+        try:
+            run = self._addressed(info, session)
+        except MeshError as error:
+            self._log.warning("training_refused", peer=session.peer.spiffe, reason=error.reason, detail=error.message)
+            answer = refusal(info.run[:RUN_CHARACTERS], info.round, error)
+            await session.send(wire_pb2.TransferInfo(training=answer))
+            return
+        if run is not None:
+            await run.put(info, received.data, session)
+
+    async def close(self) -> None:
+        """Stops all training: it goes on from checkpoints when it is ordered again. Repeating it changes nothing."""
+        self._closed = True
+        runs, self._runs = list(self._runs.values()), {}
+        for farewell in self._farewells:
+            farewell.cancel()
+        await asyncio.gather(*(run.close() for run in runs))
+        await self._thread.close()
+
+    def _addressed(self, info: training_pb2.TrainingInfo, session: Session) -> NodeRun | None:
+        """The run that a message is for; None where it is for none that is here, and nobody waits for an answer.
+
+        Raises:
+            MeshError: The sender may not say that, or it has to be told that the run is not here.
+        """
+        if session.peer.role != Role.AGGREGATOR:
+            raise PermissionError_(
+                f"{session.peer.spiffe} may not train on this node: only an identity of the role "
+                f"{Role.AGGREGATOR.value} may",
+                metadata={"role": session.peer.role, "identity": session.peer.spiffe},
+            )
+        name = check_run(info.run)
+        if self._closed:
+            raise TransportError("this node is being stopped; ask it again when it is back", reason="DRAINING")
+        if name in self._runs:
+            return self._runs[name]
+        files = RunFiles(self._directory / name)
+        kind = info.order.kind if info.HasField("order") else None
+        joined = _joined(files, kind)
+        if joined is None and kind not in (_JOIN, _END):
+            if info.WhichOneof("what") in ("order", "sums"):
+                raise not_joined(name)
+            return None
+        if joined is None and kind == _JOIN:
+            self._check_room(name)
+        if kind == _END and not files.directory.exists():
+            return None
+        run = self._runs[name] = NodeRun(name, files, joined, self._around, self._over)
+        return run
+
+    def _check_room(self, name: str) -> None:
+        kept = {path.name for path in self._directory.glob("*") if path.is_dir()} | set(self._runs)
+        if len(kept - {name}) >= RUNS_MAX:
+            raise CapacityError(
+                f"this node takes part in {RUNS_MAX} runs already; end one of them first",
+                metadata={"runs": len(kept), "limit": RUNS_MAX},
+            )
+
+    def _over(self, run: NodeRun) -> None:
+        if self._runs.get(run.name) is run:
+            del self._runs[run.name]
+        farewell = asyncio.create_task(run.farewell(), name=f"last answers of {run.name}")
+        self._farewells.add(farewell)
+        farewell.add_done_callback(self._farewells.discard)
+
+
+def _joined(files: RunFiles, kind: int | None) -> Joined | None:
+    try:
+        return files.joined()
+    except IntegrityError:
+        if kind == _END:
+            return None  # what is damaged can still be removed
+        raise

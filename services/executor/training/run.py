@@ -1,0 +1,375 @@
+"""One run at a node: what comes in is handled in order, one message after the other.
+
+An order becomes the run's assignment: what is lacking of the weights is asked for, its job is put on the training
+thread, and the outbox sends what came of it. Another order stops what is under way for the one before; the same order
+again finds out how far it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from orbitmesh.errors import InvalidInputError, MeshError, PermissionError_
+from orbitmesh.v1 import training_pb2
+from orbitmesh.wire.session import Session
+from services.executor.training.assignment import Assignment
+from services.executor.training.contribution import ContributionFile
+from services.executor.training.files import INITIALISE, TRAIN, Joined, RunFiles
+from services.executor.training.outbox import Outbox, Parcel
+from services.executor.training.refusals import not_joined, refusal, typed
+from services.executor.training.work import check_terms, check_weights, parse_work, same_terms
+from services.executor.training.worker import Surroundings, Worker
+
+MAILBOX_MAX = 32
+"""Messages of a run that wait for those before them at most; the session that brings more has to wait."""
+FAREWELL_S = 60.0
+"""How long the last answers of a run that is over may take to leave."""
+WEIGHTS_TRIES = 3
+"""How often weights are asked for whose bytes are not what their digest says."""
+
+_JOIN = training_pb2.TRAINING_KIND_JOIN
+_INITIALISE = training_pb2.TRAINING_KIND_INITIALISE
+_TRAIN = training_pb2.TRAINING_KIND_TRAIN
+_EVALUATE = training_pb2.TRAINING_KIND_EVALUATE
+_END = training_pb2.TRAINING_KIND_END
+_NAMES: dict[int, str] = {_INITIALISE: INITIALISE, _TRAIN: TRAIN}
+
+Event = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class _Message:
+    info: training_pb2.TrainingInfo
+    data: memoryview
+    sender: str
+
+
+class NodeRun:
+    """A run, its mailbox and what it works on.
+
+    Args:
+        name: The run.
+        files: Its directory.
+        joined: How the node takes part; None where it does not yet.
+        around: What all runs of the node share.
+        over: Told when nothing is left of the run here.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: RunFiles,
+        joined: Joined | None,
+        around: Surroundings,
+        over: Callable[[NodeRun], None],
+    ) -> None:
+        self.name = name
+        self._files = files
+        self._joined = joined
+        self._around = around
+        self._log = around.log
+        self._over = over
+        self._outbox = Outbox(name, around.log)
+        self._mail: asyncio.Queue[_Message | Event] = asyncio.Queue()
+        self._room = asyncio.Semaphore(MAILBOX_MAX)
+        self._assignment: Assignment | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._worker = Worker(name, files, around)
+        self._reader = asyncio.create_task(self._read(), name=f"run {name}")
+
+    @property
+    def aggregator(self) -> str | None:
+        """Who may order, by SPIFFE name; None before the run was joined."""
+        return self._joined.aggregator if self._joined is not None else None
+
+    async def put(self, info: training_pb2.TrainingInfo, data: memoryview, session: Session) -> None:
+        """Takes a message of an aggregator; waits while too many are before it."""
+        if self.aggregator in (None, session.peer.spiffe):
+            self._outbox.heard(session)
+        await self._room.acquire()
+        self._mail.put_nowait(_Message(info, data, session.peer.spiffe))
+
+    async def close(self) -> None:
+        """Stops everything; what is on disk stays."""
+        self._give_up()
+        self._reader.cancel()
+        await asyncio.wait([self._reader])
+        await self._outbox.close()
+
+    async def farewell(self) -> None:
+        """Lets what was said last leave."""
+        try:
+            async with asyncio.timeout(FAREWELL_S):
+                await self._outbox.idle()
+        except TimeoutError:
+            await self._outbox.close()
+
+    # One message after the other.
+
+    async def _read(self) -> None:
+        while True:
+            mail = await self._mail.get()
+            if isinstance(mail, _Message):
+                self._room.release()
+                await self._answered(mail.info.round, partial(self._handle, mail))
+            else:
+                await mail()
+            if self._joined is None and self._mail.empty():
+                self._over(self)  # in the same turn of the loop: nothing can come in between
+                return
+
+    async def _answered(self, round_index: int, act: Event) -> None:
+        try:
+            await act()
+        except MeshError as error:
+            self._refuse(round_index, error)
+        except OSError as error:
+            self._log.error("training_failed", error=error, run=self.name)
+            self._refuse(round_index, typed(error, f"a message of {self.name} was handled"))
+
+    async def _handle(self, mail: _Message) -> None:
+        info = mail.info
+        if self.aggregator not in (None, mail.sender):
+            raise PermissionError_(
+                f"{mail.sender} may not order in the run {self.name}, which was joined for {self.aggregator}",
+                reason="NOT_YOURSELF",
+            )
+        match info.WhichOneof("what"):
+            case "order":
+                await self._order(info.order.kind, info.round, mail)
+            case "weights":
+                await self._span(info.weights.index, mail.data)
+            case "stored":
+                await self._stored(info.round)
+            case "refused":
+                await self._turned_down(info.round, info.refused)
+            case what:
+                raise InvalidInputError(f"a node was told {what!r}, which it does not take from an aggregator")
+
+    # Orders.
+
+    async def _order(self, kind: int, round_index: int, mail: _Message) -> None:
+        if kind == _END:
+            await self._end()
+            return
+        work = parse_work(mail.data)
+        if kind == _JOIN:
+            await self._join(round_index, work, mail.sender)
+            return
+        joined = self._require(work)
+        if kind not in (_INITIALISE, _TRAIN, _EVALUATE):
+            raise InvalidInputError(f"an order of kind {kind} was given, which this version of a node does not know")
+        if kind != _INITIALISE:
+            check_weights(work.weights, joined.values)
+        self._outbox.interrupt()
+        current = self._assignment
+        if current is None or not current.is_for(kind, round_index, work):
+            self._give_up()
+            current = self._assignment = Assignment(kind, round_index, work, self._report)
+            if kind == _TRAIN:
+                await asyncio.to_thread(self._files.drop_initial)
+        current.work = work
+        await self._go_on(current, joined)
+
+    async def _join(self, round_index: int, work: training_pb2.TrainingWork, sender: str) -> None:
+        check_terms(work)
+        if self._joined is not None:
+            self._require(work)
+        found = await self._around.thread.run_short(lambda: self._worker.look(work))
+        layout, initial = found.layout_sha256, found.initial_sha256
+        joined = Joined(sender, work.SerializeToString(), found.examples, found.values, layout.hex(), initial.hex())
+        await asyncio.to_thread(self._files.keep_joined, joined)
+        self._joined = joined
+        self._log.info("run_joined", run=self.name, task=work.spec.task, examples=found.examples)
+        answer = training_pb2.Joined(examples=found.examples, values=found.values, layout_sha256=layout)
+        self._say(round_index, joined=answer)
+
+    def _require(self, work: training_pb2.TrainingWork) -> Joined:
+        if self._joined is None:
+            raise not_joined(self.name)
+        if not same_terms(work, training_pb2.TrainingWork.FromString(self._joined.work)):
+            raise InvalidInputError(
+                f"the run {self.name} was joined on other terms (task, data, local training, compression or "
+                "protection): end it, or give the new one another name",
+                reason="FAILED_PRECONDITION",
+            )
+        return self._joined
+
+    async def _go_on(self, current: Assignment, joined: Joined) -> None:
+        """Does the next thing that is to be done for an order."""
+        if not current.running and await self._contributed(current):
+            if current.work.evaluate:
+                self._say(current.round_index, evaluated=current.evaluated())
+            return
+        if current.kind == _INITIALISE:
+            if not current.running:
+                self._start(current)
+            return
+        if current.weights is None:
+            current.weights = self._files.weights(joined.values, current.sha256)
+            await asyncio.to_thread(current.weights.drop_others)
+        weights = current.weights
+        spans = weights.spans
+        if not current.running and current.sha256.hex() != joined.initial_sha256:
+            spans = await asyncio.to_thread(lambda: weights.held)
+        self._have(current, spans)
+        if current.figures:
+            self._say(current.round_index, evaluated=current.evaluated())
+        if current.progress is not None:
+            self._say(current.round_index, progress=current.progress)
+        if spans == weights.spans and not current.running:
+            self._start(current)
+
+    async def _contributed(self, current: Assignment) -> bool:
+        """Sends the contribution that an order asks for, if it is here."""
+        if current.kind not in _NAMES:
+            return False
+        file = await asyncio.to_thread(self._files.contribution, _NAMES[current.kind], current.round_index)
+        if file is None or file.facts.weights != current.sha256.hex():
+            return False
+        figures = current.figures or file.facts.figures
+        if current.work.evaluate and not figures:
+            return False  # another node was to measure the weights when it was made
+        current.figures = figures
+        first = current.work.held_spans
+        self._outbox.stream(lambda: self._parcels(current, file, first))
+        return True
+
+    async def _end(self) -> None:
+        self._give_up()
+        if self._jobs:
+            await asyncio.wait(self._jobs)
+        self._joined, self._worker = None, Worker(self.name, self._files, self._around)
+        await asyncio.to_thread(self._files.remove)
+        self._log.info("run_ended", run=self.name)
+
+    def _give_up(self) -> None:
+        if self._assignment is not None:
+            self._assignment.stop()
+        self._assignment = None
+
+    # Weights.
+
+    def _have(self, current: Assignment, spans: int) -> None:
+        self._say(current.round_index, have=training_pb2.WeightsHeld(sha256=current.sha256, spans=spans))
+
+    async def _span(self, index: int, data: memoryview) -> None:
+        current = self._assignment
+        if current is None or current.weights is None or current.running:
+            return  # for an order before this one
+        weights = current.weights
+        if len(data) != weights.span_bytes(index):
+            raise InvalidInputError(
+                f"span {index} of the weights came as {len(data)} bytes, expected {weights.span_bytes(index)}"
+            )
+        held = await asyncio.to_thread(lambda: weights.held)
+        if index != held:
+            if index > held and current.gap_at != held:
+                current.gap_at = held
+                self._have(current, held)
+            return
+        if not await asyncio.to_thread(weights.take, index, data):
+            return
+        if await asyncio.to_thread(weights.finish):
+            self._start(current)
+            return
+        current.tries, current.gap_at = current.tries + 1, -1
+        self._log.warning("weights_damaged", run=self.name, round=current.round_index, tries=current.tries)
+        if current.tries == WEIGHTS_TRIES:
+            self._give_up()
+            raise InvalidInputError(
+                f"the weights {weights.sha256.hex()[:12]} came {WEIGHTS_TRIES} times with another SHA-256: whoever "
+                "sends them reads other bytes than it named",
+                reason="DIGEST_MISMATCH",
+            )
+        self._have(current, 0)
+
+    # The job, and what becomes of it.
+
+    def _start(self, current: Assignment) -> None:
+        current.start(self._worker, self._around.thread)
+        task = asyncio.create_task(self._job(current), name=f"round {current.round_index} of {self.name}")
+        self._jobs.add(task)
+        task.add_done_callback(self._jobs.discard)
+
+    async def _job(self, current: Assignment) -> None:
+        error = await current.ended()
+        self._mail.put_nowait(partial(self._answered, current.round_index, partial(self._finished, current, error)))
+
+    async def _finished(self, current: Assignment, error: MeshError | None) -> None:
+        current.noticed()
+        if current is not self._assignment:
+            return
+        if error is not None:
+            self._give_up()
+            raise error
+        if current.kind in _NAMES and not await self._contributed(current):
+            self._give_up()
+            raise InvalidInputError(
+                f"the contribution to round {current.round_index} was damaged as soon as it was written: look at the "
+                "disk of this node",
+                reason="DIGEST_MISMATCH",
+            )
+
+    def _report(self, current: Assignment, info: training_pb2.TrainingInfo) -> None:
+        if current is self._assignment:
+            info.run, info.round = self.name, current.round_index
+            (self._outbox.progress if info.HasField("progress") else self._outbox.say)(info)
+
+    async def _parcels(self, current: Assignment, file: ContributionFile, first: int) -> AsyncGenerator[Parcel, None]:
+        """A contribution as it is sent. Before its last span leaves it is written down that it may count."""
+        facts, round_index = file.facts, current.round_index
+        header = training_pb2.ContributionInfo(
+            examples=facts.examples,
+            spans=file.spans,
+            sha256=bytes.fromhex(facts.sha256),
+            loss=facts.loss,
+            steps=facts.steps,
+            train_s=facts.train_s,
+            sums_context=bytes.fromhex(facts.sums_context),
+            release=facts.release,
+        )
+        is_round = current.kind == _TRAIN
+        if is_round and first >= file.spans:
+            await asyncio.to_thread(self._files.tell, round_index)
+        yield training_pb2.TrainingInfo(run=self.name, round=round_index, contribution=header), b""
+        for index in range(first, file.spans):
+            if is_round and index + 1 == file.spans:
+                await asyncio.to_thread(self._files.tell, round_index)
+            data = await asyncio.to_thread(file.span, index)
+            span = training_pb2.SpanInfo(index=index)
+            yield training_pb2.TrainingInfo(run=self.name, round=round_index, update=span), data
+
+    async def _stored(self, round_index: int) -> None:
+        self._rest(round_index)
+        for kind in (INITIALISE, TRAIN):
+            if self._files.contribution_path(kind, round_index).exists():
+                await asyncio.to_thread(self._files.drop_contribution, kind, round_index)
+                return
+
+    async def _turned_down(self, round_index: int, told: training_pb2.TrainingRefusal) -> None:
+        self._log.warning("contribution_refused", run=self.name, round=round_index, reason=told.reason)
+        self._rest(round_index)
+        if self._joined is not None:
+            work = training_pb2.TrainingWork.FromString(self._joined.work)
+            await self._around.thread.run_short(lambda: self._worker.withdraw(round_index, work))
+
+    def _rest(self, round_index: int) -> None:
+        """Stops what is under way for a contribution that is no longer waited for."""
+        current = self._assignment
+        if current is not None and current.kind in _NAMES and current.round_index == round_index:
+            self._outbox.interrupt()
+            self._give_up()
+
+    def _say(self, round_index: int, **what: Any) -> None:
+        self._outbox.say(training_pb2.TrainingInfo(run=self.name, round=round_index, **what))
+
+    def _refuse(self, round_index: int, error: MeshError) -> None:
+        self._log.warning(
+            "training_refused", run=self.name, round=round_index, reason=error.reason, detail=error.message
+        )
+        self._outbox.say(refusal(self.name, round_index, error))
