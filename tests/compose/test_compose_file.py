@@ -13,7 +13,7 @@ from services.localmesh.topology import LinkSpec, MeshSpec, ways
 from tests.compose.readme import DEPLOY, blocks
 
 NODES = ("sat-1", "sat-2", "sat-3", "ground-1")
-SERVICES = (*NODES, "gateway", "scheduler", "links")
+SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "links")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_every_service_takes_its_own_relays_and_no_way_past_them(
             relay = relays.get(f"{source}>{target}")
             if relay is None:
                 assert (source, target, way) in {
-                    (near, "scheduler", "scheduler:7442") for near in ("gateway", "ground-1")
+                    (near, "scheduler", "scheduler:7442") for near in ("gateway", "aggregator", "ground-1")
                 }
                 continue
             assert way == f"links:{relay.listen.rpartition(':')[2]}", f"{source}>{target}"
@@ -86,14 +86,25 @@ def test_relays_lead_to_where_services_listen(compose: dict[str, Any], relays: d
         assert target in known
 
 
-def test_fixed_addresses_are_the_ones_that_relays_use(compose: dict[str, Any]) -> None:
+def test_fixed_addresses_are_the_ones_that_relays_use(
+    compose: dict[str, Any], relays: dict[str, RelaySpec]
+) -> None:
     """`extra_hosts` of the emulator repeats the addresses of the services."""
     hosts = compose["services"]["links"]["extra_hosts"]
     for entry in hosts:
         # The variable's own `:-` stands in the address, not in the name.
         name, _, address = entry.partition(":")
         assert compose["services"][name]["networks"]["mesh"]["ipv4_address"] == address
-    assert len(hosts) == len(SERVICES) - 1
+    assert len(hosts) == len({relay.target for relay in relays.values()})
+    fixed = [compose["services"][name]["networks"]["mesh"]["ipv4_address"] for name in SERVICES]
+    assert len(set(fixed)) == len(fixed)
+
+
+def test_the_gateway_is_told_where_the_aggregator_listens(compose: dict[str, Any]) -> None:
+    """The port of the one is the port of the other."""
+    [given] = [word for word in compose["services"]["gateway"]["command"] if word.startswith("--aggregator=")]
+    host, _, port = given.removeprefix("--aggregator=").partition(":")
+    assert f"--listen=0.0.0.0:{port}" in compose["services"][host]["command"]
 
 
 def test_a_service_sees_its_own_keys_and_no_others(compose: dict[str, Any]) -> None:
