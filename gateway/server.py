@@ -16,7 +16,7 @@ from gateway.book import Book
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
-from gateway.spans import SpanExport, file_exporter, otlp_exporter
+from gateway.spans import SpanExport
 from gateway.traces import Traces
 from gateway.upstream import Upstream
 from orbitmesh.trust import IdentitySource
@@ -24,6 +24,7 @@ from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2, gateway_pb2_grpc, sch
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.tracing import open_sinks
 
 GATEWAY_SERVICE = "orbitmesh.v1.GatewayService"
 PACK_SERVICE = "orbitmesh.v1.PackService"
@@ -147,22 +148,9 @@ async def run(settings: GatewaySettings) -> None:
     )
     shelf = PackShelf(settings.state / "packs", identities, host.log)
     with contextlib.ExitStack() as exports:
-        traces = Traces(_exporters(settings, identities.current().name, exports))
+        sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
+        traces = Traces([SpanExport(sink, identities.current().name) for sink in sinks])
         await _serve(settings, host, upstream, shelf, traces)
-
-
-def _exporters(settings: GatewaySettings, name: str, exports: contextlib.ExitStack) -> list[SpanExport]:
-    """Where spans go; everything is closed by `exports`."""
-    found = []
-    if settings.spans_file:
-        exporter, file = file_exporter(Path(settings.spans_file))
-        exports.callback(file.close)
-        found.append(SpanExport(exporter, name))
-    if settings.otlp_endpoint:
-        found.append(SpanExport(otlp_exporter(settings.otlp_endpoint), name))
-    for export in found:
-        exports.callback(export.close)
-    return found
 
 
 async def _serve(

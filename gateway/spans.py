@@ -1,56 +1,44 @@
 """OpenTelemetry spans from the record of a generation: its request, every stage's step, every transfer between stages.
 
 The timings come home with the generation's end, so the spans are made then, with the times that were measured, on the
-gateway's clock; nothing is exported from a node. Exporting happens on a thread of its own behind a bounded queue.
+gateway's clock; nothing is exported from a node.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
-from opentelemetry.trace import SpanContext, SpanKind, TraceFlags
+from opentelemetry.trace import SpanContext, SpanKind
 
 from gateway.ledger import GATEWAY, Step
 from gateway.record import GenerationRecord
 from gateway.ways import clock_slack_ns, executions
-from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import gateway_pb2
+from services.runtime.tracing import SpanSink, span_context
 
 SPANS_MAX = 4096
 """How many spans one generation makes at the most; later steps are left out and the request's span says so."""
-FLUSH_MS = 5000
-"""How long a gateway that stops waits for spans to leave, in milliseconds."""
 
 
 class SpanExport:
-    """Makes spans and hands them to an exporter.
+    """Makes the spans of every generation.
 
     Args:
-        exporter: Where they go.
+        sink: Where they go.
         gateway: The gateway's name, for the resource of its own span.
     """
 
-    def __init__(self, exporter: SpanExporter, gateway: str) -> None:
-        self._processor = BatchSpanProcessor(exporter)
+    def __init__(self, sink: SpanSink, gateway: str) -> None:
+        self._sink = sink
         self._gateway = gateway
 
     def __call__(self, record: GenerationRecord, breakdown: gateway_pb2.Breakdown) -> None:
         """Queues the spans of one generation; never waits for the exporter."""
-        for span in spans(record, breakdown, self._gateway):
-            self._processor.on_end(span)
-
-    def close(self) -> None:
-        """Lets what is queued leave, for a while."""
-        self._processor.force_flush(FLUSH_MS)
-        self._processor.shutdown()  # type: ignore[no-untyped-call]
+        self._sink.put(spans(record, breakdown, self._gateway))
 
 
 def spans(record: GenerationRecord, breakdown: gateway_pb2.Breakdown, gateway: str) -> Iterator[ReadableSpan]:
@@ -181,10 +169,7 @@ def _transfer(record: GenerationRecord, root: SpanContext, number: int, sender: 
 
 
 def _context(record: GenerationRecord, what: str) -> SpanContext:
-    """A span's identity: a function of the trace and of what it is, so that no table of identities is kept."""
-    digest = hashlib.sha256(f"{record.trace_id} {what}".encode()).digest()
-    span_id = int.from_bytes(digest[:8], "big") or 1
-    return SpanContext(int(record.trace_id, 16), span_id, is_remote=False, trace_flags=TraceFlags(TraceFlags.SAMPLED))
+    return span_context(record.trace_id, what)
 
 
 def _span(
@@ -209,24 +194,3 @@ def _span(
         end_time=times[1] + wall,
     )
 
-
-def file_exporter(path: Path) -> tuple[SpanExporter, io.TextIOBase]:
-    """Spans as JSON, a line each, added to a file; close the file after the exporter."""
-    file = path.open("a", encoding="utf-8")
-    return ConsoleSpanExporter(out=file, formatter=lambda span: span.to_json(indent=None) + "\n"), file
-
-
-def otlp_exporter(endpoint: str) -> SpanExporter:
-    """Spans to an OpenTelemetry collector at `endpoint` (OTLP over gRPC).
-
-    Raises:
-        InvalidInputError: Where the exporter's package is not installed.
-    """
-    try:
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
-    except ImportError:
-        raise InvalidInputError(
-            "--otlp-endpoint needs the OTLP exporter: pip install 'orbitmesh[otlp]'", reason="FAILED_PRECONDITION"
-        ) from None
-    exporter: SpanExporter = OTLPSpanExporter(endpoint=endpoint, insecure=endpoint.startswith("http://"))
-    return exporter

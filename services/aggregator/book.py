@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,11 +14,13 @@ from orbitmesh.v1 import aggregator_pb2
 from services.aggregator.notice import Notice
 from services.aggregator.report import ENDED, STATES, RoundReport, report_from, round_message
 from services.aggregator.rounds import Round, Summed, advance
+from services.aggregator.spans import round_spans
 from services.aggregator.spec import RunSpec
 from services.aggregator.store import RunRecord, RunStore
 from services.aggregator.strategies.base import Each, Mean
 from services.aggregator.weights import SentWeights, named
 from services.runtime.logs import EventLog
+from services.runtime.tracing import SpanSink
 
 
 class RunBook:
@@ -27,10 +30,13 @@ class RunBook:
         record: The run as it is written down.
         spec: What was asked.
         store: Where it is written down.
+        sinks: Where the spans of its rounds go.
         log: Where to say what happened.
     """
 
-    def __init__(self, record: RunRecord, spec: RunSpec, store: RunStore, log: EventLog) -> None:
+    def __init__(
+        self, record: RunRecord, spec: RunSpec, store: RunStore, sinks: Sequence[SpanSink], log: EventLog
+    ) -> None:
         self.name = record.name
         self.spec = spec
         self.changed = Notice()
@@ -41,13 +47,15 @@ class RunBook:
         self._record = record
         self._state, self._why = record.state, record.why
         self._store = store
+        self._sinks = sinks
         self._log = log
         self._rounds: dict[int, tuple[Round, RoundReport]] = {}
 
     async def load(self) -> None:
         """Reads what is written down."""
         for state, written in await asyncio.to_thread(self._store.rounds, self.name):
-            self._rounds[state.index] = (state, report_from(written))
+            report = report_from(written) if state.done else _new_report()
+            self._rounds[state.index] = (state, report)
         await self.read_weights()
         if self._record.strategy:
             self.strategy.restore(await asyncio.to_thread(self._store.strategy_state, self.name))
@@ -132,7 +140,7 @@ class RunBook:
     async def open(self, state: Round) -> None:
         """Writes a new round down."""
         await self.write(state)
-        self._rounds[state.index] = (state, RoundReport())
+        self._rounds[state.index] = (state, _new_report())
 
     def put(self, state: Round) -> None:
         """The round is this now."""
@@ -178,6 +186,8 @@ class RunBook:
         done = advance(state, Summed(state.index))
         report = self.report(state.index)
         report.done_ns = time.time_ns()
+        last_ns = max([each.stored_ns for each in report.timings.values()], default=report.done_ns)
+        report.sum_s = (report.done_ns - last_ns) / 1e9
         report.up_bytes = sum(stored.size_bytes for stored in state.stored.values())
         note(report)
         await asyncio.to_thread(
@@ -186,6 +196,8 @@ class RunBook:
         )  # fmt: skip
         await self.read_weights()
         self.put(done)
+        for sink in self._sinks:
+            sink.put(round_spans(self.name, done, report))
         self._log.info("round_done", run=self.name, round=state.index, seconds=round(report.seconds, 3))
         self.changed.tell()
         return done
@@ -198,3 +210,7 @@ class RunBook:
         except TimeoutError:
             pass
         self.news.clear()
+
+
+def _new_report() -> RoundReport:
+    return RoundReport(trace_id=secrets.token_hex(16), began_ns=time.time_ns())

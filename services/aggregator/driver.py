@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 from orbitmesh.errors import InvalidInputError, MeshError, SealError
 from orbitmesh.trust import IdentitySource
@@ -33,6 +33,7 @@ from services.aggregator.store import RunNotes, RunRecord, RunStore
 from services.aggregator.strategies.base import Need
 from services.aggregator.tasks import EVALUATE, INITIALISE, JOIN, Tasks, end_order
 from services.runtime.logs import EventLog
+from services.runtime.tracing import SpanSink
 
 TICK_S = 1.0
 """How often contact is counted."""
@@ -58,6 +59,7 @@ class RunDriver:
         members: Who is reached where.
         dial: Opens sessions.
         identities: Who we are.
+        sinks: Where the spans of its rounds go.
         log: Where to say what happened.
     """
 
@@ -70,9 +72,10 @@ class RunDriver:
         members: Members,
         dial: Dial,
         identities: IdentitySource,
+        sinks: Sequence[SpanSink],
         log: EventLog,
     ) -> None:
-        self.book = RunBook(record, spec, store, log)
+        self.book = RunBook(record, spec, store, sinks, log)
         self.spec = spec
         self._members = members
         self._log = log

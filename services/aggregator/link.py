@@ -8,6 +8,7 @@ in memory but the span that just came.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from orbitmesh.errors import InvalidInputError, MeshError, SealError
 from orbitmesh.v1 import aggregator_pb2, training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
+from services.aggregator.report import Timing
 from services.aggregator.rounds import Stored
 from services.aggregator.spool import Incoming, Spool
 from services.aggregator.weights import SentWeights
@@ -111,6 +113,7 @@ class NodeLink:
         self.state: aggregator_pb2.RunNodeState = _AWAY
         self.step = self.steps = 0
         self.up_bytes = self.down_bytes = 0
+        self._ordered_ns = self._weights_ns = self._announced_ns = 0
         self._run = run
         self._dial = dial
         self._events = events
@@ -134,12 +137,21 @@ class NodeLink:
         """What it is to do now."""
         return self._assignment
 
+    def timing(self, train_s: float) -> Timing:
+        """Where the time of the contribution went that is durable now."""
+        now = time.time_ns()
+        announced = self._announced_ns or now
+        weights = min(self._weights_ns or announced, announced)
+        return Timing(min(self._ordered_ns or weights, weights), weights, announced, now, train_s)
+
     def assign(self, assignment: Assignment | None) -> None:
         """Gives the node something else to do; None lets it rest."""
         if assignment is self._assignment:
             return
         self._assignment = assignment
         self._tries = 0
+        self._ordered_ns = time.time_ns()
+        self._weights_ns = self._announced_ns = 0
         self._ordered.set()
 
     async def tell(self, info: training_pb2.TrainingInfo, body: bytes = b"") -> bool:
@@ -273,6 +285,7 @@ class NodeLink:
         if self._weights is not None:
             self._weights.cancel()
         if held.spans >= weights.spans:
+            self._weights_ns = self._weights_ns or time.time_ns()
             self.state = _TRAINING
             return
         self._weights = asyncio.create_task(
@@ -286,6 +299,7 @@ class NodeLink:
                 info = self._info(assignment, weights=training_pb2.SpanInfo(index=index))
                 await self._send(session, info, data)
                 self._events.moved(self.node)
+            self._weights_ns = time.time_ns()
             self.state = _TRAINING
 
     async def _contribution(
@@ -298,6 +312,7 @@ class NodeLink:
             if info.HasField("contribution"):
                 await self._events.announced(self.node, assignment, info.contribution)
                 self._header = info.contribution
+                self._announced_ns = self._announced_ns or time.time_ns()
                 self.state = _SENDING
             elif self._header is not None:
                 if assignment.check is not None:

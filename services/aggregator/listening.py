@@ -77,6 +77,9 @@ class Listening:
             raise InvalidInputError(f"no round of {book.name!r} is open", reason="STALE_ROUND")
         if info.HasField("loss"):
             self._driver.losses[node] = (info.loss, stored.examples)
+        if info.spans:  # else it was found on disk: nobody knows its times
+            timing = self._driver.crew.links[node].timing(info.train_s)
+            book.report(state.index).timings[node] = timing
         stored = replace(stored, begun=assignment.round_index)
         if book.strategy.needs is not Need.BUFFER:
             book.put(advance(state, Arrived(node, assignment.round_index, stored)))

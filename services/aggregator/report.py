@@ -19,6 +19,22 @@ ENDED = frozenset({"done", "cancelled", "failed"})
 """The states in which nothing more happens by itself."""
 
 
+@dataclass(frozen=True)
+class Timing:
+    """Where the time of a contribution went, in nanoseconds since 1970."""
+
+    ordered_ns: int
+    """The order was given."""
+    weights_ns: int
+    """The node had the weights."""
+    announced_ns: int
+    """It said that it has a contribution."""
+    stored_ns: int
+    """That was durable."""
+    train_s: float
+    """Seconds of training, as the node says."""
+
+
 @dataclass
 class RoundReport:
     """What is shown of a round beside its record."""
@@ -39,6 +55,12 @@ class RoundReport:
     """When it was done, in nanoseconds since 1970."""
     trace_id: str = ""
     """Its trace, in hexadecimal."""
+    began_ns: int = 0
+    """When it began, in nanoseconds since 1970."""
+    sum_s: float = 0.0
+    """From the last contribution to the new weights."""
+    timings: dict[str, Timing] = field(default_factory=dict)
+    """By node."""
 
     def to_json(self) -> dict[str, Any]:
         """As JSON takes it."""
@@ -47,7 +69,8 @@ class RoundReport:
 
 def report_from(written: dict[str, Any]) -> RoundReport:
     """What `RoundReport.to_json` wrote; an empty one where nothing was."""
-    return RoundReport(**written)
+    timings = {node: Timing(**each) for node, each in written.get("timings", {}).items()}
+    return RoundReport(**{**written, "timings": timings})
 
 
 def round_message(state: Round, report: RoundReport) -> aggregator_pb2.RunRound:
@@ -64,7 +87,24 @@ def round_message(state: Round, report: RoundReport) -> aggregator_pb2.RunRound:
         seconds=report.seconds,
         epsilon=report.epsilon,
         trace_id=report.trace_id,
+        sum_s=report.sum_s,
+        contributions=[
+            _contribution(state, node, report.timings.get(node)) for node in state.cohort if node in state.stored
+        ],
     )
     if state.phase is Phase.DONE and report.done_ns:
         message.done_at.FromNanoseconds(report.done_ns)
+    return message
+
+
+def _contribution(state: Round, node: str, timing: Timing | None) -> aggregator_pb2.RunContribution:
+    stored = state.stored[node]
+    message = aggregator_pb2.RunContribution(
+        node=node, examples=stored.examples, size_bytes=stored.size_bytes, staleness=max(0, state.index - stored.begun)
+    )
+    if timing is not None:
+        message.train_s = timing.train_s
+        message.down_s = (timing.weights_ns - timing.ordered_ns) / 1e9
+        message.wait_s = max(0.0, (timing.announced_ns - timing.weights_ns) / 1e9 - timing.train_s)
+        message.up_s = (timing.stored_ns - timing.announced_ns) / 1e9
     return message

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from orbitmesh.errors import CapacityError, InvalidInputError, NodeLostError
@@ -19,6 +19,7 @@ from services.aggregator.spool import Spool
 from services.aggregator.store import INITIAL, NAME, RunRecord, RunStore
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
+from services.runtime.tracing import SpanSink
 
 RUNS_AT_ONCE_MAX = 16
 """How many runs are led at a time."""
@@ -34,6 +35,7 @@ class Runs:
         identities: Who we are.
         channels: Our connections.
         members: The nodes of the mesh.
+        sinks: Where the spans of rounds go.
         log: Where to say what happened.
     """
 
@@ -43,12 +45,14 @@ class Runs:
         identities: IdentitySource,
         channels: ChannelPool,
         members: Members,
+        sinks: Sequence[SpanSink],
         log: EventLog,
     ) -> None:
         self._store = RunStore(directory)
         self._identities = identities
         self._channels = channels
         self._members = members
+        self._sinks = sinks
         self._log = log
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -181,7 +185,9 @@ class Runs:
         def spool(kind: str) -> Spool:
             return Spool(directory / kind, self._identities.current)
 
-        driver = RunDriver(record, spec, self._store, spool, self._members, self._dial, self._identities, self._log)
+        driver = RunDriver(
+            record, spec, self._store, spool, self._members, self._dial, self._identities, self._sinks, self._log
+        )
         await driver.load()
         self._drivers[record.name] = driver
         return driver

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from services.aggregator.store import as_bytes
 from services.runtime.channels import ChannelPool
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.tracing import open_sinks
 
 SERVICE = "orbitmesh.v1.AggregatorService"
 
@@ -36,6 +38,10 @@ class AggregatorSettings:
     """host:port of the scheduler."""
     scheduler_name: str = "scheduler"
     """Its name in its certificate."""
+    spans_file: str = ""
+    """A file that gets the spans of every round as JSON, a line each; empty writes none."""
+    otlp_endpoint: str = ""
+    """Where an OpenTelemetry collector takes spans, as http://host:port or https://host:port; empty sends none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
 
@@ -119,18 +125,19 @@ async def run(settings: AggregatorSettings) -> None:
     host = ServiceHost(identities, listen=settings.listen)
     channels = ChannelPool(identities, ways_table(settings.peers))
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
-    runs = Runs(settings.state, identities, channels, members, host.log)
-    host.add(
-        SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, AggregatorServicer(runs, host.draining)
-    )
-    await runs.restore()
-    port = await host.start()
-    host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            following = tasks.create_task(members.follow())
-            await host.run_until_stopped()
-            following.cancel()
-    finally:
-        await runs.close()
-        await channels.close()
+    with contextlib.ExitStack() as exports:
+        sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
+        runs = Runs(settings.state, identities, channels, members, sinks, host.log)
+        servicer = AggregatorServicer(runs, host.draining)
+        host.add(SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, servicer)
+        await runs.restore()
+        port = await host.start()
+        host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                following = tasks.create_task(members.follow())
+                await host.run_until_stopped()
+                following.cancel()
+        finally:
+            await runs.close()
+            await channels.close()

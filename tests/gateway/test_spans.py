@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +16,9 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 
 from gateway.breakdown import breakdown
 from gateway.record import RECOVER
-from gateway.spans import SpanExport, file_exporter, otlp_exporter, spans
+from gateway.spans import SpanExport, spans
 from orbitmesh.errors import InvalidInputError
+from services.runtime.tracing import SpanSink, open_sinks, otlp_exporter
 from tests.gateway.stories import Story
 from tests.gateway.test_breakdown import MS, make_record
 
@@ -27,9 +29,9 @@ def test_a_generation_is_one_tree_with_a_span_per_step_and_per_transfer() -> Non
     """One root; every other span is its child, in its trace, and lies within its time."""
     record, _ = make_record(3, STAGES, TOKENS, link_ns=20 * MS)
     exporter = InMemorySpanExporter()
-    export = SpanExport(exporter, "gateway")
-    export(record, breakdown(record))
-    export.close()
+    sink = SpanSink(exporter)
+    SpanExport(sink, "gateway")(record, breakdown(record))
+    sink.close()
     found = exporter.get_finished_spans()
     roots = [span for span in found if span.parent is None]
     assert [root.name for root in roots] == ["gateway.generate"]
@@ -57,11 +59,9 @@ def test_parts_of_a_step_sum_to_its_span() -> None:
 def test_a_file_of_spans_has_one_json_object_a_line(tmp_path: Path) -> None:
     """The file can be read by anything that reads JSON lines."""
     record, _ = make_record(5, STAGES, TOKENS, link_ns=MS)
-    exporter, file = file_exporter(tmp_path / "spans.jsonl")
-    export = SpanExport(exporter, "gateway")
-    export(record, breakdown(record))
-    export.close()
-    file.close()
+    with contextlib.ExitStack() as stack:
+        (sink,) = open_sinks(str(tmp_path / "spans.jsonl"), "", stack)
+        SpanExport(sink, "gateway")(record, breakdown(record))
     lines = [json.loads(line) for line in (tmp_path / "spans.jsonl").read_text().splitlines()]
     assert sum(line["name"] == "gateway.generate" for line in lines) == 1
 
@@ -130,9 +130,9 @@ def test_a_collector_gets_every_span_by_otlp() -> None:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
     try:
-        export = SpanExport(otlp_exporter(f"http://127.0.0.1:{port}"), "gateway")
-        export(record, breakdown(record))
-        export.close()
+        with contextlib.ExitStack() as stack:
+            (sink,) = open_sinks("", f"http://127.0.0.1:{port}", stack)
+            SpanExport(sink, "gateway")(record, breakdown(record))
     finally:
         server.stop(0).wait()
     assert {span.trace_id.hex() for span in collector.spans} == {record.trace_id}

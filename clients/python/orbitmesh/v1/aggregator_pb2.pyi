@@ -65,8 +65,28 @@ class RunNode(_message.Message):
     down_bytes: int
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[RunNodeState, str]] = ..., examples: _Optional[int] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., why: _Optional[str] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ...) -> None: ...
 
+class RunContribution(_message.Message):
+    __slots__ = ("node", "examples", "size_bytes", "staleness", "down_s", "train_s", "wait_s", "up_s")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STALENESS_FIELD_NUMBER: _ClassVar[int]
+    DOWN_S_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    WAIT_S_FIELD_NUMBER: _ClassVar[int]
+    UP_S_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    examples: int
+    size_bytes: int
+    staleness: int
+    down_s: float
+    train_s: float
+    wait_s: float
+    up_s: float
+    def __init__(self, node: _Optional[str] = ..., examples: _Optional[int] = ..., size_bytes: _Optional[int] = ..., staleness: _Optional[int] = ..., down_s: _Optional[float] = ..., train_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., up_s: _Optional[float] = ...) -> None: ...
+
 class RunRound(_message.Message):
-    __slots__ = ("index", "cohort", "contributed", "given_up", "up_bytes", "down_bytes", "figures", "train_loss", "seconds", "epsilon", "done_at", "trace_id")
+    __slots__ = ("index", "cohort", "contributed", "given_up", "up_bytes", "down_bytes", "figures", "train_loss", "seconds", "epsilon", "done_at", "trace_id", "contributions", "sum_s")
     class GivenUpEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -93,6 +113,8 @@ class RunRound(_message.Message):
     EPSILON_FIELD_NUMBER: _ClassVar[int]
     DONE_AT_FIELD_NUMBER: _ClassVar[int]
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
+    CONTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    SUM_S_FIELD_NUMBER: _ClassVar[int]
     index: int
     cohort: _containers.RepeatedScalarFieldContainer[str]
     contributed: _containers.RepeatedScalarFieldContainer[str]
@@ -105,7 +127,9 @@ class RunRound(_message.Message):
     epsilon: float
     done_at: _timestamp_pb2.Timestamp
     trace_id: str
-    def __init__(self, index: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., contributed: _Optional[_Iterable[str]] = ..., given_up: _Optional[_Mapping[str, str]] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., train_loss: _Optional[float] = ..., seconds: _Optional[float] = ..., epsilon: _Optional[float] = ..., done_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., trace_id: _Optional[str] = ...) -> None: ...
+    contributions: _containers.RepeatedCompositeFieldContainer[RunContribution]
+    sum_s: float
+    def __init__(self, index: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., contributed: _Optional[_Iterable[str]] = ..., given_up: _Optional[_Mapping[str, str]] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., train_loss: _Optional[float] = ..., seconds: _Optional[float] = ..., epsilon: _Optional[float] = ..., done_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., trace_id: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[RunContribution, _Mapping]]] = ..., sum_s: _Optional[float] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("name", "spec", "state", "why", "rounds_done", "values", "nodes", "rounds", "began_at", "epsilon")
