@@ -74,14 +74,16 @@ class Crew:
         return [name for name in self.links if name in self.joined and name not in self._lost]
 
     def choose(self, count: int, round_index: int) -> tuple[str, ...]:
-        """Whom a round asks: those in contact before the others, and among them who was asked longest ago."""
-        ranked = sorted(
-            self.eligible, key=lambda name: (not self._members.in_contact(name), self._asked.get(name, -1))
-        )
+        """Whom a round asks: those whose contact comes first, and among them who was asked longest ago."""
+        ranked = sorted(self.eligible, key=lambda name: (self._members.away_s(name), self._asked.get(name, -1)))
         chosen = set(ranked[:count])
         for name in chosen:
             self._asked[name] = round_index
         return tuple(name for name in self.links if name in chosen)
+
+    def payload_bytes(self, node: str) -> int:
+        """What a node's contribution may take so that a contact carries it; 0 where nothing is planned."""
+        return self._members.payload_bytes(node)
 
     def evaluator(self) -> str | None:
         """Who measures weights: the first that is reached."""

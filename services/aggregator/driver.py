@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 from orbitmesh.errors import InvalidInputError, MeshError, SealError
 from orbitmesh.trust import IdentitySource
@@ -85,7 +86,10 @@ class RunDriver:
         self._accounting: Accounting | None = None
         run = f"{record.name}.{hashlib.sha256(record.request_id.encode()).hexdigest()[:8]}"
         self._events = Listening(self)
-        links = {node: NodeLink(run, node, _dialling(dial, node), self._events, log) for node in spec.nodes}
+        links = {
+            node: NodeLink(run, node, partial(dial, node), partial(members.away_s, node), self._events, log)
+            for node in spec.nodes
+        }
         self.crew = Crew(links, members)
         self.combining: Combining = PlainCombining(spec, self._spool)
         if spec.secure:
@@ -335,6 +339,3 @@ class RunDriver:
             self._accounting.revealed(state.index, survivors, clip_steps)
             await self._notes.write(LEDGER, self._accounting.to_json())
 
-
-def _dialling(dial: Dial, node: str) -> Callable[[], Awaitable[Session]]:
-    return lambda: dial(node)

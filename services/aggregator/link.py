@@ -28,6 +28,8 @@ PAUSE_MIN_S = 0.05
 """The first pause before a node that could not be reached is dialled again."""
 PAUSE_MAX_S = 2.0
 """The longest."""
+LOOK_S = 0.5
+"""How often it is looked whether a node out of contact is expected earlier than was thought, in seconds."""
 DIGEST_TRIES = 3
 """How often a contribution whose digest is wrong is asked for anew."""
 INLINE_BYTES = 64 << 10
@@ -102,12 +104,19 @@ class NodeLink:
         run: What the run is called on the wire.
         node: The node's name.
         dial: Opens a session with it.
+        away_s: Seconds until it can be reached as planned; 0 where nothing speaks against it.
         events: Who is told.
         log: Where to say what happened.
     """
 
     def __init__(
-        self, run: str, node: str, dial: Callable[[], Awaitable[Session]], events: Events, log: EventLog
+        self,
+        run: str,
+        node: str,
+        dial: Callable[[], Awaitable[Session]],
+        away_s: Callable[[], float],
+        events: Events,
+        log: EventLog,
     ) -> None:
         self.node = node
         self.state: aggregator_pb2.RunNodeState = _AWAY
@@ -116,6 +125,7 @@ class NodeLink:
         self._ordered_ns = self._weights_ns = self._announced_ns = 0
         self._run = run
         self._dial = dial
+        self._away_s = away_s
         self._events = events
         self._log = log
         self._assignment: Assignment | None = None
@@ -171,6 +181,9 @@ class NodeLink:
         """Reaches the node, again and again, as long as this runs."""
         pause_s = PAUSE_MIN_S
         while True:
+            while (away_s := self._away_s()) > 0:
+                pause_s = PAUSE_MIN_S
+                await asyncio.sleep(min(away_s, LOOK_S))
             try:
                 session = await self._dial()
             except MeshError as error:
@@ -209,7 +222,8 @@ class NodeLink:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             self._close_incoming()
-            session.end()
+            # A node that is told that it is over keeps no session; one that is away hears of it when it is asked again.
+            await session.close() if session.attached else session.end()
 
     async def _give_orders(self, session: Session) -> None:
         with suppress(MeshError):  # whoever reads hears of it

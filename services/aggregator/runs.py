@@ -23,8 +23,8 @@ from services.runtime.tracing import SpanSink
 
 RUNS_AT_ONCE_MAX = 16
 """How many runs are led at a time."""
-SESSION_GIVE_UP_S = 15.0
-"""How long a cut session to a node is taken up again before it is dialled anew."""
+SESSION_GIVE_UP_S = 3.0
+"""How long a cut session to a node is taken up again before it is dialled anew, as soon as the node is in contact."""
 
 
 class Runs:

@@ -80,6 +80,7 @@ class Tasks:
         work.evaluate = self._book.wants_figures(index - 1) and node == self._crew.evaluator()
         if work.evaluate:
             self.measuring = (weights.sha256, index - 1)
+        work.payload_bytes = self._crew.payload_bytes(node)
         self._combining.fill(work, node)
         return Assignment(kind, index, work, weights, self._spool, self._combining.check(index))
 

@@ -123,6 +123,24 @@ class SkySource:
         if opens_s is not None:
             message.next_contact.CopyFrom(stamp(opens_s))
             message.next_contact_in_s = self.clock.seconds_until(opens_s)
+        carried = self.contact_bytes(message.name)
+        if carried is not None:
+            message.contact_bytes = carried
+
+    def contact_bytes(self, node: str) -> int | None:
+        """Bytes that what is left of a node's contact with the scheduler's place carries, or its next one where that is
+        more; None where there is neither."""
+        plan, here = self.plan, self.place("scheduler")
+        if plan is None or here is None:
+            return None
+        now_s = self.clock.now_s()
+        coming = [contact for contact in plan.between(node, here) if contact.end_s > now_s][:2]
+        # Rates stay real where mesh time runs faster.
+        carried = [
+            contact.rate_bps / 8 * max(0.0, contact.end_s - max(now_s, contact.carries_from_s)) / self.clock.factor
+            for contact in coming
+        ]
+        return int(max(carried)) if carried else None
 
     def next_contact_s(self, node: str) -> float | None:
         """When the next window from a node to the scheduler's place carries, mesh time; None where there is none."""

@@ -136,6 +136,10 @@ def test_a_node_out_of_contact_as_planned_is_said_to_be(tmp_path: Path, identiti
     assert later.next_contact_in_s == pytest.approx(60, abs=5)
     assert later.next_contact.seconds == ORIGIN_S + 600
     assert not never.HasField("next_contact")
+    # 1e8 bit/s: what is left of the contact of now, all of the one to come, in real seconds at ten times the speed.
+    assert up.contact_bytes == pytest.approx(1e8 / 8 * 500, rel=0.02)
+    assert later.contact_bytes == pytest.approx(1e8 / 8 * 30, rel=0.001)
+    assert not never.HasField("contact_bytes") and not wired.HasField("contact_bytes")
     assert not wired.HasField("in_contact")
     assert "out of contact as planned, for " in source.absence("later")
     assert "no next one" in source.absence("never")

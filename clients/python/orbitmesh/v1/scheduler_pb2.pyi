@@ -119,7 +119,7 @@ class ListNodesResponse(_message.Message):
     def __init__(self, nodes: _Optional[_Iterable[_Union[Node, _Mapping]]] = ...) -> None: ...
 
 class Node(_message.Message):
-    __slots__ = ("name", "state", "measures", "last_seen", "in_contact", "next_contact", "next_contact_in_s")
+    __slots__ = ("name", "state", "measures", "last_seen", "in_contact", "next_contact", "next_contact_in_s", "contact_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
     MEASURES_FIELD_NUMBER: _ClassVar[int]
@@ -127,6 +127,7 @@ class Node(_message.Message):
     IN_CONTACT_FIELD_NUMBER: _ClassVar[int]
     NEXT_CONTACT_FIELD_NUMBER: _ClassVar[int]
     NEXT_CONTACT_IN_S_FIELD_NUMBER: _ClassVar[int]
+    CONTACT_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     state: NodeState
     measures: HeartbeatRequest
@@ -134,7 +135,8 @@ class Node(_message.Message):
     in_contact: bool
     next_contact: _timestamp_pb2.Timestamp
     next_contact_in_s: float
-    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., measures: _Optional[_Union[HeartbeatRequest, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., in_contact: _Optional[bool] = ..., next_contact: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_contact_in_s: _Optional[float] = ...) -> None: ...
+    contact_bytes: int
+    def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[NodeState, str]] = ..., measures: _Optional[_Union[HeartbeatRequest, _Mapping]] = ..., last_seen: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., in_contact: _Optional[bool] = ..., next_contact: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., next_contact_in_s: _Optional[float] = ..., contact_bytes: _Optional[int] = ...) -> None: ...
 
 class PlanRequest(_message.Message):
     __slots__ = ("manifest", "objective", "stages", "nodes", "kv_tokens", "work_s", "work_tokens")
