@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -111,9 +111,13 @@ class RunBook:
 
     # Weights.
 
-    async def begin(self, values: np.ndarray[tuple[int], np.dtype[np.float32]]) -> None:
-        """Takes the first weights."""
-        await asyncio.to_thread(self._store.start_from, self.name, values)
+    async def begin(self, spans: Iterable[bytes], values: int) -> None:
+        """Takes the first weights, span by span.
+
+        Raises:
+            InvalidInputError: They are of another size, or not finite.
+        """
+        await asyncio.to_thread(self._store.start_from, self.name, spans, values)
         await self.read_weights()
 
     async def read_weights(self) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from orbitmesh.errors import InvalidInputError, MeshError, SealError
+from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import aggregator_pb2, training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
@@ -23,11 +24,14 @@ from services.aggregator.rounds import Stored
 from services.aggregator.spool import Incoming, Spool
 from services.aggregator.weights import SentWeights
 from services.runtime.logs import EventLog
+from services.updates.spans import SPAN_VALUES
 
 PAUSE_MIN_S = 0.05
 """The first pause before a node that could not be reached is dialled again."""
 PAUSE_MAX_S = 2.0
 """The longest."""
+SPANS_UNDER_WAY = 2 * FRAME_BODY_BYTES // (4 * SPAN_VALUES)
+"""How many spans of weights are sent before it is waited for that the node has them."""
 LOOK_S = 0.5
 """How often it is looked whether a node out of contact is expected earlier than was thought, in seconds."""
 DIGEST_TRIES = 3
@@ -313,6 +317,9 @@ class NodeLink:
                 info = self._info(assignment, weights=training_pb2.SpanInfo(index=index))
                 await self._send(session, info, data)
                 self._events.moved(self.node)
+                if index % SPANS_UNDER_WAY == SPANS_UNDER_WAY - 1:
+                    # Whatever is under way to all nodes is in memory here: no more than two frames each.
+                    await session.flush()
             self._weights_ns = time.time_ns()
             self.state = _TRAINING
 

@@ -6,8 +6,6 @@ import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import training_pb2
 from services.aggregator.link import Assignment
@@ -92,15 +90,7 @@ class Listening:
 
     async def _take_first(self, node: str) -> None:
         book, spool = self._driver.book, self._driver.first_spool
-        expected = self._driver.crew.joined[node].values
-        data = await asyncio.to_thread(lambda: b"".join(spool.spans(0, node)))
-        values = np.frombuffer(data, dtype="<f4").astype(np.float32, copy=False)
-        if values.size != expected or not np.isfinite(values).all():
-            raise InvalidInputError(
-                f"the first weights of {node} are {values.size} values, or not finite; expected {expected}",
-                reason="LAYOUT_MISMATCH",
-            )
-        await book.begin(values)
+        await book.begin(spool.spans(0, node), self._driver.crew.joined[node].values)
         await asyncio.to_thread(spool.clear, 1)
         book.news.set()
 

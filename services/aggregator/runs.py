@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from orbitmesh.errors import CapacityError, InvalidInputError, NodeLostError
+from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import aggregator_pb2
 from orbitmesh.wire.session import Session
@@ -25,6 +26,8 @@ RUNS_AT_ONCE_MAX = 16
 """How many runs are led at a time."""
 SESSION_GIVE_UP_S = 3.0
 """How long a cut session to a node is taken up again before it is dialled anew, as soon as the node is in contact."""
+SESSION_WINDOW_BYTES = 2 * FRAME_BODY_BYTES
+"""How much of contributions may be on its way from one node: memory here grows with nodes by this alone."""
 
 
 class Runs:
@@ -232,4 +235,5 @@ class Runs:
             receiver_role=Role.EXECUTOR,
             receiver_name=node,
             give_up_after_s=SESSION_GIVE_UP_S,
+            window=SESSION_WINDOW_BYTES,
         )

@@ -13,6 +13,7 @@ import json
 import re
 import sqlite3
 import threading
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -250,13 +251,30 @@ class RunStore:
             arrays[path.name.split(".")[1]] = np.fromfile(path, dtype="<f4").astype(np.float32, copy=False)
         return State(arrays, run.strategy)
 
-    def start_from(self, name: str, weights: Weights) -> None:
-        """Gives a run the weights that it begins with."""
-        if weights.dtype != np.float32 or weights.ndim != 1:
-            raise InvalidInputError(f"weights are one row of float32, not {weights.dtype} of shape {weights.shape}")
-        path = self.weights_path(name, 0)
+    def start_from(self, name: str, spans: Iterable[bytes], values: int) -> None:
+        """Gives a run the weights that it begins with.
+
+        Args:
+            name: The run.
+            spans: Their spans in order, float32, little-endian.
+            values: How many values there are.
+
+        Raises:
+            InvalidInputError: `LAYOUT_MISMATCH`, there are more or fewer; `NOT_FINITE`, one is NaN or infinite.
+        """
+        path, staged = self.weights_path(name, 0), self.staged_path(name, 0)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_durably(path, as_bytes(weights))
+        written = 0
+        with staged.open("wb") as file:
+            for data in spans:
+                if len(data) % 4 or not np.isfinite(np.frombuffer(data, "<f4")).all():
+                    raise InvalidInputError("the first weights have NaN or infinite values", reason="NOT_FINITE")
+                written += file.write(data)
+        if written != 4 * values:
+            raise InvalidInputError(
+                f"the first weights are {written} bytes; {values} values have {4 * values}", reason="LAYOUT_MISMATCH"
+            )
+        put_in_place(staged, path)
         with self._lock:
             self._db.execute("UPDATE runs SET weights_round = 0 WHERE name = ? AND weights_round = ?", (name, INITIAL))
 

@@ -58,7 +58,7 @@ def finish(store: RunStore, index: int, state: State, report: dict[str, float]) 
 def test_a_run_is_there_again_as_it_was(store: RunStore, tmp_path: Path) -> None:
     """With its rounds, the reports, the state of its strategy, and its weights to the bit."""
     assert store.begin(RUN) == store.begin(RUN) == RUN
-    store.start_from("mnist", weights_of(0))
+    store.start_from("mnist", [weights_of(0).tobytes()], VALUES)
     half = advance(Round(index=0, cohort=("sat-1", "sat-2"), quorum=2, patience_s=5.0), Contact("sat-1", 2.0))
     store.put_round("mnist", half)
     finish(store, 0, State({"momentum": weights_of(7)}, {"rounds": 1}), {"accuracy": 0.25})
@@ -94,20 +94,22 @@ def test_weights_of_another_kind_are_refused(store: RunStore) -> None:
     """What is read back must be what was meant."""
     store.begin(RUN)
     assert store.weights("mnist") is None
-    for wrong in (np.zeros(3), np.zeros((2, 2), np.float32)):
+    whole = np.ones(5, "<f4").tobytes()
+    for wrong in ([whole], [whole, whole[:4], b"x"], [np.array([np.nan] * 6, "<f4").tobytes()]):
         with pytest.raises(InvalidInputError):
-            store.start_from("mnist", wrong)  # type: ignore[arg-type]
+            store.start_from("mnist", wrong, 6)
+        assert store.weights("mnist") is None
 
 
 LEADER = """
 import sys
 from pathlib import Path
 from services.aggregator.store import RunStore
-from tests.aggregator.test_store import RUN, State, finish, weights_of
+from tests.aggregator.test_store import RUN, VALUES, State, finish, weights_of
 store = RunStore(Path(sys.argv[1]))
 store.begin(RUN)
 if store.weights("mnist") is None:
-    store.start_from("mnist", weights_of(0))
+    store.start_from("mnist", [weights_of(0).tobytes()], VALUES)
 while True:
     at = store.get("mnist").weights_round
     finish(store, at, State({"m": weights_of(-at)}, {"round": at}), {"round": at})
