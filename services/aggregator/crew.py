@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from orbitmesh.v1 import aggregator_pb2, training_pb2
 from services.aggregator.link import NodeLink
@@ -23,7 +23,7 @@ class Crew:
         self.excluded: dict[str, str] = {}
         self.why: dict[str, str] = {}
         self._members = members
-        self._asked: dict[str, int] = {}
+        self._asked: dict[str, tuple[int, int]] = {}
         self._lost: set[str] = set()
 
     def examples(self) -> dict[str, int]:
@@ -74,12 +74,18 @@ class Crew:
         return [name for name in self.links if name in self.joined and name not in self._lost]
 
     def choose(self, count: int, round_index: int) -> tuple[str, ...]:
-        """Whom a round asks: those whose contact comes first, and among them who was asked longest ago."""
-        ranked = sorted(self.eligible, key=lambda name: (self._members.away_s(name), self._asked.get(name, -1)))
+        """Whom a round asks: those whose contact comes first, and among them who was asked least, longest ago."""
+        never = (0, -1)
+        ranked = sorted(self.eligible, key=lambda name: (self._members.away_s(name), *self._asked.get(name, never)))
         chosen = set(ranked[:count])
-        for name in chosen:
-            self._asked[name] = round_index
-        return tuple(name for name in self.links if name in chosen)
+        cohort = tuple(name for name in self.links if name in chosen)
+        self.asked(cohort, round_index)
+        return cohort
+
+    def asked(self, cohort: Iterable[str], round_index: int) -> None:
+        """Takes note of whom a round asked; told of every round in order, also of those before a restart."""
+        for name in cohort:
+            self._asked[name] = (self._asked.get(name, (0, -1))[0] + 1, round_index)
 
     def payload_bytes(self, node: str) -> int:
         """What a node's contribution may take so that a contact carries it; 0 where nothing is planned."""

@@ -132,6 +132,10 @@ class RunDriver:
     async def load(self) -> None:
         """Reads what is written down."""
         await self.book.load()
+        for index in range(self.book.next_round + 1):
+            state = self.book.known(index)
+            if state is not None:
+                self.crew.asked(state.cohort, index)
         if self.spec.private:
             self._accounting = await asyncio.to_thread(Accounting, self.spec, await self._notes.read(LEDGER))
 
