@@ -62,6 +62,10 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
         """Says what its promise of privacy has cost."""
         return await self._unary("GetLedger", request)
 
+    async def Predict(self, request: aggregator_pb2.PredictRequest, context: Any) -> Any:  # noqa: N802
+        """Asks a run's model."""
+        return await self._unary("Predict", request)
+
     async def WatchRun(  # noqa: N802
         self, request: aggregator_pb2.WatchRunRequest, context: Any
     ) -> AsyncIterator[aggregator_pb2.WatchRunResponse]:

@@ -82,6 +82,11 @@ class RunBook:
         """The index of the first round that is not in the weights."""
         return sum(state.done for state, _ in self._rounds.values())
 
+    @property
+    def weights_after(self) -> int:
+        """How many rounds are in the weights."""
+        return self.next_round
+
     async def say(self, state: str, why: str = "") -> None:
         """Notes how the run is; durable where that changes what it is after a restart."""
         if (state, why) == (self._state, self._why):

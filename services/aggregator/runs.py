@@ -15,6 +15,7 @@ from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, StreamCall, dial
 from services.aggregator.driver import RunDriver
 from services.aggregator.members import Members
+from services.aggregator.serving import Serving
 from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
 from services.aggregator.spool import Spool
 from services.aggregator.store import INITIAL, NAME, RunRecord, RunStore
@@ -59,6 +60,7 @@ class Runs:
         self._log = log
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._serving = Serving(self._dial, log)
 
     async def restore(self) -> None:
         """Takes up every run that was going on."""
@@ -175,8 +177,26 @@ class Runs:
                 for wait in waits:
                     wait.cancel()
 
+    async def predict(self, request: aggregator_pb2.PredictRequest) -> aggregator_pb2.PredictResponse:
+        """What the weights of a run make of inputs.
+
+        Raises:
+            InvalidInputError: There is no such run, it has no weights yet, or its task cannot take the inputs.
+            NodeLostError: No node could be asked.
+        """
+        driver = self.get(request.name)
+        weights = driver.book.weights
+        if weights is None:
+            raise no_weights(request.name)
+        up = set(self._members.up())
+        # Those that are in contact first; a node outside the run will do where none of the run is up.
+        nodes = sorted(up, key=lambda name: (name not in driver.spec.nodes, self._members.away_s(name)))
+        rounds = driver.book.weights_after
+        return await self._serving.predict(driver.spec.message, weights, request.inputs, nodes, rounds)
+
     async def close(self) -> None:
         """Stops leading; what goes on goes on after the next start."""
+        await self._serving.close()
         for name in list(self._tasks):
             await self._halt(name)
         await asyncio.to_thread(self._store.close)
@@ -237,3 +257,8 @@ class Runs:
             give_up_after_s=SESSION_GIVE_UP_S,
             window=SESSION_WINDOW_BYTES,
         )
+
+
+def no_weights(name: str) -> InvalidInputError:
+    """The error for a run that has not begun."""
+    return InvalidInputError(f"{name!r} has no weights yet: wait for it to begin", reason="FAILED_PRECONDITION")

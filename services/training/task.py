@@ -65,6 +65,21 @@ class Task(ABC):
         """Whether the model is right about each example, bool of shape (examples,); None where that has no meaning."""
         return None
 
+    def predict(self, model: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+        """What the model says of inputs as users have them, float of shape (examples, ...); without gradients.
+
+        Args:
+            model: In evaluation mode.
+            inputs: Float32 of shape (examples, ...), on the model's device.
+
+        Raises:
+            InvalidInputError: This task answers no such inputs; or they have another shape, or are not finite.
+        """
+        raise InvalidInputError(
+            f"the task {type(self).__name__} says nothing of single inputs: export its model and deploy it",
+            reason="FAILED_PRECONDITION",
+        )
+
     @torch.no_grad()
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Mean "loss" over the held-out examples and, where it has a meaning, "accuracy" from 0 to 1."""

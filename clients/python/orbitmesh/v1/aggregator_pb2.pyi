@@ -288,3 +288,21 @@ class GetWeightsResponse(_message.Message):
     rounds_done: int
     data: bytes
     def __init__(self, values: _Optional[int] = ..., sha256: _Optional[bytes] = ..., rounds_done: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class PredictRequest(_message.Message):
+    __slots__ = ("name", "inputs")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    inputs: _training_pb2.Inputs
+    def __init__(self, name: _Optional[str] = ..., inputs: _Optional[_Union[_training_pb2.Inputs, _Mapping]] = ...) -> None: ...
+
+class PredictResponse(_message.Message):
+    __slots__ = ("outputs", "node", "rounds_done")
+    OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_DONE_FIELD_NUMBER: _ClassVar[int]
+    outputs: _training_pb2.Inputs
+    node: str
+    rounds_done: int
+    def __init__(self, outputs: _Optional[_Union[_training_pb2.Inputs, _Mapping]] = ..., node: _Optional[str] = ..., rounds_done: _Optional[int] = ...) -> None: ...

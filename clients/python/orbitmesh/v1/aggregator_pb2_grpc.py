@@ -70,6 +70,11 @@ class AggregatorServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerResponse.FromString,
                 _registered_method=True)
+        self.Predict = channel.unary_unary(
+                '/orbitmesh.v1.AggregatorService/Predict',
+                request_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.PredictRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.PredictResponse.FromString,
+                _registered_method=True)
         self.GetWeights = channel.unary_stream(
                 '/orbitmesh.v1.AggregatorService/GetWeights',
                 request_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.GetWeightsRequest.SerializeToString,
@@ -130,6 +135,13 @@ class AggregatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Predict(self, request, context):
+        """Asks the model of a run: a node answers with the weights as they are now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetWeights(self, request, context):
         """Gives a run's weights, piece by piece.
         """
@@ -174,6 +186,11 @@ def add_AggregatorServiceServicer_to_server(servicer, server):
                     servicer.GetLedger,
                     request_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerResponse.SerializeToString,
+            ),
+            'Predict': grpc.unary_unary_rpc_method_handler(
+                    servicer.Predict,
+                    request_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.PredictRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.PredictResponse.SerializeToString,
             ),
             'GetWeights': grpc.unary_stream_rpc_method_handler(
                     servicer.GetWeights,
@@ -371,6 +388,33 @@ class AggregatorService:
             '/orbitmesh.v1.AggregatorService/GetLedger',
             orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerRequest.SerializeToString,
             orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Predict(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.AggregatorService/Predict',
+            orbitmesh_dot_v1_dot_aggregator__pb2.PredictRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_aggregator__pb2.PredictResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -21,6 +21,7 @@ class TrainingKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRAINING_KIND_TRAIN: _ClassVar[TrainingKind]
     TRAINING_KIND_EVALUATE: _ClassVar[TrainingKind]
     TRAINING_KIND_END: _ClassVar[TrainingKind]
+    TRAINING_KIND_PREDICT: _ClassVar[TrainingKind]
 
 class SumsKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -39,6 +40,7 @@ TRAINING_KIND_INITIALISE: TrainingKind
 TRAINING_KIND_TRAIN: TrainingKind
 TRAINING_KIND_EVALUATE: TrainingKind
 TRAINING_KIND_END: TrainingKind
+TRAINING_KIND_PREDICT: TrainingKind
 SUMS_KIND_UNSPECIFIED: SumsKind
 SUMS_KIND_KEY: SumsKind
 SUMS_KIND_ROSTER: SumsKind
@@ -134,7 +136,7 @@ class Privacy(_message.Message):
     def __init__(self, unit: _Optional[_Union[PrivacyUnit, str]] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., clip: _Optional[float] = ..., noise_multiplier: _Optional[float] = ...) -> None: ...
 
 class TrainingInfo(_message.Message):
-    __slots__ = ("run", "round", "order", "joined", "have", "weights", "progress", "contribution", "update", "stored", "refused", "evaluated", "sums")
+    __slots__ = ("run", "round", "order", "joined", "have", "weights", "progress", "contribution", "update", "stored", "refused", "evaluated", "sums", "predicted")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -148,6 +150,7 @@ class TrainingInfo(_message.Message):
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     EVALUATED_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
+    PREDICTED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     order: TrainingOrder
@@ -161,7 +164,8 @@ class TrainingInfo(_message.Message):
     refused: TrainingRefusal
     evaluated: Evaluation
     sums: SumsInfo
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., order: _Optional[_Union[TrainingOrder, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., have: _Optional[_Union[WeightsHeld, _Mapping]] = ..., weights: _Optional[_Union[SpanInfo, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., contribution: _Optional[_Union[ContributionInfo, _Mapping]] = ..., update: _Optional[_Union[SpanInfo, _Mapping]] = ..., stored: _Optional[_Union[ContributionStored, _Mapping]] = ..., refused: _Optional[_Union[TrainingRefusal, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluation, _Mapping]] = ..., sums: _Optional[_Union[SumsInfo, _Mapping]] = ...) -> None: ...
+    predicted: Predicted
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., order: _Optional[_Union[TrainingOrder, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., have: _Optional[_Union[WeightsHeld, _Mapping]] = ..., weights: _Optional[_Union[SpanInfo, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., contribution: _Optional[_Union[ContributionInfo, _Mapping]] = ..., update: _Optional[_Union[SpanInfo, _Mapping]] = ..., stored: _Optional[_Union[ContributionStored, _Mapping]] = ..., refused: _Optional[_Union[TrainingRefusal, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluation, _Mapping]] = ..., sums: _Optional[_Union[SumsInfo, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ...) -> None: ...
 
 class TrainingOrder(_message.Message):
     __slots__ = ("kind",)
@@ -170,7 +174,7 @@ class TrainingOrder(_message.Message):
     def __init__(self, kind: _Optional[_Union[TrainingKind, str]] = ...) -> None: ...
 
 class TrainingWork(_message.Message):
-    __slots__ = ("spec", "node_index", "nodes", "weights", "held_spans", "evaluate", "overrides", "sums", "payload_bytes")
+    __slots__ = ("spec", "node_index", "nodes", "weights", "held_spans", "evaluate", "overrides", "sums", "payload_bytes", "inputs")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_INDEX_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +184,7 @@ class TrainingWork(_message.Message):
     OVERRIDES_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    INPUTS_FIELD_NUMBER: _ClassVar[int]
     spec: TrainingSpec
     node_index: int
     nodes: int
@@ -189,7 +194,16 @@ class TrainingWork(_message.Message):
     overrides: str
     sums: SumsRound
     payload_bytes: int
-    def __init__(self, spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., node_index: _Optional[int] = ..., nodes: _Optional[int] = ..., weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., held_spans: _Optional[int] = ..., evaluate: _Optional[bool] = ..., overrides: _Optional[str] = ..., sums: _Optional[_Union[SumsRound, _Mapping]] = ..., payload_bytes: _Optional[int] = ...) -> None: ...
+    inputs: Inputs
+    def __init__(self, spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., node_index: _Optional[int] = ..., nodes: _Optional[int] = ..., weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., held_spans: _Optional[int] = ..., evaluate: _Optional[bool] = ..., overrides: _Optional[str] = ..., sums: _Optional[_Union[SumsRound, _Mapping]] = ..., payload_bytes: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
+
+class Inputs(_message.Message):
+    __slots__ = ("shape", "data")
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    data: bytes
+    def __init__(self, shape: _Optional[_Iterable[int]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class WeightsInfo(_message.Message):
     __slots__ = ("values", "sha256")
@@ -285,6 +299,12 @@ class TrainingRefusal(_message.Message):
     message: str
     metadata: _containers.ScalarMap[str, str]
     def __init__(self, reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ...) -> None: ...
+
+class Predicted(_message.Message):
+    __slots__ = ("sha256",)
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    sha256: bytes
+    def __init__(self, sha256: _Optional[bytes] = ...) -> None: ...
 
 class Evaluation(_message.Message):
     __slots__ = ("sha256", "figures")
