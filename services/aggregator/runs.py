@@ -60,6 +60,7 @@ class Runs:
         self._log = log
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._endings: set[asyncio.Task[None]] = set()
         self._serving = Serving(self._dial, log)
 
     async def restore(self) -> None:
@@ -120,10 +121,11 @@ class Runs:
         return driver.message()
 
     async def resume(self, name: str, rounds: int) -> aggregator_pb2.Run:
-        """Lets a run go on, if need be for more rounds than before.
+        """Lets a run go on, if need be for more rounds than before. One that is paused begins its round anew with the
+        contributions that it has: nodes that were given up are asked again.
 
         Raises:
-            InvalidInputError: All rounds are done and no more were asked for, or the run goes on already with others.
+            InvalidInputError: All rounds are done and no more were asked for.
             CapacityError: Too many runs go on.
         """
         driver = self.get(name)
@@ -135,7 +137,7 @@ class Runs:
                 f"{ROUNDS_MAX}",
                 reason="FAILED_PRECONDITION",
             )
-        if not driver.book.ended and wanted == driver.spec.message.rounds:
+        if not driver.book.ended and not driver.book.paused and wanted == driver.spec.message.rounds:
             return driver.message()
         await self._halt(name)
         self._check_room()
@@ -224,8 +226,15 @@ class Runs:
     def _over(self, name: str, task: asyncio.Task[None]) -> None:
         if self._tasks.get(name) is task:
             del self._tasks[name]
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._log.error("run_ended_by_a_defect", run=name, detail=f"{type(error).__name__}: {error}")
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            # What is on disk is whole; the run can be resumed once the cause is gone.
+            self._log.error("run_ended_by_a_defect", run=name, error=error)
+            said = asyncio.create_task(
+                self._drivers[name].book.say("failed", f"{type(error).__name__}: {error}; see the aggregator's log")
+            )
+            self._endings.add(said)
+            said.add_done_callback(self._endings.discard)
 
     async def _halt(self, name: str) -> None:
         task = self._tasks.pop(name, None)
