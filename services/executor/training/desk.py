@@ -11,6 +11,7 @@ from orbitmesh.v1 import training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from services.executor.training.files import Joined, RunFiles
+from services.executor.training.predicting import PREFIX, Predictor
 from services.executor.training.refusals import not_joined, refusal
 from services.executor.training.run import NodeRun
 from services.executor.training.thread import TrainingThread
@@ -39,7 +40,8 @@ class TrainingDesk:
         self._directory = directory
         self._log = log
         self._thread = TrainingThread()
-        self._around = Surroundings(identities.current().name, self._thread, device, log)
+        self._around = Surroundings(identities.current().name, identities.current, self._thread, device, log)
+        self._predictor = Predictor(self._thread, device, log)
         self._runs: dict[str, NodeRun] = {}
         self._farewells: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -48,6 +50,10 @@ class TrainingDesk:
         """Takes a message; whatever is wrong with it is told to the sender."""
         info = received.info.training
         try:
+            if info.run.startswith(PREFIX):
+                check_sender(session)
+                await self._predictor.take(info, received.data, session)
+                return
             run = self._addressed(info, session)
         except MeshError as error:
             self._log.warning("training_refused", peer=session.peer.spiffe, reason=error.reason, detail=error.message)
@@ -63,7 +69,7 @@ class TrainingDesk:
         runs, self._runs = list(self._runs.values()), {}
         for farewell in self._farewells:
             farewell.cancel()
-        await asyncio.gather(*(run.close() for run in runs))
+        await asyncio.gather(self._predictor.close(), *(run.close() for run in runs))
         await self._thread.close()
 
     def _addressed(self, info: training_pb2.TrainingInfo, session: Session) -> NodeRun | None:
@@ -72,12 +78,7 @@ class TrainingDesk:
         Raises:
             MeshError: The sender may not say that, or it has to be told that the run is not here.
         """
-        if session.peer.role != Role.AGGREGATOR:
-            raise PermissionError_(
-                f"{session.peer.spiffe} may not train on this node: only an identity of the role "
-                f"{Role.AGGREGATOR.value} may",
-                metadata={"role": session.peer.role, "identity": session.peer.spiffe},
-            )
+        check_sender(session)
         name = check_run(info.run)
         if self._closed:
             raise TransportError("this node is being stopped; ask it again when it is back", reason="DRAINING")
@@ -111,6 +112,20 @@ class TrainingDesk:
         farewell = asyncio.create_task(run.farewell(), name=f"last answers of {run.name}")
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
+
+
+def check_sender(session: Session) -> None:
+    """Lets aggregators pass.
+
+    Raises:
+        PermissionError_: The other end has another role.
+    """
+    if session.peer.role != Role.AGGREGATOR:
+        raise PermissionError_(
+            f"{session.peer.spiffe} may not train on this node: only an identity of the role "
+            f"{Role.AGGREGATOR.value} may",
+            metadata={"role": session.peer.role, "identity": session.peer.spiffe},
+        )
 
 
 def _joined(files: RunFiles, kind: int | None) -> Joined | None:

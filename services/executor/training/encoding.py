@@ -33,7 +33,7 @@ class Care(Enum):
     """Rounded to nearest, and what is left out goes into the next round's update."""
 
 
-def care_of(scheme: Scheme) -> Care:
+def care_of(scheme: Scheme, *, masked: bool = False) -> Care:
     """How what a scheme leaves out is made good.
 
     fp32 leaves out nothing and fp16 a ten-thousandth, below what a residual's fsync is worth. Top-k and dense integers
@@ -41,11 +41,10 @@ def care_of(scheme: Scheme) -> Care:
     each round. Blocks do not: a value whose turn comes every L rounds would then carry L rounds' updates at once, all
     computed from weights that did not have them yet, and overshoots; their integers are rounded by chance instead.
     """
+    is_exact = scheme.number in (Number.FP32, Number.FP16) and not masked  # masked values are always integers
     if scheme.kind is Kind.BLOCKS:
-        return Care.NONE if scheme.number in (Number.FP32, Number.FP16) else Care.CHANCE
-    if scheme.kind is Kind.DENSE and scheme.number in (Number.FP32, Number.FP16):
-        return Care.NONE
-    return Care.FEEDBACK
+        return Care.NONE if is_exact else Care.CHANCE
+    return Care.NONE if is_exact and scheme.kind is Kind.DENSE else Care.FEEDBACK
 
 
 def encode_delta(

@@ -6,6 +6,8 @@ STATE/training/RUN/
     initialise-R.contribution   the weights that the run begins with
     train-R.contribution        the contribution of a round, until the aggregator has it
     train-R.told                its last span has left or is about to: it may count
+    train-R.decoded             what a masked contribution stands for
+    secrets                     sealed: masks, noise, what was released
     residual                    what encodings left out
     train-R.checkpoint          where the training of a round is
     train-R.optimiser           how it ended, for momenta that go on
@@ -49,6 +51,11 @@ class Joined:
     initial_sha256: str
     """The weights that the model begins with, in hexadecimal."""
 
+    @property
+    def spec(self) -> training_pb2.TrainingSpec:
+        """The run as it was joined."""
+        return training_pb2.TrainingWork.FromString(self.work).spec
+
 
 class RunFiles:
     """The files of one run. Blocks.
@@ -60,6 +67,7 @@ class RunFiles:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.residual = directory / "residual"
+        self.secrets = directory / "secrets"
 
     def make(self) -> None:
         """Makes the directory."""
@@ -136,6 +144,10 @@ class RunFiles:
         """The rounds whose contributions are here, in order."""
         return self._rounds("contribution")
 
+    def decoded(self, round_index: int) -> Path:
+        """What a masked contribution stands for, float32."""
+        return self.directory / f"{TRAIN}-{round_index}.decoded"
+
     def tell(self, round_index: int) -> None:
         """The contribution of a round may count from now on; durable on return."""
         write_durably(self._told(round_index), b"")
@@ -149,6 +161,7 @@ class RunFiles:
         self.contribution_path(kind, round_index).unlink(missing_ok=True)
         if kind == TRAIN:
             self._told(round_index).unlink(missing_ok=True)
+            self.decoded(round_index).unlink(missing_ok=True)
 
     def drop_initial(self) -> None:
         """Removes the weights that the run begins with."""

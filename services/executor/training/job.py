@@ -1,59 +1,48 @@
-"""A node's work of one order, on the training thread: evaluate, train, encode, write down. Imports torch."""
+"""A node's work of one order, on the training thread: evaluate, train, make a contribution. Imports torch."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from orbitmesh.errors import CancelledError_, InvalidInputError
 from orbitmesh.v1 import training_pb2
-from services.executor.training.contribution import ContributionWriter, Facts
-from services.executor.training.encoding import decode_contribution, encode_delta
-from services.executor.training.files import INITIALISE, TRAIN, RunFiles
-from services.executor.training.shop import Shop, digest
-from services.executor.training.work import local_plan, rounding_seed
+from services.executor.training.bench import Bench
+from services.executor.training.contribution import Facts
+from services.executor.training.files import TRAIN
+from services.executor.training.making import check_round, contribute, secrets_of, settle, write_initial
+from services.executor.training.records import binding_of, event_of, record_plan, train_records
+from services.executor.training.shop import digest
+from services.executor.training.terms import hides_records, is_private
+from services.executor.training.work import local_plan
 from services.executor.training.worker import Reports
-from services.runtime.logs import EventLog
 from services.training.checkpoint import EVERY_STEPS, Checkpoint
 from services.training.local import LocalProgress, train_locally
-from services.updates.feedback import Residual
-from services.updates.scheme import Scheme
-from services.updates.spans import Floats, spans
+from services.training.plan import LocalPlan
+from services.updates.spans import Floats
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What a job works with."""
+class _Trained:
+    """What a round's training gave."""
 
-    shop: Shop
-    """The run's task and examples."""
-    files: RunFiles
-    """Its directory."""
-    run: str
-    """Its name."""
-    node: str
-    """This node's name."""
-    stopped: Callable[[], bool]
-    """Whether the work is no longer wanted."""
-    between: Callable[[], None]
-    """Called between two steps: others' short work."""
-    log: EventLog
-    """Where to say what happened."""
+    delta: Floats
+    steps: int
+    resumed_at: int = 0
+    loss: float | None = None
+    release: str = ""
+    released: Callable[[], None] | None = None
+    """Counts it as released."""
+    checkpoint: Path | None = None
+    """How it ended."""
 
 
 def initialise(bench: Bench, round_index: int) -> None:
     """Writes down the weights that the run begins with, as a contribution."""
-    weights = bench.shop.initial()
-    writer = ContributionWriter(bench.files.contribution_path(INITIALISE, round_index))
-    try:
-        for _, where in spans(weights.size):
-            writer.add(weights[where].astype("<f4", copy=False).tobytes())
-        writer.finish(Facts(round_index, "", "", len(bench.shop.shard)))
-        writer.publish()
-    finally:
-        writer.abandon()
+    write_initial(bench, round_index, bench.shop.initial())
 
 
 def evaluate(bench: Bench, work: training_pb2.TrainingWork, reports: Reports) -> None:
@@ -78,61 +67,29 @@ def train(bench: Bench, work: training_pb2.TrainingWork, round_index: int, repor
     there = bench.files.contribution(TRAIN, round_index)
     if there is not None and there.facts.weights == work.weights.sha256.hex():
         return
-    began = time.monotonic()
-    plan = local_plan(work, round_index)
-    steps = plan.total_steps(len(bench.shop.shard))
-    checkpoint = None
-    if plan.keep_optimiser or steps > EVERY_STEPS:
-        checkpoint = Checkpoint(bench.files.checkpoint(round_index))
-
-    def stepped(at: LocalProgress) -> None:
-        reports.progress(at.step, at.steps, at.loss)
-        bench.between()
-
-    reports.progress(0, steps, None)
-    result = train_locally(
-        bench.shop.task,
-        bench.shop.shard,
-        weights,
-        plan,
-        device=bench.shop.device,
-        on_progress=stepped,
-        stop=bench.stopped,
-        checkpoint=checkpoint,
-        optimiser_from=bench.files.optimiser_before(round_index),
+    of, plan, began = check_round(bench, work, round_index), local_plan(work, round_index), time.monotonic()
+    reports.progress(0, plan.total_steps(len(bench.shop.shard)), None)
+    kind = _records if hides_records(work.spec) else _plainly
+    trained = kind(bench, work, round_index, weights, plan, reports)
+    bench.log.info(
+        "round_trained", run=bench.run, round=round_index, steps=trained.steps, resumed_at=trained.resumed_at
     )
-    bench.log.info("round_trained", run=bench.run, round=round_index, steps=result.steps, resumed_at=result.resumed_at)
+    if bench.stopped():
+        raise CancelledError_(f"round {round_index} of {bench.run} was given up before its update was encoded")
     facts = Facts(
         round_index,
         work.weights.sha256.hex(),
         work.spec.compression,
-        result.examples,
-        loss=None if work.spec.HasField("privacy") else result.loss,
-        steps=result.steps,
+        len(bench.shop.shard),
+        loss=None if is_private(work.spec) else trained.loss,
+        steps=trained.steps,
         train_s=time.monotonic() - began,
         figures=figures,
+        release=trained.release,
     )
-    _contribute(bench, work, round_index, result.delta, facts)
-    if checkpoint is not None:
-        _keep(checkpoint.path, bench.files.optimiser(round_index), kept=plan.keep_optimiser)
-
-
-def settle(bench: Bench, round_index: int) -> None:
-    """Lets go of contributions of other rounds: what never left this node in full did not count, and is given back."""
-    bench.files.adopt_unpublished(round_index)
-    for other in bench.files.rounds_contributed():
-        if other != round_index:
-            withdraw(bench, other, counted=bench.files.is_told(other))
-
-
-def withdraw(bench: Bench, round_index: int, *, counted: bool = False) -> None:
-    """Removes the contribution of a round; where it did not count, what was sent of it follows later."""
-    file = bench.files.contribution(TRAIN, round_index)
-    if file is not None and file.facts.with_residual and not counted:
-        residual = Residual(bench.files.residual, bench.shop.layout)
-        if residual.round_index == round_index:
-            residual.give_back(round_index, decode_contribution(file, bench.shop.values))
-    bench.files.drop_contribution(TRAIN, round_index)
+    contribute(bench, of, trained.delta, facts, trained.released)
+    if trained.checkpoint is not None:
+        _keep(trained.checkpoint, bench.files.optimiser(round_index), kept=plan.keep_optimiser)
 
 
 def read_weights(bench: Bench, work: training_pb2.TrainingWork) -> Floats:
@@ -154,28 +111,67 @@ def read_weights(bench: Bench, work: training_pb2.TrainingWork) -> Floats:
     return initial
 
 
-def _contribute(bench: Bench, work: training_pb2.TrainingWork, round_index: int, delta: Floats, facts: Facts) -> None:
-    if bench.stopped():
-        raise CancelledError_(f"round {round_index} of {bench.run} was given up before its update was encoded")
-    path = bench.files.contribution_path(TRAIN, round_index)
-    writer = ContributionWriter(path)
-    try:
-        keep = encode_delta(
-            Scheme.parse(work.spec.compression),
-            delta,
-            writer,
-            round_index=round_index,
-            seed=rounding_seed(bench.run, round_index, bench.node),
-            residual=bench.files.residual,
-            layout=bench.shop.layout,
-            payload_bytes=work.payload_bytes,
-        )
-        writer.finish(replace(facts, with_residual=keep is not None))
-        if keep is not None:
-            keep()
-        writer.publish()
-    finally:
-        writer.abandon()
+def _plainly(
+    bench: Bench,
+    work: training_pb2.TrainingWork,
+    round_index: int,
+    weights: Floats,
+    plan: LocalPlan,
+    reports: Reports,
+) -> _Trained:
+    path = None
+    if plan.keep_optimiser or plan.total_steps(len(bench.shop.shard)) > EVERY_STEPS:
+        path = bench.files.checkpoint(round_index)
+
+    def stepped(at: LocalProgress) -> None:
+        reports.progress(at.step, at.steps, at.loss)
+        bench.between()
+
+    result = train_locally(
+        bench.shop.task,
+        bench.shop.shard,
+        weights,
+        plan,
+        device=bench.shop.device,
+        on_progress=stepped,
+        stop=bench.stopped,
+        checkpoint=None if path is None else Checkpoint(path),
+        optimiser_from=bench.files.optimiser_before(round_index),
+    )
+    return _Trained(result.delta, result.steps, result.resumed_at, result.loss, checkpoint=path)
+
+
+def _records(
+    bench: Bench,
+    work: training_pb2.TrainingWork,
+    round_index: int,
+    weights: Floats,
+    plan: LocalPlan,
+    reports: Reports,
+) -> _Trained:
+    secrets, records = secrets_of(bench), record_plan(work.spec, plan, len(bench.shop.shard))
+    binding = binding_of(bytes(work.weights.sha256), plan, records)
+    make = event_of(records, round_index, bench.node)
+    event = secrets.check_release(make, round_index, binding.hex())
+
+    def stepped(done: int) -> None:
+        reports.progress(done, records.steps, None)
+        bench.between()
+
+    delta = train_records(
+        bench.shop,
+        weights,
+        plan,
+        records,
+        secrets.round_seed("record", round_index, binding),
+        on_step=stepped,
+        stopped=bench.stopped,
+    )
+
+    def released() -> None:
+        secrets.release(make, round_index, binding.hex())
+
+    return _Trained(delta, records.steps, release=json.dumps(event.to_json()), released=released)
 
 
 def _keep(checkpoint: Path, optimiser: Path, *, kept: bool) -> None:

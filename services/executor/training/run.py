@@ -8,7 +8,7 @@ again finds out how far it is.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,11 +17,14 @@ from orbitmesh.errors import InvalidInputError, MeshError, PermissionError_
 from orbitmesh.v1 import training_pb2
 from orbitmesh.wire.session import Session
 from services.executor.training.assignment import Assignment
-from services.executor.training.contribution import ContributionFile
 from services.executor.training.files import INITIALISE, TRAIN, Joined, RunFiles
-from services.executor.training.outbox import Outbox, Parcel
+from services.executor.training.outbox import Outbox
 from services.executor.training.refusals import not_joined, refusal, typed
-from services.executor.training.work import check_terms, check_weights, parse_work, same_terms
+from services.executor.training.secrets import RunSecrets
+from services.executor.training.sending import parcels
+from services.executor.training.sums import SumsDesk
+from services.executor.training.terms import has_secrets, same_terms
+from services.executor.training.work import check_terms, check_weights, parse_work
 from services.executor.training.worker import Surroundings, Worker
 
 MAILBOX_MAX = 32
@@ -147,6 +150,8 @@ class NodeRun:
                 await self._stored(info.round)
             case "refused":
                 await self._turned_down(info.round, info.refused)
+            case "sums":
+                await self._sums(info.sums.kind, info.round, bytes(mail.data))
             case what:
                 raise InvalidInputError(f"a node was told {what!r}, which it does not take from an aggregator")
 
@@ -161,6 +166,7 @@ class NodeRun:
             await self._join(round_index, work, mail.sender)
             return
         joined = self._require(work)
+        await self._open_secrets(joined)
         if kind not in (_INITIALISE, _TRAIN, _EVALUATE):
             raise InvalidInputError(f"an order of kind {kind} was given, which this version of a node does not know")
         if kind != _INITIALISE:
@@ -178,10 +184,14 @@ class NodeRun:
     async def _join(self, round_index: int, work: training_pb2.TrainingWork, sender: str) -> None:
         check_terms(work)
         if self._joined is not None:
-            self._require(work)
+            await self._open_secrets(self._require(work))
         found = await self._around.thread.run_short(lambda: self._worker.look(work))
         layout, initial = found.layout_sha256, found.initial_sha256
         joined = Joined(sender, work.SerializeToString(), found.examples, found.values, layout.hex(), initial.hex())
+        if self._joined is None and has_secrets(work.spec):
+            self._worker.secrets = await asyncio.to_thread(
+                RunSecrets.create, self._files.secrets, self._around.identity, self.name, work.spec
+            )
         await asyncio.to_thread(self._files.keep_joined, joined)
         self._joined = joined
         self._log.info("run_joined", run=self.name, task=work.spec.task, examples=found.examples)
@@ -198,6 +208,45 @@ class NodeRun:
                 reason="FAILED_PRECONDITION",
             )
         return self._joined
+
+    # Secrets, and secure sums.
+
+    async def _open_secrets(self, joined: Joined) -> RunSecrets | None:
+        """The run's secrets; None where it has none. What is lost is never made anew."""
+        if self._worker.secrets is None and has_secrets(joined.spec):
+            self._worker.secrets = await asyncio.to_thread(
+                RunSecrets.load, self._files.secrets, self._around.identity, self.name
+            )
+        return self._worker.secrets
+
+    async def _sums(self, kind: training_pb2.SumsKind, round_index: int, body: bytes) -> None:
+        if self._joined is None:
+            raise not_joined(self.name)
+        secrets = await self._open_secrets(self._joined)
+        desk = SumsDesk(secrets, self._joined.spec, self._around.identity(), self._log)
+        answer = await asyncio.to_thread(desk.answer, kind, round_index, body)
+        self._say(round_index, answer, sums=training_pb2.SumsInfo(kind=kind))
+        if desk.unmasked is not None:
+            await self._counted(desk.unmasked.plan.round_index, self._around.node in desk.unmasked.survivors)
+        if desk.fault is not None:
+            raise desk.fault
+
+    async def _counted(self, round_index: int, counts: bool) -> None:
+        """A sum was unmasked: this node's contribution is in it, or never will be."""
+        if not self._files.contribution_path(TRAIN, round_index).exists():
+            return
+        if counts:
+            await asyncio.to_thread(self._files.tell, round_index)
+        else:
+            self._rest(round_index)
+            await self._withdraw(round_index)
+
+    async def _withdraw(self, round_index: int) -> None:
+        if self._joined is not None:
+            work = training_pb2.TrainingWork.FromString(self._joined.work)
+            await self._around.thread.run_short(lambda: self._worker.withdraw(round_index, work))
+
+    # What an order still takes.
 
     async def _go_on(self, current: Assignment, joined: Joined) -> None:
         """Does the next thing that is to be done for an order."""
@@ -236,7 +285,8 @@ class NodeRun:
             return False  # another node was to measure the weights when it was made
         current.figures = figures
         first = current.work.held_spans
-        self._outbox.stream(lambda: self._parcels(current, file, first))
+        tell = partial(self._files.tell, current.round_index) if current.kind == _TRAIN else None
+        self._outbox.stream(lambda: parcels(self.name, file, first, tell))
         return True
 
     async def _end(self) -> None:
@@ -320,30 +370,6 @@ class NodeRun:
             info.run, info.round = self.name, current.round_index
             (self._outbox.progress if info.HasField("progress") else self._outbox.say)(info)
 
-    async def _parcels(self, current: Assignment, file: ContributionFile, first: int) -> AsyncGenerator[Parcel, None]:
-        """A contribution as it is sent. Before its last span leaves it is written down that it may count."""
-        facts, round_index = file.facts, current.round_index
-        header = training_pb2.ContributionInfo(
-            examples=facts.examples,
-            spans=file.spans,
-            sha256=bytes.fromhex(facts.sha256),
-            loss=facts.loss,
-            steps=facts.steps,
-            train_s=facts.train_s,
-            sums_context=bytes.fromhex(facts.sums_context),
-            release=facts.release,
-        )
-        is_round = current.kind == _TRAIN
-        if is_round and first >= file.spans:
-            await asyncio.to_thread(self._files.tell, round_index)
-        yield training_pb2.TrainingInfo(run=self.name, round=round_index, contribution=header), b""
-        for index in range(first, file.spans):
-            if is_round and index + 1 == file.spans:
-                await asyncio.to_thread(self._files.tell, round_index)
-            data = await asyncio.to_thread(file.span, index)
-            span = training_pb2.SpanInfo(index=index)
-            yield training_pb2.TrainingInfo(run=self.name, round=round_index, update=span), data
-
     async def _stored(self, round_index: int) -> None:
         self._rest(round_index)
         for kind in (INITIALISE, TRAIN):
@@ -354,9 +380,7 @@ class NodeRun:
     async def _turned_down(self, round_index: int, told: training_pb2.TrainingRefusal) -> None:
         self._log.warning("contribution_refused", run=self.name, round=round_index, reason=told.reason)
         self._rest(round_index)
-        if self._joined is not None:
-            work = training_pb2.TrainingWork.FromString(self._joined.work)
-            await self._around.thread.run_short(lambda: self._worker.withdraw(round_index, work))
+        await self._withdraw(round_index)
 
     def _rest(self, round_index: int) -> None:
         """Stops what is under way for a contribution that is no longer waited for."""
@@ -365,8 +389,8 @@ class NodeRun:
             self._outbox.interrupt()
             self._give_up()
 
-    def _say(self, round_index: int, **what: Any) -> None:
-        self._outbox.say(training_pb2.TrainingInfo(run=self.name, round=round_index, **what))
+    def _say(self, round_index: int, data: bytes = b"", **what: Any) -> None:
+        self._outbox.say(training_pb2.TrainingInfo(run=self.name, round=round_index, **what), data)
 
     def _refuse(self, round_index: int, error: MeshError) -> None:
         self._log.warning(

@@ -6,6 +6,7 @@ import hashlib
 
 from orbitmesh.v1 import training_pb2
 from services.executor.training.work import check_values
+from services.privacy.record_level import refuse_mixing_layers
 from services.training import flat
 from services.training.task import Task, find_task
 from services.updates.layout import Layout
@@ -38,6 +39,14 @@ class Shop:
     def initial(self) -> Floats:
         """The weights that the run begins with, float32 of shape (values,)."""
         return flat.flatten(self.task.model(self.seed))
+
+    def refuse_mixing(self) -> None:
+        """Refuses a model in which one example's gradient depends on others'.
+
+        Raises:
+            InvalidInputError: `UNSUPPORTED_MODEL`, and which layer it is.
+        """
+        refuse_mixing_layers(self.task.model(self.seed))
 
     def evaluate(self, weights: Floats) -> dict[str, float]:
         """What weights are worth on what no node trains on.

@@ -1,4 +1,4 @@
-"""What an order says, checked: the run's name, its terms, the plan of local training and the seeds."""
+"""What an order says, checked: the run's name, the plan of local training and the seeds."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from google.protobuf.message import DecodeError
 
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import training_pb2
+from services.executor.training.terms import check_protection
 from services.training.plan import LocalPlan
 from services.updates.scheme import Scheme
 from services.updates.spans import span_count
@@ -67,21 +68,8 @@ def check_terms(work: training_pb2.TrainingWork) -> None:
     Raises:
         InvalidInputError: Plan, compression or kinds of protection make no sense.
     """
-    local_plan(work, 0)
     Scheme.parse(work.spec.compression)
-    if work.spec.HasField("secure_sums") or work.spec.HasField("privacy"):
-        raise InvalidInputError(
-            "this node does not train with secure sums or privacy yet, and never without where they were asked for",
-            reason="FAILED_PRECONDITION",
-        )
-
-
-def same_terms(one: training_pb2.TrainingWork, other: training_pb2.TrainingWork) -> bool:
-    """Whether two orders are of the same run as far as a node is concerned: what it trains, on what, how protected.
-
-    A node holds its aggregator to them: an order that leaves the privacy out does not get an update without noise.
-    """
-    return _terms(one) == _terms(other)
+    check_protection(work.spec, local_plan(work, 0))
 
 
 def check_weights(weights: training_pb2.WeightsInfo, values: int) -> None:
@@ -166,12 +154,3 @@ def _overrides(text: str) -> dict[str, object]:
     if not isinstance(fields, dict):
         raise InvalidInputError("the overrides of the local plan are no JSON object of fields")
     return fields
-
-
-def _terms(work: training_pb2.TrainingWork) -> training_pb2.TrainingWork:
-    terms = training_pb2.TrainingWork(node_index=work.node_index, nodes=work.nodes)
-    terms.spec.CopyFrom(work.spec)
-    # What the aggregator alone goes by may change while the run goes on.
-    for field in ("rounds", "strategy", "strategy_options", "nodes", "quorum", "patience_s", "cohort", "evaluate"):
-        terms.spec.ClearField(field)
-    return terms

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from orbitmesh.errors import MeshError
+from orbitmesh.trust import Identity
 from orbitmesh.v1 import training_pb2
 from services.executor.training.files import RunFiles
 from services.executor.training.refusals import TASK_ERRORS, typed
+from services.executor.training.secrets import RunSecrets
+from services.executor.training.terms import hides_records
 from services.executor.training.thread import TrainingThread
 from services.runtime.logs import EventLog
 
 if TYPE_CHECKING:
-    from services.executor.training.job import Bench
+    from services.executor.training.bench import Bench
     from services.executor.training.shop import Shop
 
 T = TypeVar("T")
@@ -29,6 +32,8 @@ class Surroundings:
 
     node: str
     """The node's name."""
+    identity: Callable[[], Identity]
+    """Who it is now."""
     thread: TrainingThread
     """Where training runs."""
     device: str
@@ -74,6 +79,8 @@ class Worker:
         self._run = run
         self._files = files
         self._around = around
+        self.secrets: RunSecrets | None = None
+        """The run's; None where it has none, or they were not opened yet."""
         self._shop: Shop | None = None
 
     def look(self, work: training_pb2.TrainingWork) -> Found:
@@ -106,6 +113,8 @@ class Worker:
         from services.executor.training.shop import Shop, digest
 
         shop = self._shop = Shop(work, self._around.device)
+        if hides_records(work.spec):
+            shop.refuse_mixing()
         return Found(len(shop.shard), shop.values, shop.layout.digest, digest(shop.initial()))
 
     def _do(
@@ -127,18 +136,20 @@ class Worker:
             job.train(bench, work, round_index, reports)
 
     def _withdraw(self, round_index: int, work: training_pb2.TrainingWork) -> None:
-        from services.executor.training import job
+        from services.executor.training.making import withdraw
 
-        job.withdraw(self._bench(work, lambda: False), round_index)
+        withdraw(self._bench(work, lambda: False), round_index)
 
     def _bench(self, work: training_pb2.TrainingWork, stopped: Callable[[], bool]) -> Bench:
-        from services.executor.training.job import Bench
+        from services.executor.training.bench import Bench
         from services.executor.training.shop import Shop
 
         if self._shop is None:
             self._shop = Shop(work, self._around.device)
         around = self._around
-        return Bench(self._shop, self._files, self._run, around.node, stopped, around.thread.breathe, around.log)
+        return Bench(
+            self._shop, self._files, self._run, around.node, self.secrets, stopped, around.thread.breathe, around.log
+        )
 
     def _guarded(self, what: str, job: Callable[[], T]) -> T:
         try:
