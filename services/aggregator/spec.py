@@ -123,17 +123,19 @@ def check_spec(asked: training_pb2.TrainingSpec, up: list[str]) -> RunSpec:
     _check_nodes(spec, up)
     if spec.HasField("secure_sums"):
         _check_secure(spec, scheme, strategy)
+    size = strategy.buffer_size or 0
+    if size > spec.cohort:
+        raise InvalidInputError(f"a buffer of {size} contributions cannot be filled by {spec.cohort} nodes")
+    if 0 < size < spec.secure_sums.threshold:
+        raise InvalidInputError(
+            f"a buffer of {size} contributions is below the {spec.secure_sums.threshold} that it takes to unmask a sum"
+        )
     spec.quorum = spec.quorum or (spec.secure_sums.threshold if spec.HasField("secure_sums") else _all(spec, strategy))
-    _within("quorum", spec.quorum, 1, spec.cohort)
+    _within("quorum", spec.quorum, 1, size or spec.cohort)
     if spec.HasField("secure_sums") and spec.quorum < spec.secure_sums.threshold:
         raise InvalidInputError(
             f"a quorum of {spec.quorum} is below the {spec.secure_sums.threshold} nodes that it takes to unmask a sum"
         )
-    if strategy.needs is Need.BUFFER:
-        size = strategy.buffer_size or 1
-        if size > spec.cohort:
-            raise InvalidInputError(f"a buffer of {size} contributions cannot be filled by {spec.cohort} nodes")
-        spec.quorum = max(1, min(spec.quorum, size))
     if spec.HasField("privacy"):
         _check_privacy(spec)
     spec.patience_s = spec.patience_s or PATIENCE_S
@@ -142,7 +144,7 @@ def check_spec(asked: training_pb2.TrainingSpec, up: list[str]) -> RunSpec:
 
 
 def _all(spec: training_pb2.TrainingSpec, strategy: Strategy) -> int:
-    return strategy.buffer_size or 1 if strategy.needs is Need.BUFFER else spec.cohort
+    return strategy.buffer_size or spec.cohort
 
 
 def _check_nodes(spec: training_pb2.TrainingSpec, up: list[str]) -> None:

@@ -53,8 +53,10 @@ class Tasks:
                 link.assign(self.assignment(node, TRAIN, state.index))
 
     def _is_over(self, held: Assignment, state: Round) -> bool:
-        """Whether what a node was told to do is of no use any more: in buffers a late contribution still is."""
-        return held.round_index != state.index and self._book.strategy.needs is not Need.BUFFER
+        """Whether what a node was told to do is of no use any more: in buffers a late contribution still is, but not
+        where it is masked for a sum that is over."""
+        late = self._book.strategy.needs is Need.BUFFER and not self._book.spec.secure
+        return held.round_index != state.index and not late
 
     def assignment(self, node: str, kind: training_pb2.TrainingKind, index: int) -> Assignment:
         """What a node is to do.
