@@ -27,7 +27,9 @@ CHANGE_MAX = 8.0
 BOUND_MIN, BOUND_MAX = 2.0**-40, 2.0**20
 """The bound stays in here."""
 CLIP_STEPS = 1_000.0
-"""Steps to which a clip is cut where noise comes in shares; fewer where the noise would leave its sampler's range."""
+"""Steps to which a node's clip is cut where noise comes in shares; fewer where the noise needs that."""
+RECORD_CLIP_STEPS = 8_000.0
+"""The same for an example's clip: rounding a sum of examples adds up to the root of d steps to what one adds."""
 ROOM = 0.8
 """How much of that range is used: rounding makes a vector, and thus its noise, longer."""
 TAIL_DEVIATIONS = 17.0
@@ -47,15 +49,25 @@ class Scaling:
 
     def clip_steps(self, values: int) -> float:
         """The longest vector of one node in steps, after rounding; 0 where no noise is shared."""
-        return rounded_norm(self._clip_steps, values, SPAN_VALUES) if self._spec.shared_noise else 0.0
+        if not self._spec.shared_noise:
+            return 0.0
+        if self._spec.node_private:
+            return rounded_norm(self._clip_steps, values, SPAN_VALUES)
+        return self._clip_steps + math.sqrt(values)
 
-    def largest(self, values: int) -> int:
-        """The largest magnitude of one node's integer, its noise included."""
+    def largest(self, values: int, examples: int) -> int:
+        """The largest magnitude of one node's integer, its noise included.
+
+        Args:
+            values: Length of the vector.
+            examples: The most that one node has.
+        """
         if not self._spec.shared_noise:
             return largest_integer(self._spec.sum_bits)
         noise = self._spec.message.privacy.noise_multiplier * self.clip_steps(values)
         share = math.ceil((noise**2 + LATTICE_VARIANCE_STEPS2) / self._spec.quorum)
-        return math.ceil(self.clip_steps(values) + TAIL_DEVIATIONS * math.sqrt(share))
+        terms = 1 if self._spec.node_private else examples
+        return math.ceil(terms * self.clip_steps(values) + TAIL_DEVIATIONS * math.sqrt(share))
 
     def scale(self) -> float:
         """What one step is worth, as float32 has it."""
@@ -67,7 +79,8 @@ class Scaling:
     def _clip_steps(self) -> float:
         noise = self._spec.message.privacy.noise_multiplier
         room = ROOM * math.sqrt(VARIANCE_MAX_STEPS2 * self._spec.quorum)
-        return min(CLIP_STEPS, room / noise) if noise else CLIP_STEPS
+        most = CLIP_STEPS if self._spec.node_private else RECORD_CLIP_STEPS
+        return min(most, room / noise) if noise else most
 
     def learn(self, delta: Floats) -> None:
         """Takes a round's mean into account."""

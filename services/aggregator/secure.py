@@ -33,8 +33,8 @@ from services.updates.blocks import shared_indices
 from services.updates.scheme import Kind
 from services.updates.spans import span_count, spans
 
-LEAD_ROUNDS = 2
-"""How many rounds before its last offered one a node is asked for the next batch."""
+LR = 0.05
+"""The learning rate where a run says none."""
 WAIT_S = 1.0
 """How often what is waited for is looked at, beside news."""
 KEY = training_pb2.SUMS_KIND_KEY
@@ -112,7 +112,8 @@ class SecureCombining:
             await self._ask_for_set_up(state)
             await self._wait()
         cohort = sorted(node for node in state.cohort if self._can_contribute(node, ready, state.index))
-        bits = word_bits(self._scaling.largest(values), len(cohort))
+        largest = self._scaling.largest(values, max([self._examples().get(node, 1) for node in cohort], default=1))
+        bits = word_bits(largest, len(cohort))
         sizes = self._sizes(state.index, values)
         round_sum = self._collector.begin_round(state.index, cohort, sizes, bits)
         written = {
@@ -311,6 +312,9 @@ class SecureCombining:
         shares = [self._share(state.stored[node].examples) for node in survivors]
         delta = np.zeros(self._values, np.float32)
         step = self._scale / sum(shares)
+        if self._spec.record_sums:
+            # What came are gradients: the one step that they are for is taken here.
+            step *= self._spec.message.local.lr or LR
         for (span, where), summed in zip(spans(self._values), round_sum.sums(), strict=True):
             piece = delta[where]
             if self._spec.scheme.kind is Kind.BLOCKS:
@@ -323,7 +327,9 @@ class SecureCombining:
 
     def _share(self, examples: int) -> float:
         """What a node multiplied its update with before it masked it."""
-        return 1.0 if self._spec.shared_noise else min(1.0, examples / self._reference)
+        if self._spec.record_sums:
+            return float(examples)
+        return 1.0 if self._spec.node_private else min(1.0, examples / self._reference)
 
     async def _wait(self) -> None:
         try:

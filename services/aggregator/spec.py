@@ -64,7 +64,13 @@ class RunSpec:
     def shared_noise(self) -> bool:
         """Whether nodes add shares of the noise to one sum a round: where whole nodes are hidden, and where records are
         in one step over all of them. Else each node adds all of its noise by itself."""
-        return self.node_private or (self.private and self.secure and self.message.local.steps == 1)
+        return self.node_private or self.record_sums
+
+    @property
+    def record_sums(self) -> bool:
+        """Whether nodes send sums of their examples' clipped gradients, with shares of the noise, and the aggregator
+        takes the step."""
+        return self.private and not self.node_private and self.secure and self.message.local.steps == 1
 
     @property
     def quorum(self) -> int:
@@ -138,6 +144,13 @@ def check_spec(asked: training_pb2.TrainingSpec, up: list[str]) -> RunSpec:
         )
     if spec.HasField("privacy"):
         _check_privacy(spec)
+        local, made = spec.local, RunSpec(spec, scheme)
+        if made.record_sums and (local.momentum or local.weight_decay or local.optimiser not in ("", "sgd")):
+            raise InvalidInputError(
+                "with secure sums, privacy of records and one step a round the aggregator takes the step: momentum, "
+                "weight_decay and adamw of the nodes have no place in it; choose a strategy that has them (fedadam, "
+                "diloco)"
+            )
     spec.patience_s = spec.patience_s or PATIENCE_S
     _within("patience_s", spec.patience_s, 0.1, PATIENCE_MAX_S)
     return RunSpec(spec, scheme)

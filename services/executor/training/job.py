@@ -14,9 +14,9 @@ from services.executor.training.bench import Bench
 from services.executor.training.contribution import Facts
 from services.executor.training.files import TRAIN
 from services.executor.training.making import check_round, contribute, secrets_of, settle, write_initial
-from services.executor.training.records import binding_of, event_of, record_plan, train_records
+from services.executor.training.records import binding_of, event_of, gradient_sum, record_plan, train_records
 from services.executor.training.shop import digest
-from services.executor.training.terms import hides_records, is_private
+from services.executor.training.terms import clip_of, hides_records, is_private, shares_records
 from services.executor.training.work import local_plan
 from services.executor.training.worker import Reports
 from services.training.checkpoint import EVERY_STEPS, Checkpoint
@@ -69,7 +69,9 @@ def train(bench: Bench, work: training_pb2.TrainingWork, round_index: int, repor
         return
     of, plan, began = check_round(bench, work, round_index), local_plan(work, round_index), time.monotonic()
     reports.progress(0, plan.total_steps(len(bench.shop.shard)), None)
-    kind = _records if hides_records(work.spec) else _plainly
+    kind = _plainly
+    if hides_records(work.spec):
+        kind = _one_step if shares_records(work.spec) else _records
     trained = kind(bench, work, round_index, weights, plan, reports)
     bench.log.info(
         "round_trained", run=bench.run, round=round_index, steps=trained.steps, resumed_at=trained.resumed_at
@@ -172,6 +174,20 @@ def _records(
         secrets.release(make, round_index, binding.hex())
 
     return _Trained(delta, records.steps, release=json.dumps(event.to_json()), released=released)
+
+
+def _one_step(
+    bench: Bench,
+    work: training_pb2.TrainingWork,
+    round_index: int,
+    weights: Floats,
+    plan: LocalPlan,
+    reports: Reports,
+) -> _Trained:
+    """The step is taken by the aggregator: noise that hides examples in their sum is no use to any node alone."""
+    delta = gradient_sum(bench.shop, weights, plan, clip_of(work.spec))
+    reports.progress(1, 1, None)
+    return _Trained(delta, 1)
 
 
 def _keep(checkpoint: Path, optimiser: Path, *, kept: bool) -> None:

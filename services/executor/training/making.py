@@ -19,10 +19,10 @@ from services.executor.training.bench import Bench
 from services.executor.training.contribution import ContributionFile, ContributionWriter, Facts
 from services.executor.training.encoding import Care, care_of, decode_contribution, encode_delta
 from services.executor.training.files import INITIALISE, TRAIN
-from services.executor.training.masking import SumRound, check_sum, digest_of, masked, noised, quantised
+from services.executor.training.masking import SumRound, check_sum, digest_of, masked, noised, noised_sum, quantised
 from services.executor.training.secrets import RunSecrets
 from services.executor.training.sums import KEPT_ROUNDS
-from services.executor.training.terms import clip_of, hides_nodes, is_secure
+from services.executor.training.terms import clip_of, hides_nodes, is_secure, shares_noise, shares_records
 from services.executor.training.work import rounding_seed
 from services.privacy.events import RoundEvent, SharedNoise
 from services.updates.feedback import Residual
@@ -56,8 +56,8 @@ def check_round(bench: Bench, work: training_pb2.TrainingWork, round_index: int)
     if not is_secure(work.spec):
         return Round(round_index, work, scheme, None)
     sums = check_sum(work, round_index, scheme, bench.shop.values, len(bench.shop.shard))
-    if hides_nodes(work.spec):
-        secrets_of(bench).check_release(_shared(work, sums), round_index, sums.plan.digest.hex())
+    if shares_noise(work.spec):
+        secrets_of(bench).check_release(_shared(bench, work, sums), round_index, sums.plan.digest.hex())
     return Round(round_index, work, scheme, sums)
 
 
@@ -147,6 +147,9 @@ def _masked(
     if hides_nodes(spec):
         seed = secrets.round_seed("node", of.index)
         integers = noised(sums, delta, clip_of(spec), spec.privacy.noise_multiplier, seed)
+    elif shares_records(spec):
+        seed = secrets.round_seed("records", of.index)
+        integers = noised_sum(sums, delta, clip_of(spec), spec.privacy.noise_multiplier, seed)
     else:
         seed_of_chance = rounding_seed(bench.run, of.index, bench.node)
         if care_of(of.scheme, masked=True) is Care.FEEDBACK:
@@ -164,21 +167,22 @@ def _masked(
         if secrets.sums is None:
             raise InvalidInputError(f"the run {bench.run} was joined without secure sums", reason="FAILED_PRECONDITION")
         masker = secrets.sums.contribute(sums.plan, digest_of(integers))
-        if hides_nodes(spec):
+        if shares_noise(spec):
             secrets.promise(of.index, sums.survivors_promised)
-            secrets.release(_shared(of.work, sums), of.index, sums.plan.digest.hex())
+            secrets.release(_shared(bench, of.work, sums), of.index, sums.plan.digest.hex())
         secrets.retire(of.index - KEPT_ROUNDS)
     masked(sums, integers, masker.mask, writer.add)
     return replace(facts, sums_context=masker.context.hex()), commit
 
 
-def _shared(work: training_pb2.TrainingWork, sums: SumRound) -> Callable[[int], RoundEvent]:
-    """What a sum releases of this node: the noise that was promised, whoever else survives."""
+def _shared(bench: Bench, work: training_pb2.TrainingWork, sums: SumRound) -> Callable[[int], RoundEvent]:
+    """What a sum releases of this node, or of its examples: with the noise that was promised, whoever else survives."""
     privacy, promised = work.spec.privacy, sums.survivors_promised
+    account = None if hides_nodes(work.spec) else bench.node
 
     def make(attempt: int) -> RoundEvent:
         noise = SharedNoise(privacy.noise_multiplier, promised, promised)
-        return RoundEvent(sums.plan.round_index, None, 1, 1.0, noise, clip_of(work.spec), attempt=attempt)
+        return RoundEvent(sums.plan.round_index, account, 1, 1.0, noise, clip_of(work.spec), attempt=attempt)
 
     return make
 

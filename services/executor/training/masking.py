@@ -3,7 +3,8 @@
 Without privacy of nodes, the update is weighted by the node's share of examples, and what is cut or rounded is fed
 back in the next round; with blocks it is rounded by chance instead (`encoding.care_of`). With privacy of nodes, the
 update is clipped, rounded so that its norm stays bounded, and this node's share of the noise is added; nothing is fed
-back, since that would make a second release of the same data.
+back, since that would make a second release of the same data. Where single examples are hidden by noise in shares it is
+the sum of their clipped gradients that is rounded, and nothing is clipped any more.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import training_pb2
-from services.executor.training.terms import hides_nodes, sum_bits
+from services.executor.training.terms import shares_noise, sum_bits
 from services.privacy.clipping import clip_factor, squared_norm
 from services.privacy.keystream import Keystream
 from services.privacy.noise import DiscreteGaussian, share_variance
@@ -31,6 +32,7 @@ from services.updates.scheme import Kind, Scheme
 from services.updates.spans import SPAN_VALUES, Floats, span_count, span_length, span_slice
 
 _PURPOSE_ROUNDING = 0x726F756E
+_FINE = 2.0**-53
 
 Integers = npt.NDArray[np.int32]
 
@@ -89,11 +91,11 @@ def check_sum(
     plan = RoundPlan.from_bytes(work.sums.plan)
     if plan.round_index != round_index or not plan.cohort or not 4 <= plan.bits <= 32:
         raise InvalidInputError(f"the plan of a sum is for round {plan.round_index}, ordered was round {round_index}")
-    reference, promised, private = work.sums.examples_reference, work.sums.survivors_promised, hides_nodes(work.spec)
+    reference, promised, private = work.sums.examples_reference, work.sums.survivors_promised, shares_noise(work.spec)
     if not (reference or private) or promised > len(plan.cohort) or private != bool(promised):
         raise InvalidInputError(
             f"a sum with a reference of {reference} examples and noise for {promised} survivors of "
-            f"{len(plan.cohort)} nodes makes no sense{' where nodes are hidden' if private else ''}"
+            f"{len(plan.cohort)} nodes makes no sense{' where nodes add shares of the noise' if private else ''}"
         )
     weight = 1.0 if private else min(1.0, examples / reference)
     made = SumRound(
@@ -151,28 +153,68 @@ def noised(sums: SumRound, update: Floats, clip: float, noise_multiplier: float,
         InvalidInputError: The noise has no room in the words, is out of the sampler's range, or the update is not
             finite (`NOT_FINITE`).
     """
-    if not (math.isfinite(sums.scale) and sums.scale > 0 and noise_multiplier > 0):
-        raise InvalidInputError(
-            f"noise of {noise_multiplier} clips in steps of {sums.scale} was ordered: both have to be above 0"
-        )
-    count = span_count(sums.values)
-    parts = [update[span_slice(span, sums.values)][sums.sent(span)] for span in range(count)]
+    _check_noise(sums, noise_multiplier)
+    parts = _parts(sums, update)
     factor = clip_factor(math.sqrt(sum(squared_norm(part) for part in parts)), clip)
     # Of the whole vector, as the aggregator counts it: with blocks what is sent is shorter, and better covered.
     clip_steps = rounded_norm(clip / sums.scale, sums.values, SPAN_VALUES)
-    variance = share_variance(noise_multiplier * clip_steps, sums.survivors_promised)
-    sampler = _sampler(variance)
+    sampler = _sampler(share_variance(noise_multiplier * clip_steps, sums.survivors_promised))
     integers = []
     for span, part in enumerate(parts):
         steps = part.astype(np.float64) * (factor / sums.scale)
         whole = round_span(steps, Keystream(seed, _PURPOSE_ROUNDING, span)) + sampler.span(seed, span, len(part))
-        if int(np.abs(whole).max(initial=0)) > sums.room:
-            raise InvalidInputError(
-                f"words of {sums.plan.bits} bits have no room for an update of {clip_steps:.0f} steps with its noise: "
-                "plan wider ones"
-            )
-        integers.append(whole.astype(np.int32))
+        integers.append(_fitting(sums, whole))
     return integers
+
+
+def noised_sum(sums: SumRound, total: Floats, clip: float, noise_multiplier: float, seed: bytes) -> list[Integers]:
+    """A sum of clipped gradients as this node adds it to a sum that hides each example: rounded, with its share of the
+    noise.
+
+    Every value is rounded by one draw that does not depend on the data. Without any one example, of norm C in steps, a
+    value then changes by at most its own change and one, so the whole by at most C plus the root of how many there are.
+
+    Args:
+        sums: The round.
+        total: Float32 of shape (d,).
+        clip: The largest norm of what one example adds.
+        noise_multiplier: Standard deviation of the noise of the sum, in clips.
+        seed: 32 secret bytes of this round alone.
+
+    Raises:
+        InvalidInputError: As `noised`.
+    """
+    _check_noise(sums, noise_multiplier)
+    clip_steps = clip / sums.scale + math.sqrt(sums.values)
+    sampler = _sampler(share_variance(noise_multiplier * clip_steps, sums.survivors_promised))
+    integers = []
+    for span, part in enumerate(_parts(sums, total)):
+        squared_norm(part)  # raises where a value is not finite
+        drawn = (Keystream(seed, _PURPOSE_ROUNDING, span).words(len(part)) >> np.uint64(11)).astype(np.float64) * _FINE
+        whole = np.floor(part.astype(np.float64) / sums.scale + drawn).astype(np.int64)
+        integers.append(_fitting(sums, whole + sampler.span(seed, span, len(part))))
+    return integers
+
+
+def _check_noise(sums: SumRound, noise_multiplier: float) -> None:
+    if not (math.isfinite(sums.scale) and sums.scale > 0 and noise_multiplier > 0):
+        raise InvalidInputError(
+            f"noise of {noise_multiplier} clips in steps of {sums.scale} was ordered: both have to be above 0"
+        )
+
+
+def _parts(sums: SumRound, update: Floats) -> list[Floats]:
+    return [update[span_slice(span, sums.values)][sums.sent(span)] for span in range(span_count(sums.values))]
+
+
+def _fitting(sums: SumRound, whole: npt.NDArray[np.int64]) -> Integers:
+    largest = int(np.abs(whole).max(initial=0))
+    if largest > sums.room:
+        raise InvalidInputError(
+            f"words of {sums.plan.bits} bits have no room for {largest} steps, noise included, of each of "
+            f"{len(sums.plan.cohort)} nodes: plan wider ones"
+        )
+    return whole.astype(np.int32)
 
 
 def digest_of(integers: list[Integers]) -> bytes:

@@ -160,7 +160,7 @@ class Predictor:
         key = (work.spec.task, work.weights.sha256)
         if key not in self._models:
             if hashlib.sha256(question.values.astype("<f4", copy=False).data).digest() != work.weights.sha256:
-                raise InvalidInputError("the weights arrived otherwise than their digest says", reason="DIGEST_MISMATCH")
+                raise InvalidInputError("the weights are others than their digest says", reason="DIGEST_MISMATCH")
             task = find_task(work.spec.task)
             model = task.model(work.spec.seed)
             flat.load_flat(model, question.values)

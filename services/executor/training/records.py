@@ -16,7 +16,7 @@ from orbitmesh.v1 import training_pb2
 from services.executor.training.shop import Shop
 from services.executor.training.terms import check_private_plan, clip_of
 from services.privacy.events import RoundEvent
-from services.privacy.record_level import Batch, RecordPlan, train_privately
+from services.privacy.record_level import Batch, RecordPlan, clipped_gradient_sum, train_privately
 from services.training import flat
 from services.training.examples import Examples
 from services.training.plan import LocalPlan
@@ -115,6 +115,42 @@ def train_records(
             reason="NOT_FINITE",
         )
     return delta
+
+
+def gradient_sum(shop: Shop, weights: Floats, plan: LocalPlan, clip: float) -> Floats:
+    """The sum of the clipped gradients of all of a node's examples, downhill: float32 of shape (values,).
+
+    It hides nothing: noise is added to it in shares before anything of it leaves the node.
+
+    Args:
+        shop: Task and examples.
+        weights: The round's, float32 of shape (values,).
+        plan: Whose seed dropout follows from.
+        clip: The largest norm of one example's gradient.
+
+    Raises:
+        InvalidInputError: Examples meet in a layer (`UNSUPPORTED_MODEL`), or a gradient is not finite.
+    """
+    model = shop.task.model(plan.seed)
+    flat.load_flat(model, weights)
+    model.to(shop.device).train()
+    shard = shop.shard.to(torch.device(shop.device))
+
+    def loss(of: nn.Module, batch: Batch) -> torch.Tensor:
+        return shop.task.loss(of, Examples(*batch))
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(plan.seed)
+        sums = clipped_gradient_sum(model, loss, (shard.inputs, shard.targets), clip)
+    trained = (value for value in model.parameters() if value.requires_grad)
+    by_place = {value.data_ptr(): total for value, total in zip(trained, sums, strict=True)}
+    parts = []
+    for tensor in flat.floating(model).values():
+        # Tensors that are not trained stay; names of one tensor move together.
+        total = by_place.get(tensor.data_ptr())
+        part = torch.zeros_like(tensor) if total is None else -total
+        parts.append(part.to("cpu", torch.float32).reshape(-1).numpy())
+    return np.concatenate(parts)
 
 
 def _optimiser(model: nn.Module, plan: LocalPlan) -> torch.optim.Optimizer:

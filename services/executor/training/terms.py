@@ -57,6 +57,12 @@ def check_protection(spec: training_pb2.TrainingSpec, plan: LocalPlan) -> None:
         )
     if not hides_nodes(spec):
         check_private_plan(plan)
+    if shares_records(spec) and (plan.momentum or plan.weight_decay or plan.optimiser != "sgd"):
+        raise InvalidInputError(
+            "with noise in shares the one step of a round is taken by the aggregator: momentum, weight decay and adamw "
+            "of the nodes have no place in it; choose a strategy that has them (fedadam, diloco)",
+            reason="FAILED_PRECONDITION",
+        )
 
 
 def check_private_plan(plan: LocalPlan) -> None:
@@ -97,6 +103,17 @@ def hides_nodes(spec: training_pb2.TrainingSpec) -> bool:
 def hides_records(spec: training_pb2.TrainingSpec) -> bool:
     """Whether each example is hidden."""
     return is_private(spec) and not hides_nodes(spec)
+
+
+def shares_records(spec: training_pb2.TrainingSpec) -> bool:
+    """Whether each example is hidden by noise that all nodes add in shares: in one step a round over all their
+    examples, of which only the sum is seen."""
+    return hides_records(spec) and is_secure(spec) and spec.local.steps == 1
+
+
+def shares_noise(spec: training_pb2.TrainingSpec) -> bool:
+    """Whether a node adds a share of the noise of a sum."""
+    return hides_nodes(spec) or shares_records(spec)
 
 
 def has_secrets(spec: training_pb2.TrainingSpec) -> bool:

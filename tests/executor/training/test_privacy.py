@@ -96,6 +96,45 @@ async def test_the_noise_of_the_sum_is_what_was_promised(ca: Ca, tmp_path: Path)
     assert np.linalg.norm(clipped) < np.linalg.norm(noise)
 
 
+async def test_one_step_over_all_examples_hides_each_by_the_noise_of_all(ca: Ca, tmp_path: Path) -> None:
+    """The unmasked sum is that of all examples' clipped gradients, found one by one with autograd, plus noise sized for
+    what one example adds; each node's account has it, and no single contribution says a loss or a release."""
+    scale, noise = CLIP / 4_000, noise_for(EPSILON, 1e-5, ROUNDS)
+    clip_steps = CLIP / scale + math.sqrt(WEIGHTS.size)
+    privacy = record_privacy(noise_multiplier=noise)
+    one_step = training_pb2.LocalTraining(steps=1, lr=0.5)
+    async with summing(ca, tmp_path, privacy=privacy, local=one_step) as made:
+        await made.set_up()
+        share = math.sqrt((noise * clip_steps) ** 2 / PROMISED + 1)
+        round_sum = made.begin(0, WEIGHTS.size, math.ceil(EXAMPLES * clip_steps + 17 * share))
+        for name in NAMES:
+            found = await made.contribute(name, WEIGHTS, round_sum, scale=scale, promised=PROMISED)
+            assert not found.info.HasField("loss") and not found.info.release
+        total = await made.unmask(round_sum)
+        (event,) = secrets_of(ca, tmp_path, NAMES[0]).ledger or ()
+        assert (event.node, event.steps, event.sample_rate) == (NAMES[0], 1, 1.0)
+    expected = np.zeros(WEIGHTS.size)
+    for index in range(len(NAMES)):
+        expected -= clipped_one_by_one(TASK.shard(index, 4, seed=7)) / scale
+    found_noise = total - expected
+    deviation = noise * clip_steps * math.sqrt(len(NAMES) / PROMISED)
+    assert np.std(found_noise) == pytest.approx(deviation, rel=0.05)
+    assert abs(np.mean(found_noise)) < 4.5 * deviation / math.sqrt(WEIGHTS.size)
+
+
+def clipped_one_by_one(shard: Examples) -> np.ndarray:
+    """The sum of clipped gradients, an example after the other."""
+    model = TASK.model(0)
+    flat.load_flat(model, WEIGHTS)
+    total = np.zeros(WEIGHTS.size)
+    for row in range(len(shard)):
+        model.zero_grad()
+        TASK.loss(model, shard.span(row, row + 1)).backward()
+        gradient = np.concatenate([one.grad.double().reshape(-1).numpy() for one in model.parameters()])
+        total += gradient * min(1.0, CLIP / np.linalg.norm(gradient))
+    return total
+
+
 async def test_the_noise_of_a_round_is_drawn_once(ca: Ca, tmp_path: Path) -> None:
     """A contribution that is made again, by a node that was started anew, has the same bytes; the next round has other
     noise on the same weights."""
