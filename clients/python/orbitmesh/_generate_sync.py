@@ -48,7 +48,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
-from orbitmesh._loop import LoopThread, next_of
+from orbitmesh._loop import LoopThread, end_of, next_of
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
@@ -56,7 +56,7 @@ from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
-from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SecureSums, TrainingStatus
+from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SavedWeights, SecureSums, TrainingStatus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,7 +117,7 @@ _BODIES = {
         finally:
             # Where the mesh is closed already, the stream went with it.
             if not self._loop.stopped:
-                self._loop.run(updates.aclose())
+                self._loop.run(end_of(updates))
 """,
     ("AsyncMesh", "__aenter__"): """        try:
             self.open()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
 import weakref
 from collections.abc import AsyncGenerator, Coroutine
-from concurrent.futures import CancelledError as FutureCancelledError
-from typing import Any, TypeVar
+from concurrent.futures import Future, wait
+from typing import Any, Generic, TypeVar
 
 from orbitmesh.errors import CancelledError_, InvalidInputError
 
@@ -79,22 +80,24 @@ class LoopThread:
                     "it afterwards",
                     reason="FAILED_PRECONDITION",
                 )
-        except InvalidInputError:
+            handed = _Handed(coroutine)
+        except BaseException:
             coroutine.close()
             raise
-        ended = threading.Event()
-        future = asyncio.run_coroutine_threadsafe(_announcing(coroutine, ended), self._loop)
         try:
-            return future.result()
-        except FutureCancelledError:
+            self._loop.call_soon_threadsafe(handed.begin)
+            return handed.outcome.result()
+        except asyncio.CancelledError:
             raise CancelledError_(
                 "the call was cancelled because the mesh was closed in another thread"
             ) from None
         except BaseException:
-            # The future is marked cancelled at once; what the coroutine does about it is waited for through
-            # the event.
-            if future.cancel():
-                ended.wait(CANCEL_WAIT_S)
+            # An interrupt may come at any moment, also before the loop was told; then this comes first there.
+            if not handed.outcome.done():
+                # A loop that is closed has ended everything by itself.
+                with contextlib.suppress(RuntimeError):
+                    self._loop.call_soon_threadsafe(handed.give_up)
+                    wait((handed.outcome,), CANCEL_WAIT_S)
             raise
 
     def stop(self) -> None:
@@ -108,11 +111,40 @@ async def next_of(values: AsyncGenerator[T, None]) -> T | None:
     return await anext(values, None)
 
 
-async def _announcing(coroutine: Coroutine[Any, Any, T], ended: threading.Event) -> T:
-    try:
-        return await coroutine
-    finally:
-        ended.set()
+async def end_of(values: AsyncGenerator[T, None]) -> None:
+    """Ends an iteration that is not to go on."""
+    await values.aclose()
+
+
+class _Handed(Generic[T]):
+    """A coroutine on its way to the loop; there it can be given up at any moment, also before it has begun."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
+        self._coroutine = coroutine
+        self._task: asyncio.Task[T] | None = None
+        self.outcome: Future[T] = Future()
+        """Done once nothing of it runs any more."""
+
+    def begin(self) -> None:
+        """Runs it; called on the loop, once."""
+        if not self.outcome.done():
+            self._task = asyncio.get_running_loop().create_task(self._coroutine)
+            self._task.add_done_callback(self._ended)
+
+    def give_up(self) -> None:
+        """Cancels it; called on the loop."""
+        if self._task is not None:
+            self._task.cancel()
+        else:
+            self._coroutine.close()
+            self.outcome.set_exception(asyncio.CancelledError())
+
+    def _ended(self, task: asyncio.Task[T]) -> None:
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        if error is not None:
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(task.result())
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

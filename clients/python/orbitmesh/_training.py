@@ -15,7 +15,7 @@ from orbitmesh._streams import next_message
 from orbitmesh._stubs import Stubs
 from orbitmesh.errors import CancelledError_, DeadlineError, InvalidInputError, MeshError, TransportError
 from orbitmesh.rpc import keep_status
-from orbitmesh.training_results import Ledger, TrainingRound, TrainingStatus
+from orbitmesh.training_results import Ledger, SavedWeights, TrainingRound, TrainingStatus
 from orbitmesh.v1 import aggregator_pb2
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ class AsyncTraining:
         """
         return await self._fetched(timeout, _weights.in_memory)
 
-    async def save_weights(self, path: str | Path, *, timeout: float = WEIGHTS_DEADLINE_S) -> Path:
+    async def save_weights(self, path: str | Path, *, timeout: float = WEIGHTS_DEADLINE_S) -> SavedWeights:
         """Writes the weights after the last whole round to a file that `numpy.load` reads, however large they are. The
         file is there whole, its SHA-256 compared, or not at all.
 
@@ -199,11 +199,11 @@ class AsyncTraining:
             IntegrityError: what came is not what its digest says.
 
         Example:
-            >>> await training.save_weights("run.npy")
-            PosixPath('run.npy')
+            >>> (await training.save_weights("run.npy")).values
+            7850
         """
 
-        async def save(open_stream: _weights.Open, name: str, address: str | None) -> Path:
+        async def save(open_stream: _weights.Open, name: str, address: str | None) -> SavedWeights:
             return await _weights.to_file(open_stream, name, address, Path(path))
 
         return await self._fetched(timeout, save)

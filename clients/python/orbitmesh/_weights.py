@@ -18,6 +18,7 @@ from orbitmesh._streams import next_message
 from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError, TransportError
 from orbitmesh.pack.store import put_in_place
 from orbitmesh.rpc import keep_status
+from orbitmesh.training_results import SavedWeights
 from orbitmesh.v1 import aggregator_pb2
 
 if TYPE_CHECKING:
@@ -78,8 +79,8 @@ async def in_memory(open_stream: Open, name: str, address: str | None) -> npt.ND
     return await _again_and_again(take)
 
 
-async def to_file(open_stream: Open, name: str, address: str | None, path: Path) -> Path:
-    """Writes the weights as an array of numpy's format, and says where; the file is there whole, or not at all.
+async def to_file(open_stream: Open, name: str, address: str | None, path: Path) -> SavedWeights:
+    """Writes the weights as an array of numpy's format; the file is there whole, or not at all.
 
     Raises:
         InvalidInputError: the file cannot be written, or they are larger than `FILE_BYTES`.
@@ -88,7 +89,7 @@ async def to_file(open_stream: Open, name: str, address: str | None, path: Path)
     """
     place = await asyncio.to_thread(path.expanduser)
 
-    async def take() -> None:
+    async def take() -> SavedWeights:
         async with _Stream(await open_stream(), name, address, FILE_BYTES) as stream:
             file = await asyncio.to_thread(_beside, place)
             written = Path(file.name)
@@ -100,12 +101,12 @@ async def to_file(open_stream: Open, name: str, address: str | None, path: Path)
                 await asyncio.to_thread(put_in_place, written, place)
             finally:
                 await asyncio.to_thread(written.unlink, missing_ok=True)
+            return SavedWeights(place, stream.head.values, stream.head.sha256.hex(), stream.head.rounds_done)
 
     try:
-        await _again_and_again(take)
+        return await _again_and_again(take)
     except OSError as error:
         raise InvalidInputError(f"cannot write {place}: {error.strerror}; give another path") from None
-    return place
 
 
 def npy_header(values: int) -> bytes:

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
-from orbitmesh._loop import LoopThread, next_of
+from orbitmesh._loop import LoopThread, end_of, next_of
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
@@ -17,7 +17,7 @@ from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
 from orbitmesh.trace.breakdown import Breakdown
-from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SecureSums, TrainingStatus
+from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SavedWeights, SecureSums, TrainingStatus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -468,7 +468,7 @@ class Training:
         finally:
             # Where the mesh is closed already, the stream went with it.
             if not self._loop.stopped:
-                self._loop.run(updates.aclose())
+                self._loop.run(end_of(updates))
 
     def wait(self, *, timeout: float | None = None) -> TrainingStatus:
         """Waits until the run is done, and returns how it ended, with all its rounds.
@@ -539,7 +539,7 @@ class Training:
         """
         return self._loop.run(self._core.weights(timeout=timeout))
 
-    def save_weights(self, path: str | Path, *, timeout: float = WEIGHTS_DEADLINE_S) -> Path:
+    def save_weights(self, path: str | Path, *, timeout: float = WEIGHTS_DEADLINE_S) -> SavedWeights:
         """Writes the weights after the last whole round to a file that `numpy.load` reads, however large they are. The
         file is there whole, its SHA-256 compared, or not at all.
 
@@ -552,8 +552,8 @@ class Training:
             IntegrityError: what came is not what its digest says.
 
         Example:
-            >>> training.save_weights("run.npy")
-            PosixPath('run.npy')
+            >>> training.save_weights("run.npy").values
+            7850
         """
         return self._loop.run(self._core.save_weights(path, timeout=timeout))
 

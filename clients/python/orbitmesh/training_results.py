@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 ENDED = frozenset({"done", "cancelled", "failed"})
 """States of a run in which it does nothing more by itself."""
@@ -217,6 +218,25 @@ class TrainingStatus:
             False
         """
         return self.state in ENDED
+
+
+@dataclass(frozen=True)
+class SavedWeights:
+    """Weights that were written to a file.
+
+    Example:
+        >>> mesh.training("run").save_weights("run.npy").rounds_done
+        12
+    """
+
+    path: Path
+    """The file."""
+    values: int
+    """How many values it holds, float32."""
+    sha256: str
+    """SHA-256 of them, little-endian, in hexadecimal; of the values, not of the file."""
+    rounds_done: int
+    """The round that they are after."""
 
 
 @dataclass(frozen=True)
