@@ -31,6 +31,14 @@ COMMANDS = (
     ["delete"],
     ["generate"],
     ["explain"],
+    ["train", "start"],
+    ["train", "status"],
+    ["train", "watch"],
+    ["train", "resume"],
+    ["train", "cancel"],
+    ["train", "ledger"],
+    ["train", "curves"],
+    ["train", "weights"],
     ["model", "pack"],
     ["model", "show"],
     ["model", "verify"],
@@ -86,6 +94,12 @@ def test_version_in_both_forms(capsys: pytest.CaptureFixture[str]) -> None:
         ["generate", "demo", "a", "--token-ids", "1"],
         ["deploy", "x", "--codec", "gzip"],
         ["deploy", "x", "--stages", "three"],
+        ["train"],
+        ["train", "start", "digits"],
+        ["train", "start", "digits", "--rounds", "3", "--epochs", "1", "--steps", "1"],
+        ["train", "start", "digits", "--rounds", "3", "--strategy", "fedprox:mu"],
+        ["train", "start", "digits", "--rounds", "3", "--strategy", ":mu=1"],
+        ["train", "weights", "run"],
         ["pki"],
     ],
 )
@@ -102,7 +116,11 @@ def test_wrong_usage_is_exit_code_2_in_both_forms(arguments: list[str], capsys: 
     assert json.loads(out)["error"]["reason"] == "INVALID_INPUT"
 
 
-@pytest.mark.parametrize("command", [["status"], ["nodes"], ["generate", "demo", "x"], ["explain"], ["delete", "x"]])
+@pytest.mark.parametrize(
+    "command",
+    [["status"], ["nodes"], ["generate", "demo", "x"], ["explain"], ["delete", "x"], ["train", "status"]],
+    ids=" ".join,
+)
 def test_without_a_mesh_the_way_to_one_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 1, and what to do."""
     code, out, err = run(capsys, *command)
@@ -233,6 +251,9 @@ def test_values_become_plain_json() -> None:
     assert made["at"] == "2026-01-02T00:00:00+00:00"
     assert made["path"] == "/a"
     assert plain(Link(20, 100)) == {"latency_ms": 20, "rate_mbps": 100}
+    assert plain({"loss": float("nan"), "norm": -float("inf"), "count": 1.5}) == {
+        "loss": None, "norm": None, "count": 1.5
+    }  # fmt: skip
     json.dumps(made)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from orbitmesh.cli import bench, contacts, demo, deploy, explain, generate, model, pki, status, up
+from orbitmesh.cli import bench, contacts, demo, deploy, explain, generate, model, pki, status, train, up
 from orbitmesh.cli.output import FAILED, INTERRUPTED, USAGE, Output
 from orbitmesh.errors import InvalidInputError, MeshError
 
@@ -24,6 +24,7 @@ examples:
   orbitmesh deploy models/pydoc --name demo --stages 3
   orbitmesh generate demo "The with statement"
   orbitmesh explain                               where the time of the last answer went
+  orbitmesh train start digits --rounds 20 --watch   what the nodes have becomes one model; no data travels
   orbitmesh down
 
 exit codes: 0 done, 1 the mesh says no, 2 wrong usage, 130 interrupted
@@ -46,12 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
     parser = _Parser(
         prog="orbitmesh",
-        description="Run AI models that are split over satellites, edge nodes and the ground.",
+        description="Run and train AI models over satellites, edge nodes and the ground.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for module in (demo, up, status, deploy, generate, explain, contacts, model, pki, bench):
+    for module in (demo, up, status, deploy, generate, explain, train, contacts, model, pki, bench):
         module.register(subparsers)
     return parser
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ _ADVICE: tuple[tuple[type[MeshError], str], ...] = (
 
 def plain(value: Any) -> Any:
     """The value as JSON knows it: dataclasses as objects, ranges as [first, one past the last], times in ISO
-    8601."""
+    8601, numbers that are not finite as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, range):
@@ -69,6 +70,8 @@ def plain(value: Any) -> Any:
         return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     return str(value) if isinstance(value, Path) else value
 
 
@@ -76,6 +79,8 @@ def advice(error: MeshError) -> str:
     """What to do about an error."""
     if error.reason == "ALREADY_EXISTS":
         return "take another name, or remove what is there first (`orbitmesh delete`, `orbitmesh down`)"
+    if error.reason == "FAILED_PRECONDITION":
+        return "see to what the message names, then retry"
     return next((text for kind, text in _ADVICE if isinstance(error, kind)), "retry")
 
 

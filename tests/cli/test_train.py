@@ -1,0 +1,382 @@
+"""`orbitmesh train` on a mesh of real processes, and what it shows where a gateway tells it what a test needs."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+from orbitmesh import Mesh
+from orbitmesh._loop import LoopThread
+from orbitmesh.cli.main import main
+from orbitmesh.cli.train import strategy
+from orbitmesh.trust import Role, init_mesh, issue
+from orbitmesh.v1 import aggregator_pb2, training_pb2
+from services.training.task import find_task
+from tests.sdk.small_aggregator import RUNNING, SmallAggregator, a_round, saying, told
+from tests.sdk.small_gateway import SmallGateway, serve
+
+WAIT_S = 60.0
+PNG = b"\x89PNG\r\n\x1a\n"
+COMMAND = """
+import signal, sys
+from orbitmesh.cli.main import main
+# Shells let what they start in the background ignore Ctrl-C, and that is inherited.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main())
+"""
+
+
+@pytest.fixture(scope="module")
+def mesh() -> Iterator[Mesh]:
+    """Two satellites and a ground node."""
+    with Mesh.local(nodes=3) as local:
+        yield local
+
+
+@pytest.fixture(autouse=True)
+def handler_is_put_back() -> Iterator[None]:
+    """`main` takes SIGTERM; the test's own comes back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+class Commands:
+    """Runs `orbitmesh train ...` against a mesh, in this process."""
+
+    def __init__(self, where: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        self._where = where
+        self._capsys = capsys
+
+    def __call__(self, *arguments: str) -> tuple[int, str, str]:
+        code = main(["train", *arguments, *self._where])
+        captured = self._capsys.readouterr()
+        return code, captured.out, captured.err
+
+    def documents(self, *arguments: str) -> list[dict[str, Any]]:
+        """What it writes with `--json`, where it must succeed."""
+        code, out, err = self(*arguments, "--json")
+        assert (code, err) == (0, ""), out
+        return [json.loads(line) for line in out.splitlines()]
+
+    def error(self, *arguments: str) -> dict[str, Any]:
+        """The error that it must end with."""
+        code, out, err = self(*arguments, "--json")
+        assert (code, err) == (1, "")
+        error: dict[str, Any] = json.loads(out.splitlines()[-1])["error"]
+        return error
+
+
+@pytest.fixture
+def train(mesh: Mesh, capsys: pytest.CaptureFixture[str]) -> Commands:
+    """Against the mesh of real processes."""
+    return Commands(["--gateway", mesh.local.gateway, "--identity", str(mesh.local.identity)], capsys)
+
+
+@pytest.fixture(scope="module")
+def trained(mesh: Mesh) -> str:
+    """A run that is done: four rounds of digits."""
+    return mesh.train("done", task="digits", rounds=4, seed=3).wait().name
+
+
+def test_a_run_is_begun_and_watched_to_its_end(train: Commands) -> None:
+    """One line for each round, in order, with what was measured and what it cost; then how it ended."""
+    code, out, _ = train("start", "digits", "--name", "seen", "--rounds", "3", "--watch", "--nodes", "sat-1,sat-2")
+    lines = out.splitlines()
+    assert code == 0
+    assert lines[0].startswith("seen: digits on 2 nodes, 3 rounds of fedavg")
+    rounds = [line for line in lines if line.startswith("round ")]
+    assert [line.partition(":")[0] for line in rounds] == ["round 0", "round 1", "round 2"]
+    for line in rounds:
+        assert "accuracy 0." in line
+        assert "train loss " in line
+        assert " up, " in line
+        assert "2 of 2 nodes" in line
+    assert "seen is done after 3 rounds" in lines
+
+
+def test_machines_get_every_update_as_a_document(train: Commands) -> None:
+    """What was begun, how it went, and at last the run as it ended."""
+    begun, *updates = train.documents("start", "digits", "--name", "machine", "--rounds", "2", "--watch")
+    assert (begun["event"], begun["run"]["spec"]["task"]) == ("begun", "digits")
+    assert {each["event"] for each in updates} == {"update"}
+    assert updates[-1]["run"]["state"] == "done"
+    done = {each["index"] for update in updates for each in update["run"]["rounds"] if each["done_at"]}
+    assert done == {0, 1}
+
+
+def test_runs_are_listed_and_one_is_shown_with_its_nodes_and_rounds(train: Commands, trained: str) -> None:
+    """For people a table, for machines everything."""
+    assert trained in train("status")[1]
+    shown = train("status", trained)[1]
+    assert all(word in shown for word in ("sat-1", "sat-2", "ground-1", "accuracy", "done after 4 rounds"))
+    [document] = train.documents("status", trained)
+    assert [each["index"] for each in document["run"]["rounds"]] == [0, 1, 2, 3]
+    [listed] = train.documents("status")
+    assert trained in [run["name"] for run in listed["runs"]]
+
+
+def test_a_run_that_is_over_is_watched_from_a_round_on(train: Commands, trained: str) -> None:
+    """Rounds before it are left out."""
+    code, out, _ = train("watch", trained, "--from-round", "2")
+    assert code == 0
+    assert [line[:7] for line in out.splitlines() if line.startswith("round")] == ["round 2", "round 3"]
+
+
+def test_weights_are_the_same_as_a_vector_and_by_name_and_worth_what_was_said(
+    train: Commands, trained: str, tmp_path: Path
+) -> None:
+    """Loaded into a model of the task they give the figures that the mesh measured after the last round."""
+    [vector] = train.documents("weights", trained, "--out", str(tmp_path / "w.npy"))
+    [named] = train.documents("weights", trained, "--out", str(tmp_path / "w.safetensors"))
+    assert (vector["rounds_done"], vector["sha256"]) == (4, named["sha256"])
+    task = find_task("digits")
+    model = task.model(0)
+    model.load_state_dict(load_file(tmp_path / "w.safetensors"))
+    flat = np.concatenate([tensor.numpy().reshape(-1) for tensor in model.state_dict().values()])
+    assert flat.tobytes() == np.load(tmp_path / "w.npy", allow_pickle=False).tobytes()
+    [document] = train.documents("status", trained)
+    figures = document["run"]["rounds"][-1]["figures"]
+    assert task.evaluate(model) == pytest.approx(figures, rel=1e-5)
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["w.npy", "w.safetensors"]
+
+
+def test_what_cannot_be_written_is_said_before_anything_is_fetched(
+    train: Commands, trained: str, tmp_path: Path
+) -> None:
+    """A kind of file that is not known, a task that writes no directory, a folder that is not there."""
+    assert ".npy" in train.error("weights", trained, "--out", str(tmp_path / "w.bin"))["message"]
+    assert "no model directory" in train.error("weights", trained, "--out", f"{tmp_path}/")["message"]
+    for name in ("w.npy", "w.safetensors"):
+        error = train.error("weights", trained, "--out", str(tmp_path / "nowhere" / name))
+        assert (error["reason"], "cannot write" in error["message"]) == ("INVALID_INPUT", True)
+
+
+def test_curves_are_drawn_from_what_was_measured(train: Commands, trained: str, tmp_path: Path) -> None:
+    """A picture, and the points in it: bytes add up over the rounds."""
+    [document] = train.documents("curves", trained, "--out", str(tmp_path / "c.png"))
+    assert (tmp_path / "c.png").read_bytes().startswith(PNG)
+    [curve] = document["runs"]
+    [status] = train.documents("status", trained)
+    sent = [each["up_bytes"] for each in status["run"]["rounds"]]
+    assert curve["rounds"] == [1, 2, 3, 4]
+    assert curve["up_bytes"] == np.cumsum(sent).tolist()
+    assert [each["accuracy"] for each in curve["figures"]] == [
+        each["figures"]["accuracy"] for each in status["run"]["rounds"]
+    ]
+    assert "PNG" in train.error("curves", trained, "--out", str(tmp_path / "c.gif"))["message"]
+
+
+def test_a_run_is_cancelled_and_goes_on_for_more_rounds(train: Commands) -> None:
+    """Cancelled it stays where it is; resumed it begins with the next round and ends with the last."""
+    train("start", "mnist5k", "--name", "long", "--rounds", "1000")
+    code, out, _ = train("cancel", "long")
+    assert code == 0
+    assert "is cancelled after" in out
+    [status] = train.documents("status", "long")
+    done = status["run"]["rounds_done"]
+    assert status["run"]["state"] == "cancelled"
+    assert train("watch", "long")[0] == 1
+    code, out, _ = train("resume", "long", "--rounds", str(done + 1), "--watch")
+    assert code == 0
+    assert f"goes on after {done} of {done + 1} rounds" in out
+    assert [line.partition(":")[0] for line in out.splitlines() if line.startswith("round")] == [f"round {done}"]
+    assert "had ended before: done" in train("cancel", "long")[1]
+
+
+def test_what_the_mesh_refuses_is_exit_code_1(train: Commands, trained: str) -> None:
+    """Each with its reason."""
+    assert train.error("watch", "nothing")["reason"] == "NOT_FOUND"
+    assert train.error("start", "digits", "--name", trained, "--rounds", "2")["reason"] == "ALREADY_EXISTS"
+    assert train.error("start", "digits", "--name", "Not a name", "--rounds", "2")["reason"] == "INVALID_INPUT"
+    assert train.error("resume", trained)["reason"] == "FAILED_PRECONDITION"
+    assert train.error("ledger", trained)["reason"] == "FAILED_PRECONDITION"
+    error = train.error("start", "digits", "--name", "odd", "--rounds", "2", "--strategy", "sorcery:power=9")
+    assert "fedavg" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--threshold", "3"],
+        ["--bits", "8"],
+        ["--epsilon", "3"],
+        ["--clip", "1"],
+        ["--privacy", "record"],
+    ],
+    ids=" ".join,
+)
+def test_options_that_mean_nothing_alone_are_refused(arguments: list[str], train: Commands) -> None:
+    """The message names the one that lacks."""
+    error = train.error("start", "digits", "--name", "half", "--rounds", "2", *arguments)
+    assert "--secure-sums" in error["message"] or "--privacy" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "options"),
+    [
+        ("fedavg", "fedavg", {}),
+        ("fedprox:mu=0.1", "fedprox", {"mu": 0.1}),
+        ("fedadam:lr=1e-2, beta1=0.9,", "fedadam", {"lr": 0.01, "beta1": 0.9}),
+    ],
+)
+def test_a_strategy_is_written_with_its_options(text: str, name: str, options: dict[str, float]) -> None:
+    """Name, colon, numbers by name."""
+    assert strategy(text) == (name, options)
+
+
+@pytest.mark.parametrize("text", ["", ":mu=1", "fedprox:mu", "fedprox:=1", "fedprox:mu=much", "fedprox:mu=1;b=2"])
+def test_a_strategy_of_another_form_is_wrong_usage(text: str) -> None:
+    """Nothing is guessed."""
+    with pytest.raises(argparse.ArgumentTypeError, match="expected such as"):
+        strategy(text)
+
+
+async def for_ever(request: Any, context: Any) -> AsyncIterator[aggregator_pb2.WatchRunResponse]:
+    """One round done, and then nothing more."""
+    yield told(RUNNING, a_round(0, figures={"accuracy": 0.5}), a_round(1, done=False))
+    await asyncio.Event().wait()
+
+
+@pytest.fixture(scope="module")
+def told_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallAggregator, list[str]]]:
+    """An aggregator that tells what a test wants, and the options that lead to it."""
+    base = tmp_path_factory.mktemp("pki")
+    init_mesh(base / "ca")
+    identity = issue(base / "ca", Role.GATEWAY, "gateway", base / "gateway")
+    issue(base / "ca", Role.CLIENT, "me", base / "me")
+    loop, gateway, small = LoopThread(), SmallGateway(), SmallAggregator(aggregator_pb2.Run(name="run"))
+    server = loop.run(serve(gateway, identity, small))
+    yield small, ["--gateway", gateway.address, "--identity", str(base / "me")]
+    loop.run(server.stop(None))
+    loop.stop()
+
+
+def spec(**more: Any) -> training_pb2.TrainingSpec:
+    return training_pb2.TrainingSpec(task="digits", rounds=4, evaluate=True, **more)
+
+
+def test_stragglers_waits_and_what_privacy_costs_are_told(
+    told_mesh: tuple[SmallAggregator, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A round is told once its figures are there, and a wait is no line of stdout."""
+    small, where = told_mesh
+    privacy = training_pb2.Privacy(unit=training_pb2.PRIVACY_UNIT_NODE, epsilon=8.0)
+    asked = spec(privacy=privacy)
+    late: dict[str, Any] = {"given_up": {"sat-2": "silent for 60 s"}, "contributed": ["sat-1"], "epsilon": 0.5}
+    small.watching = [
+        saying(
+            told(RUNNING, a_round(0, **late), spec=asked),
+            told(aggregator_pb2.RUN_STATE_PAUSED, why="sat-1 is out of sight", spec=asked),
+            told(RUNNING, a_round(0, figures={"loss": 1.5, "accuracy": 0.25}, **late), spec=asked),
+            told(RUNNING, a_round(1), spec=asked),
+            told(aggregator_pb2.RUN_STATE_DONE, a_round(2), spec=asked, rounds_done=3, why="the budget is spent"),
+        )
+    ]
+    code, out, err = Commands(where, capsys)("watch", "run")
+    first, second, third, end = out.splitlines()[:4]
+    assert code == 0
+    assert first.startswith("round 0: accuracy 0.25, loss 1.5, 0 B up, 0 B down, epsilon 0.500 of 8, ")
+    assert first.endswith("1 of 2 nodes; without sat-2 (silent for 60 s)")
+    assert second.startswith("round 1: 10 B up")
+    assert third.startswith("round 2: 20 B up")
+    assert end == "run is done after 3 rounds: the budget is spent"
+    assert err == "waiting: sat-1 is out of sight\n"
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [(aggregator_pb2.RUN_STATE_FAILED, "not finite"), (aggregator_pb2.RUN_STATE_CANCELLED, "cancelled after 2")],
+)
+def test_watching_a_run_that_does_not_get_done_ends_with_1(
+    state: aggregator_pb2.RunState,
+    words: str,
+    told_mesh: tuple[SmallAggregator, list[str]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And says why."""
+    small, where = told_mesh
+    small.watching = [saying(told(state, why="the loss is not finite", rounds_done=2, spec=spec()))]
+    code, out, err = Commands(where, capsys)("watch", "run")
+    assert code == 1
+    assert words in out + err
+
+
+def test_a_loss_that_is_no_number_is_null_for_machines(
+    told_mesh: tuple[SmallAggregator, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A run that diverges is not one whose JSON cannot be read."""
+    small, where = told_mesh
+    diverged = a_round(0, figures={"loss": float("nan")}, train_loss=float("inf"))
+    small.watching = [saying(told(aggregator_pb2.RUN_STATE_DONE, diverged, spec=spec()))]
+    [update] = Commands(where, capsys).documents("watch", "run")
+    [told_round] = update["run"]["rounds"]
+    assert (told_round["figures"], told_round["train_loss"]) == ({"loss": None}, None)
+
+
+@pytest.mark.parametrize("where_to", ["a terminal", "a pipe", "machines"])
+def test_ctrl_c_ends_the_watching_and_says_that_the_run_goes_on(
+    where_to: str, told_mesh: tuple[SmallAggregator, list[str]]
+) -> None:
+    """Exit code 130, how to come back, and no request but the watch itself was sent."""
+    small, where = told_mesh
+    small.watching, small.asked[:] = [for_ever], []
+    command = [sys.executable, "-c", COMMAND, "train", "watch", "run", *where]
+    said, code = (on_a_terminal if where_to == "a terminal" else elsewhere)(
+        [*command, "--json"] if where_to == "machines" else command
+    )
+    assert code == 130, said
+    if where_to == "machines":
+        assert json.loads(said.splitlines()[-1]) == {"event": "interrupted", "run": "run"}
+    else:
+        assert "the run goes on" in said
+        assert "orbitmesh train watch run" in said
+        assert "Traceback" not in said
+    assert {type(each).__name__ for each in small.asked} == {"GetRunRequest", "WatchRunRequest"}
+
+
+def elsewhere(command: list[str]) -> tuple[str, int]:
+    """Output of a command that is interrupted once it has shown the first round."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        said += process.stdout.read()
+        return said, process.wait(WAIT_S)
+
+
+def on_a_terminal(command: list[str]) -> tuple[str, int]:
+    """The same where standard output is a terminal: the table is drawn before the interrupt."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    ) as process:  # fmt: skip
+        os.close(theirs)
+        said = b""
+        sent = False
+        while True:
+            try:
+                piece = os.read(ours, 4096)
+            except OSError:
+                break  # Linux says so where the other end is closed
+            if not piece:
+                break
+            said += piece
+            if not sent and b"accuracy" in said and b"0.5" in said:
+                process.send_signal(signal.SIGINT)
+                sent = True
+        os.close(ours)
+        return said.decode(errors="replace"), process.wait(WAIT_S)
