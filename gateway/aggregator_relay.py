@@ -58,6 +58,10 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
         """Lets one go on."""
         return await self._unary("ResumeRun", request)
 
+    async def DeleteRun(self, request: aggregator_pb2.DeleteRunRequest, context: Any) -> Any:  # noqa: N802
+        """Removes a run that has ended."""
+        return await self._unary("DeleteRun", request)
+
     async def GetLedger(self, request: aggregator_pb2.GetLedgerRequest, context: Any) -> Any:  # noqa: N802
         """Says what its promise of privacy has cost."""
         return await self._unary("GetLedger", request)

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 from orbitmesh.errors import InvalidInputError, MeshError, SealError
@@ -84,7 +85,7 @@ class RunDriver:
         self._store = store
         self._spool = spools("contributions")
         self._accounting: Accounting | None = None
-        run = f"{record.name}.{hashlib.sha256(record.request_id.encode()).hexdigest()[:8]}"
+        run = self.wire_name = f"{record.name}.{hashlib.sha256(record.request_id.encode()).hexdigest()[:8]}"
         self._events = Listening(self)
         links = {
             node: NodeLink(run, node, partial(dial, node), partial(members.away_s, node), self._events, log)
@@ -154,8 +155,10 @@ class RunDriver:
                 spent = await self._lead(index)
             await self._measure_last()
             await self.book.say("done", spent)
-            for link in links:
-                await link.tell(end_order())
+            if not self.spec.secure and not self.spec.private:
+                # Nodes keep what they must not lose (keys, the account of their noise) until the run is deleted.
+                for link in links:
+                    await link.tell(end_order())
         except MeshError as error:
             self._log.warning("run_failed", run=self.name, reason=error.reason, detail=error.message)
             await self.book.say("failed", f"{error.message} ({error.reason})")
@@ -236,7 +239,7 @@ class RunDriver:
             for node in state.waiting:
                 stored = await asyncio.to_thread(self._durable, index, node)
                 if stored is not None:
-                    state = advance(state, Arrived(node, index, stored))
+                    state = advance(state, Arrived(node, index, replace(stored, begun=index)))
         return state
 
     def _durable(self, index: int, node: str) -> Stored | None:

@@ -7,10 +7,10 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from orbitmesh.errors import CapacityError, InvalidInputError, NodeLostError
+from orbitmesh.errors import CapacityError, InvalidInputError, MeshError, NodeLostError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.trust import IdentitySource, Role
-from orbitmesh.v1 import aggregator_pb2
+from orbitmesh.v1 import aggregator_pb2, wire_pb2
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, StreamCall, dial
 from services.aggregator.driver import RunDriver
@@ -19,6 +19,7 @@ from services.aggregator.serving import Serving
 from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
 from services.aggregator.spool import Spool
 from services.aggregator.store import INITIAL, NAME, RunRecord, RunStore
+from services.aggregator.tasks import end_order
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.runtime.tracing import SpanSink
@@ -149,6 +150,40 @@ class Runs:
         driver.book.changed.tell()
         self._lead(again)
         return again.message()
+
+    async def delete(self, name: str) -> aggregator_pb2.DeleteRunResponse:
+        """Removes a run that has ended, here and at its nodes.
+
+        Raises:
+            InvalidInputError: `NOT_FOUND`, or `FAILED_PRECONDITION` where it goes on.
+        """
+        driver = self.get(name)
+        if not driver.book.ended:
+            raise InvalidInputError(f"{name!r} goes on: cancel it first", reason="FAILED_PRECONDITION")
+        await self._halt(name)
+        async with asyncio.TaskGroup() as tasks:
+            told = {node: tasks.create_task(self._tell_end(node, driver)) for node in driver.spec.nodes}
+        del self._drivers[name]
+        await asyncio.to_thread(self._store.remove, name)
+        driver.book.changed.tell()
+        return aggregator_pb2.DeleteRunResponse(not_told=[node for node, task in told.items() if not task.result()])
+
+    async def _tell_end(self, node: str, driver: RunDriver) -> bool:
+        """Tells a node that a run is over for good; False where it could not be told."""
+        info = end_order()
+        info.run = driver.wire_name
+        try:
+            session = await self._dial(node)
+        except MeshError:
+            return False
+        try:
+            await session.send(wire_pb2.TransferInfo(training=info))
+            await session.flush()
+            return True
+        except MeshError:
+            return False
+        finally:
+            await session.close()
 
     async def watch(
         self, name: str, from_round: int, draining: asyncio.Event

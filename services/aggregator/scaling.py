@@ -18,10 +18,10 @@ from services.privacy.rounding import rounded_norm
 from services.updates.integers import largest_integer, scale_for
 from services.updates.spans import SPAN_VALUES, Floats
 
-FIRST_BOUND = 0.05
-"""The largest value that fits in the first round, before anything is known of the updates."""
-HEADROOM = 4.0
-"""The bound over the largest value of the last mean."""
+FIRST_BOUND, FIRST_BOUND_MAX = 0.05, 1.0
+"""The largest value that fits in the first round, before anything is known of the updates: with 8 bits; with more."""
+HEADROOM, HEADROOM_MAX = 4.0, 64.0
+"""The bound over the largest value of the last mean: with 8 bits, where steps are dear; with more."""
 CHANGE_MAX = 8.0
 """By how much the bound changes between two rounds, at most."""
 BOUND_MIN, BOUND_MAX = 2.0**-40, 2.0**20
@@ -45,7 +45,9 @@ class Scaling:
 
     def __init__(self, spec: RunSpec) -> None:
         self._spec = spec
-        self.bound = FIRST_BOUND
+        spare = 2.0 ** max(0, spec.sum_bits - 8)
+        self.bound = min(FIRST_BOUND_MAX, FIRST_BOUND * spare)
+        self._headroom = min(HEADROOM_MAX, HEADROOM * spare)
 
     def clip_steps(self, values: int) -> float:
         """The longest vector of one node in steps, after rounding; 0 where no noise is shared."""
@@ -85,6 +87,6 @@ class Scaling:
     def learn(self, delta: Floats) -> None:
         """Takes a round's mean into account."""
         largest = float(np.abs(delta).max(initial=0.0))
-        wanted = min(max(HEADROOM * largest, self.bound / CHANGE_MAX), self.bound * CHANGE_MAX)
+        wanted = min(max(self._headroom * largest, self.bound / CHANGE_MAX), self.bound * CHANGE_MAX)
         self.bound = min(max(wanted, BOUND_MIN), BOUND_MAX)
 

@@ -94,6 +94,12 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         """Lets one go on."""
         return aggregator_pb2.ResumeRunResponse(run=await self._runs.resume(request.name, request.rounds))
 
+    async def DeleteRun(  # noqa: N802
+        self, request: aggregator_pb2.DeleteRunRequest, context: Any
+    ) -> aggregator_pb2.DeleteRunResponse:
+        """Removes one."""
+        return await self._runs.delete(request.name)
+
     async def GetLedger(  # noqa: N802
         self, request: aggregator_pb2.GetLedgerRequest, context: Any
     ) -> aggregator_pb2.GetLedgerResponse:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shutil
 import sqlite3
 import threading
 from collections.abc import Iterable
@@ -130,6 +131,12 @@ class RunStore:
                 metadata={"run": run.name},
             )
         return found
+
+    def remove(self, name: str) -> None:
+        """Removes a run and its files."""
+        with self._lock:
+            self._db.execute("DELETE FROM runs WHERE name = ?", (name,))
+        shutil.rmtree(self._directory / name, ignore_errors=True)
 
     def get(self, name: str) -> RunRecord:
         """A run.

@@ -233,6 +233,18 @@ class ResumeRunResponse(_message.Message):
     run: Run
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
+class DeleteRunRequest(_message.Message):
+    __slots__ = ("name",)
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    def __init__(self, name: _Optional[str] = ...) -> None: ...
+
+class DeleteRunResponse(_message.Message):
+    __slots__ = ("not_told",)
+    NOT_TOLD_FIELD_NUMBER: _ClassVar[int]
+    not_told: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, not_told: _Optional[_Iterable[str]] = ...) -> None: ...
+
 class GetLedgerRequest(_message.Message):
     __slots__ = ("name",)
     NAME_FIELD_NUMBER: _ClassVar[int]

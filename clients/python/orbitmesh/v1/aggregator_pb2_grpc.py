@@ -65,6 +65,11 @@ class AggregatorServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.ResumeRunRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.ResumeRunResponse.FromString,
                 _registered_method=True)
+        self.DeleteRun = channel.unary_unary(
+                '/orbitmesh.v1.AggregatorService/DeleteRun',
+                request_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.DeleteRunRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.DeleteRunResponse.FromString,
+                _registered_method=True)
         self.GetLedger = channel.unary_unary(
                 '/orbitmesh.v1.AggregatorService/GetLedger',
                 request_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.GetLedgerRequest.SerializeToString,
@@ -128,6 +133,13 @@ class AggregatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRun(self, request, context):
+        """Removes a run that has ended: its weights here, and what its nodes keep of it. Its name is free again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetLedger(self, request, context):
         """Says what a run's promise of privacy has cost so far, round by round.
         """
@@ -181,6 +193,11 @@ def add_AggregatorServiceServicer_to_server(servicer, server):
                     servicer.ResumeRun,
                     request_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.ResumeRunRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.ResumeRunResponse.SerializeToString,
+            ),
+            'DeleteRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRun,
+                    request_deserializer=orbitmesh_dot_v1_dot_aggregator__pb2.DeleteRunRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_aggregator__pb2.DeleteRunResponse.SerializeToString,
             ),
             'GetLedger': grpc.unary_unary_rpc_method_handler(
                     servicer.GetLedger,
@@ -361,6 +378,33 @@ class AggregatorService:
             '/orbitmesh.v1.AggregatorService/ResumeRun',
             orbitmesh_dot_v1_dot_aggregator__pb2.ResumeRunRequest.SerializeToString,
             orbitmesh_dot_v1_dot_aggregator__pb2.ResumeRunResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.AggregatorService/DeleteRun',
+            orbitmesh_dot_v1_dot_aggregator__pb2.DeleteRunRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_aggregator__pb2.DeleteRunResponse.FromString,
             options,
             channel_credentials,
             insecure,
