@@ -30,7 +30,9 @@ UNARY = {
     "ListRuns": aggregator_pb2.ListRunsRequest(),
     "CancelRun": aggregator_pb2.CancelRunRequest(name="run"),
     "ResumeRun": aggregator_pb2.ResumeRunRequest(name="run", rounds=7),
+    "DeleteRun": aggregator_pb2.DeleteRunRequest(name="run"),
     "GetLedger": aggregator_pb2.GetLedgerRequest(name="run"),
+    "Predict": aggregator_pb2.PredictRequest(name="run", inputs=training_pb2.Inputs(shape=[1, 2], data=bytes(8))),
 }
 STREAMS = {
     "WatchRun": aggregator_pb2.WatchRunRequest(name="run", from_round=3),
@@ -82,6 +84,13 @@ class Aggregator(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def GetLedger(self, request: Any, context: Any) -> Any:  # noqa: N802
         entry = aggregator_pb2.LedgerEntry(round=1, node="sat-1", epsilon=0.5)
         return await self._answer("GetLedger", request, aggregator_pb2.GetLedgerResponse(entries=[entry]))
+
+    async def DeleteRun(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return await self._answer("DeleteRun", request, aggregator_pb2.DeleteRunResponse(not_told=["sat-1"]))
+
+    async def Predict(self, request: Any, context: Any) -> Any:  # noqa: N802
+        outputs = training_pb2.Inputs(shape=[1, 1], data=bytes([0, 0, 128, 63]))
+        return await self._answer("Predict", request, aggregator_pb2.PredictResponse(outputs=outputs, node="sat-1"))
 
     async def WatchRun(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._answer("WatchRun", request, None)
@@ -157,6 +166,13 @@ async def asked(stub: Any, method: str, timeout_s: float | None = WAIT_S) -> lis
     if method in UNARY:
         return [await getattr(stub, method)(UNARY[method], timeout=timeout_s)]
     return [answer async for answer in getattr(stub, method)(STREAMS[method], timeout=timeout_s)]
+
+
+def test_these_are_all_methods_of_the_contract() -> None:
+    """A method that is added is not left out here in silence."""
+    service = aggregator_pb2.DESCRIPTOR.services_by_name["AggregatorService"]
+    assert {method.name for method in service.methods if not method.server_streaming} == set(UNARY)
+    assert {method.name for method in service.methods if method.server_streaming} == set(STREAMS)
 
 
 @pytest.mark.parametrize("method", [*UNARY, *STREAMS])

@@ -25,6 +25,7 @@ from orbitmesh import (
     Mesh,
     Privacy,
     SecureSums,
+    TrainingContribution,
     TransportError,
     _training,
     _weights,
@@ -187,7 +188,13 @@ async def test_a_run_is_told_as_it_is(aggregator: SmallAggregator, trained: Asyn
             up_bytes=11, down_bytes=12,
         )],
         rounds=[
-            a_round(3, contributed=["sat-1"], given_up={"sat-2": "silent"}, figures={"accuracy": 0.5}, train_loss=0.0),
+            a_round(
+                3, contributed=["sat-1"], given_up={"sat-2": "silent"}, figures={"accuracy": 0.5}, train_loss=0.0,
+                sum_s=0.125,
+                contributions=[aggregator_pb2.RunContribution(
+                    node="sat-1", examples=100, size_bytes=11, staleness=1, down_s=1, train_s=2, wait_s=3, up_s=4
+                )],
+            ),
             a_round(4, done=False),
         ],
         epsilon=0.25,
@@ -204,6 +211,8 @@ async def test_a_run_is_told_as_it_is(aggregator: SmallAggregator, trained: Asyn
     assert (node.up_bytes, node.down_bytes) == (11, 12)
     third, fourth = status.rounds
     assert (third.contributed, third.given_up, third.figures) == (("sat-1",), {"sat-2": "silent"}, {"accuracy": 0.5})
+    assert third.contributions == (TrainingContribution("sat-1", 100, 11, 1, 1.0, 2.0, 3.0, 4.0),)
+    assert (third.sum_s, fourth.contributions) == (0.125, ())
     assert (third.train_loss, third.done_at) == (0.0, datetime(2026, 3, 1, 12, 3, tzinfo=UTC))
     assert (fourth.train_loss, fourth.done_at, fourth.up_bytes) == (None, None, 40)
     assert [run.name for run in await trained.trainings()] == ["run"]

@@ -16,6 +16,7 @@ IDEMPOTENT = (
     "/orbitmesh.v1.AggregatorService/GetLedger",
     "/orbitmesh.v1.AggregatorService/GetRun",
     "/orbitmesh.v1.AggregatorService/ListRuns",
+    "/orbitmesh.v1.AggregatorService/Predict",
     "/orbitmesh.v1.AggregatorService/ResumeRun",
     "/orbitmesh.v1.AggregatorService/StartRun",
     "/orbitmesh.v1.GatewayService/Explain",

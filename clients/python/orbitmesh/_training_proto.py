@@ -17,6 +17,7 @@ from orbitmesh.training_results import (
     LocalTraining,
     Privacy,
     SecureSums,
+    TrainingContribution,
     TrainingNode,
     TrainingRound,
     TrainingSpec,
@@ -135,6 +136,8 @@ def training_round(message: aggregator_pb2.RunRound) -> TrainingRound:
         epsilon=message.epsilon,
         done_at=_time(message.done_at) if message.HasField("done_at") else None,
         trace_id=message.trace_id,
+        contributions=tuple(map(_contribution, message.contributions)),
+        sum_s=message.sum_s,
     )
 
 
@@ -190,6 +193,19 @@ def _node(message: aggregator_pb2.RunNode) -> TrainingNode:
         why=message.why,
         up_bytes=message.up_bytes,
         down_bytes=message.down_bytes,
+    )
+
+
+def _contribution(message: aggregator_pb2.RunContribution) -> TrainingContribution:
+    return TrainingContribution(
+        node=message.node,
+        examples=message.examples,
+        size_bytes=message.size_bytes,
+        staleness=message.staleness,
+        down_s=message.down_s,
+        train_s=message.train_s,
+        wait_s=message.wait_s,
+        up_s=message.up_s,
     )
 
 

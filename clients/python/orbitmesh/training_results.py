@@ -145,6 +145,34 @@ class TrainingNode:
 
 
 @dataclass(frozen=True)
+class TrainingContribution:
+    """A contribution that counts, and where its time went. One that came before the aggregator was started anew has no
+    times.
+
+    Example:
+        >>> mesh.training("run").status().rounds[-1].contributions[0].train_s
+        0.41
+    """
+
+    node: str
+    """Whose."""
+    examples: int
+    """Examples that it was computed from."""
+    size_bytes: int
+    """Its bytes, as encoded."""
+    staleness: int
+    """Rounds between the weights that it began from and those that it became part of."""
+    down_s: float
+    """From the order until the node had the weights, in seconds."""
+    train_s: float
+    """Training, as the node says, in seconds."""
+    wait_s: float
+    """From the weights to its announcement, without the training: queue, codec, the way; in seconds."""
+    up_s: float
+    """From its announcement until it was durable, in seconds."""
+
+
+@dataclass(frozen=True)
 class TrainingRound:
     """What became of a round.
 
@@ -177,6 +205,10 @@ class TrainingRound:
     """When its sum became the weights, in UTC; None while it is open."""
     trace_id: str
     """Its trace."""
+    contributions: tuple[TrainingContribution, ...] = ()
+    """The contributions that count, in the order of the cohort."""
+    sum_s: float = 0.0
+    """From the last contribution to the new weights, in seconds: sum, unmasking, strategy, disk."""
 
 
 @dataclass(frozen=True)
