@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from orbitmesh import _training_proto, _weights
+from orbitmesh import _predicting, _training_proto, _weights
 from orbitmesh._requests import checked_timeout, whole
 from orbitmesh._resuming import LOST, PAUSE_MAX_S, PAUSE_MIN_S
 from orbitmesh._streams import next_message
@@ -157,6 +157,45 @@ class AsyncTraining:
         stubs = await self._mesh._ready()
         request = aggregator_pb2.ResumeRunRequest(name=self._name, rounds=total)
         return _training_proto.status((await self._mesh._call(stubs.aggregator.ResumeRun, request, timeout)).run)
+
+    async def delete(self, *, timeout: float | None = None) -> tuple[str, ...]:
+        """Removes the run, which has ended: its weights, and what its nodes keep of it. Its name is free again.
+
+        Returns:
+            The nodes that could not be told, which keep what they have.
+
+        Raises:
+            InvalidInputError: `FAILED_PRECONDITION`, it goes on: cancel it first.
+
+        Example:
+            >>> await training.delete()
+            ()
+        """
+        stubs = await self._mesh._ready()
+        request = aggregator_pb2.DeleteRunRequest(name=self._name)
+        return tuple((await self._mesh._call(stubs.aggregator.DeleteRun, request, timeout)).not_told)
+
+    async def predict(self, inputs: npt.ArrayLike, *, timeout: float | None = None) -> npt.NDArray[np.float32]:
+        """What the run's model says of inputs, computed by a node with the weights of the moment. Needs numpy.
+
+        Args:
+            inputs: As the task takes them, an example in each row: for `mnist5k` pictures of (n, 28, 28), 0 to 255.
+            timeout: How long it may take, in seconds.
+
+        Returns:
+            Float32, a row for each example: for a classification the probability of each class.
+
+        Raises:
+            InvalidInputError: the task cannot take such inputs, or says nothing of single ones.
+            NodeLostError: no node could be asked.
+
+        Example:
+            >>> (await training.predict(pictures)).argmax(axis=1)
+            array([7, 2, 1])
+        """
+        stubs = await self._mesh._ready()
+        request = aggregator_pb2.PredictRequest(name=self._name, inputs=_predicting.inputs(inputs))
+        return _predicting.outputs(await self._mesh._call(stubs.aggregator.Predict, request, timeout))
 
     async def ledger(self, *, timeout: float | None = None) -> Ledger:
         """What the run's promise of privacy has cost so far, round by round.

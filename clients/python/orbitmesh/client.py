@@ -513,6 +513,41 @@ class Training:
         """
         return self._loop.run(self._core.resume(rounds, timeout=timeout))
 
+    def delete(self, *, timeout: float | None = None) -> tuple[str, ...]:
+        """Removes the run, which has ended: its weights, and what its nodes keep of it. Its name is free again.
+
+        Returns:
+            The nodes that could not be told, which keep what they have.
+
+        Raises:
+            InvalidInputError: `FAILED_PRECONDITION`, it goes on: cancel it first.
+
+        Example:
+            >>> training.delete()
+            ()
+        """
+        return self._loop.run(self._core.delete(timeout=timeout))
+
+    def predict(self, inputs: npt.ArrayLike, *, timeout: float | None = None) -> npt.NDArray[np.float32]:
+        """What the run's model says of inputs, computed by a node with the weights of the moment. Needs numpy.
+
+        Args:
+            inputs: As the task takes them, an example in each row: for `mnist5k` pictures of (n, 28, 28), 0 to 255.
+            timeout: How long it may take, in seconds.
+
+        Returns:
+            Float32, a row for each example: for a classification the probability of each class.
+
+        Raises:
+            InvalidInputError: the task cannot take such inputs, or says nothing of single ones.
+            NodeLostError: no node could be asked.
+
+        Example:
+            >>> training.predict(pictures).argmax(axis=1)
+            array([7, 2, 1])
+        """
+        return self._loop.run(self._core.predict(inputs, timeout=timeout))
+
     def ledger(self, *, timeout: float | None = None) -> Ledger:
         """What the run's promise of privacy has cost so far, round by round.
 

@@ -1,4 +1,4 @@
-"""`orbitmesh train start|status|watch|resume|cancel|ledger|curves|weights`: federated training."""
+"""`orbitmesh train start|status|watch|resume|cancel|delete|ledger|curves|weights|predict`: federated training."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orbitmesh._training_proto import UNITS
-from orbitmesh.cli import train_curves, train_weights
+from orbitmesh.cli import train_curves, train_predict, train_weights
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.output import OK, Output
 from orbitmesh.cli.state import add_connection_options, connect
@@ -31,6 +31,7 @@ def register(subparsers: Subparsers) -> None:
     _register_looking(commands)
     _register_acting(commands)
     _register_fetching(commands)
+    train_predict.register(commands)
 
 
 def _register_start(commands: Subparsers) -> None:
@@ -155,7 +156,15 @@ def _register_acting(commands: Subparsers) -> None:
         examples="orbitmesh train cancel digits",
     )
     cancel.add_argument("name", help="the run")
-    for command in (resume, cancel):
+    delete = add_command(
+        commands,
+        "delete",
+        run_delete,
+        summary="remove a run that has ended: its weights, and what its nodes keep of it",
+        examples="orbitmesh train delete digits",
+    )
+    delete.add_argument("name", help="the run")
+    for command in (resume, cancel, delete):
         add_connection_options(command)
 
 
@@ -308,6 +317,18 @@ def run_cancel(arguments: argparse.Namespace) -> int:
                    f"resumed: orbitmesh train resume {status.name}")  # fmt: skip
     else:
         output.say(f"{status.name} had ended before: {status.state} after {status.rounds_done} rounds")
+    return OK
+
+
+def run_delete(arguments: argparse.Namespace) -> int:
+    """Removes a run."""
+    output = Output(arguments.json)
+    with connect(arguments) as mesh:
+        not_told = mesh.training(arguments.name, timeout=_timeout(arguments)).delete(timeout=_timeout(arguments))
+    output.document({"event": "deleted", "run": arguments.name, "not_told": list(not_told)})
+    output.say(f"{arguments.name} is deleted")
+    if not_told:
+        output.say(f"not reached, so that they keep what they have of it: {', '.join(not_told)}")
     return OK
 
 
