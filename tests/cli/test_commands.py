@@ -36,6 +36,8 @@ COMMANDS = (
     ["train", "watch"],
     ["train", "resume"],
     ["train", "cancel"],
+    ["train", "delete"],
+    ["train", "predict"],
     ["train", "ledger"],
     ["train", "curves"],
     ["train", "weights"],
