@@ -221,7 +221,8 @@ class RunDriver:
         self.book.put(state)
         self.tasks.give_out()
         while True:
-            await self._until_ready()
+            if spent := await self._until_ready():
+                return spent
             if await self._sum(began, sent):
                 return ""
 
@@ -250,12 +251,18 @@ class RunDriver:
             self._spool.drop(index, node)
             return None
 
-    async def _until_ready(self) -> None:
-        while self.book.round is not None and self.book.round.phase is not Phase.READY:
-            why = self.book.round.why_stuck
+    async def _until_ready(self) -> str:
+        """Waits until the round can be summed; why it never will, where nodes have spent their promise of privacy."""
+        while (state := self.book.round) is not None and state.phase is not Phase.READY:
+            spent = [node for node, reason in state.given_up.items() if reason == "PRIVACY_SPENT"]
+            if len(state.cohort) - len(spent) < state.quorum:
+                # Nodes count the noise that was promised, we the noise that was there: theirs may be spent first.
+                return f"the promise of privacy is spent at {', '.join(spent)}"
+            why = state.why_stuck
             await self.book.say("paused" if why else "running", why)
             await self.book.wait(None)
         await self.book.say("running")
+        return ""
 
     async def _sum(self, began: float, sent: int) -> bool:
         """Makes a round that is ready the new weights; False where that opened it again."""
