@@ -1,6 +1,6 @@
 """A contribution on a node's disk: whole and durable before its first byte is sent, and the same bytes on every try.
 
-    file = span* | facts as JSON | u32 length of the facts | b"OMCN"
+    file = span* | facts as JSON | SHA-256 of the facts | u32 length of the facts | b"OMCN"
 
 The facts stand last because they hold the digest of the spans. A file gets its name when all of it is on the disk.
 """
@@ -23,7 +23,7 @@ UNPUBLISHED = ".new"
 """What a name ends in until the contribution counts."""
 FACTS_BYTES = 64 << 20
 """The longest facts that are believed, in bytes: a size of some digits for each of 2**20 spans."""
-_TAIL = struct.Struct(">I4s")
+_TAIL = struct.Struct(">32sI4s")
 _READ_BYTES = 1 << 20
 
 
@@ -85,7 +85,7 @@ class ContributionWriter:
         """The end of it; durable on return, under no name yet."""
         whole = asdict(facts) | {"sizes": self._sizes, "sha256": self._digest.hexdigest()}
         text = json.dumps(whole).encode()
-        self._file.write(text + _TAIL.pack(len(text), MAGIC))
+        self._file.write(text + _TAIL.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -154,12 +154,15 @@ class ContributionFile:
         if size < _TAIL.size:
             raise self._damaged("it is too short")
         file.seek(size - _TAIL.size)
-        length, magic = _TAIL.unpack(file.read(_TAIL.size))
+        digest, length, magic = _TAIL.unpack(file.read(_TAIL.size))
         if magic != MAGIC or length > min(FACTS_BYTES, size - _TAIL.size):
             raise self._damaged("it does not end as one")
         file.seek(size - _TAIL.size - length)
+        text = file.read(length)
+        if hashlib.sha256(text).digest() != digest:
+            raise self._damaged("its facts are others")
         try:
-            facts = Facts(**json.loads(file.read(length)))
+            facts = Facts(**json.loads(text))
         except (ValueError, TypeError) as error:
             raise self._damaged(f"its facts are none: {error}") from None
         if sum(facts.sizes) != size - _TAIL.size - length:

@@ -17,7 +17,7 @@ from orbitmesh.pack.store import write_durably
 from orbitmesh.v1 import training_pb2
 from services.executor.training.bench import Bench
 from services.executor.training.contribution import ContributionFile, ContributionWriter, Facts
-from services.executor.training.encoding import Care, care_of, decode_contribution, encode_delta
+from services.executor.training.encoding import care_of, decode_contribution, encode_delta
 from services.executor.training.files import INITIALISE, TRAIN
 from services.executor.training.masking import SumRound, check_sum, digest_of, masked, noised, noised_sum, quantised
 from services.executor.training.secrets import RunSecrets
@@ -143,7 +143,7 @@ def _masked(
 ) -> tuple[Facts, Commit | None]:
     """Writes the masked words of a delta. That they were made is durable before any of them is on the disk."""
     secrets, spec = secrets_of(bench), of.work.spec
-    commit = None
+    commit: Commit | None = None
     if hides_nodes(spec):
         seed = secrets.round_seed("node", of.index)
         integers = noised(sums, delta, clip_of(spec), spec.privacy.noise_multiplier, seed)
@@ -151,18 +151,16 @@ def _masked(
         seed = secrets.round_seed("records", of.index)
         integers = noised_sum(sums, delta, clip_of(spec), spec.privacy.noise_multiplier, seed)
     else:
-        seed_of_chance = rounding_seed(bench.run, of.index, bench.node)
-        if care_of(of.scheme, masked=True) is Care.FEEDBACK:
-            kept = Residual(bench.files.residual, bench.shop.layout)
-            corrected = delta + kept.carried(of.index)
-            integers, decoded = quantised(sums, corrected, None)
+        care = care_of(of.scheme, masked=True)
+        kept = Residual(bench.files.residual, bench.shop.layout)
+        corrected = delta + np.float32(care.feedback) * kept.carried(of.index)
+        seed_of_chance = rounding_seed(bench.run, of.index, bench.node) if care.by_chance else None
+        integers, decoded = quantised(sums, corrected, seed_of_chance)
 
-            def commit() -> None:
-                write_durably(bench.files.decoded(of.index), decoded.astype("<f4", copy=False).data)
-                kept.commit(of.index, corrected, decoded)
+        def commit() -> None:
+            write_durably(bench.files.decoded(of.index), decoded.astype("<f4", copy=False).data)
+            kept.commit(of.index, corrected, decoded)
 
-        else:
-            integers, _ = quantised(sums, delta, seed_of_chance)
     with secrets.changing():
         if secrets.sums is None:
             raise InvalidInputError(f"the run {bench.run} was joined without secure sums", reason="FAILED_PRECONDITION")

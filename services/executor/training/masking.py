@@ -1,7 +1,7 @@
 """From a node's delta to masked words: what it adds to a sum that nobody sees a term of.
 
-Without privacy of nodes, the update is weighted by the node's share of examples, and what is cut or rounded is fed
-back in the next round; with blocks it is rounded by chance instead (`encoding.care_of`). With privacy of nodes, the
+Without privacy of nodes, the update is weighted by the node's share of examples, and what is cut off, rounded or not
+sent is fed back in the next round (`encoding.care_of`). With privacy of nodes, the
 update is clipped, rounded so that its norm stays bounded, and this node's share of the noise is added; nothing is fed
 back, since that would make a second release of the same data. Where single examples are hidden by noise in shares it is
 the sum of their clipped gradients that is rounded, and nothing is clipped any more.

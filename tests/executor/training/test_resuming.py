@@ -186,7 +186,7 @@ def residual_of(tmp_path: Path, task: Digits | None = None) -> Residual:
     return Residual(RunFiles(tmp_path / "training" / RUN).residual, layout)
 
 
-@pytest.mark.parametrize("compression", ["topk:0.01", "int4"])
+@pytest.mark.parametrize("compression", ["topk:0.01", "topk:0.1+int4"])
 async def test_what_compression_leaves_out_comes_later(compression: str, ca: Ca, tmp_path: Path) -> None:
     """Over rounds that count, that are refused, and that never left the node, what was decoded of those that counted,
     and the residual, are all that the node has trained."""
@@ -208,6 +208,33 @@ async def test_what_compression_leaves_out_comes_later(compression: str, ca: Ca,
     left = residual_of(tmp_path).carried(5)
     np.testing.assert_allclose(counted + left, total, atol=1e-6)
     assert np.abs(left).max() > 1e-5
+
+
+async def test_values_that_wait_for_their_turn_are_kept_by_half(ca: Ca, tmp_path: Path) -> None:
+    """With blocks a round's update has half of what the round before left out; dense int8 keeps nothing, and is right
+    on average."""
+    work, weights = work_of("test-wide", compression="blocks:0.25+fp32"), weights_of(7)
+    async with running(ca, tmp_path) as node, aggregating(ca, node) as agg:
+        await agg.join(work)
+        left = np.zeros(weights.size, np.float32)
+        for round_index in range(3):
+            found = await agg.train(work, weights, round_index)
+            await agg.send(round_index=round_index, stored=training_pb2.ContributionStored())
+            corrected = delta_of(weights, round_index) + np.float32(0.5) * left
+            decoded = found.decoded("blocks:0.25+fp32", weights.size, round_index)
+            chosen = decoded != 0
+            assert 0.2 < np.mean(chosen) < 0.3
+            np.testing.assert_array_equal(decoded[chosen], corrected[chosen])
+            left = corrected - decoded
+        dense = work_of("test-wide", compression="int8")
+        async with aggregating(ca, node, run="dense") as other:
+            await other.join(dense)
+            decoded = (await other.train(dense, weights)).decoded("int8", weights.size, 0)
+    np.testing.assert_array_equal(residual_of(tmp_path).carried(3), left)
+    assert not (tmp_path / "training" / "dense" / "residual").exists()
+    error = decoded - delta_of(weights)
+    assert 0 < np.abs(error).max() < np.abs(decoded).max() / 100
+    assert abs(error.mean()) < 4.5 * error.std() / np.sqrt(error.size)
 
 
 async def test_a_contribution_that_never_left_does_not_count(ca: Ca, tmp_path: Path) -> None:
