@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -97,8 +97,8 @@ class RunBook:
             self._log.info("run", run=self.name, state=state, why=why)
         self.changed.tell()
 
-    def message(self, nodes: list[aggregator_pb2.RunNode], from_round: int) -> aggregator_pb2.Run:
-        """The run as others see it, with its rounds from one on."""
+    def message(self, nodes: list[aggregator_pb2.RunNode]) -> aggregator_pb2.Run:
+        """The run as others see it, without its rounds."""
         done = [report for state, report in self._rounds.values() if state.done]
         message = aggregator_pb2.Run(
             name=self.name,
@@ -108,11 +108,15 @@ class RunBook:
             rounds_done=len(done),
             values=0 if self.weights is None else self.weights.values.size,
             nodes=nodes,
-            rounds=[round_message(*self._rounds[index]) for index in sorted(self._rounds) if index >= from_round],
             epsilon=max((report.epsilon for report in done), default=0.0),
         )
         message.began_at.FromNanoseconds(self._record.began_ns)
         return message
+
+    def rounds_from(self, first: int) -> Iterator[aggregator_pb2.RunRound]:
+        """Its rounds as others see them, from one on."""
+        for index in sorted(index for index in self._rounds if index >= first):
+            yield round_message(*self._rounds[index])
 
     # Weights.
 

@@ -41,6 +41,8 @@ TICK_S = 1.0
 """How often contact is counted."""
 EVALUATION_S = 120.0
 """Seconds that the last measuring may take before the run ends without it."""
+ROUNDS_BYTES = 2 << 20
+"""What the rounds of one message may take: half of the largest one."""
 LEDGER = "ledger"
 """Where the ledger of privacy is written down."""
 
@@ -110,9 +112,21 @@ class RunDriver:
         """The run's name."""
         return self.book.name
 
-    def message(self, from_round: int = 0) -> aggregator_pb2.Run:
-        """The run as others see it, with its rounds from one on."""
-        return self.book.message(self.crew.messages(self._given_up), from_round)
+    def message(self) -> aggregator_pb2.Run:
+        """The run as others see it, without its rounds."""
+        return self.book.message(self.crew.messages(self._given_up))
+
+    def page(self, from_round: int) -> aggregator_pb2.Run:
+        """The run as others see it, with its rounds from one on, as many as a message takes."""
+        message = self.message()
+        room = ROUNDS_BYTES
+        for told in self.book.rounds_from(from_round):
+            room -= told.ByteSize()
+            if room < 0 and message.rounds:
+                message.more_rounds = True
+                break
+            message.rounds.append(told)
+        return message
 
     def ledger_message(self) -> aggregator_pb2.GetLedgerResponse:
         """What the promise of privacy has cost.
@@ -161,7 +175,7 @@ class RunDriver:
                     await link.tell(end_order())
         except MeshError as error:
             self._log.warning("run_failed", run=self.name, reason=error.reason, detail=error.message)
-            await self.book.say("failed", f"{error.message} ({error.reason})")
+            await self.book.say("failed", error.message)
         finally:
             for task in running:
                 task.cancel()

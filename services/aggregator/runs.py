@@ -13,7 +13,7 @@ from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import aggregator_pb2, wire_pb2
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, StreamCall, dial
-from services.aggregator.driver import RunDriver
+from services.aggregator.driver import ROUNDS_BYTES, RunDriver
 from services.aggregator.members import Members
 from services.aggregator.serving import Serving
 from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
@@ -26,6 +26,8 @@ from services.runtime.tracing import SpanSink
 
 RUNS_AT_ONCE_MAX = 16
 """How many runs are led at a time."""
+ROUNDS_CHANGING = 64
+"""A round that lies further back than so many does not change any more."""
 SESSION_GIVE_UP_S = 3.0
 """How long a cut session to a node is taken up again before it is dialled anew, as soon as the node is in contact."""
 SESSION_WINDOW_BYTES = 2 * FRAME_BODY_BYTES
@@ -130,7 +132,7 @@ class Runs:
             CapacityError: Too many runs go on.
         """
         driver = self.get(name)
-        done = len([each for each in driver.message().rounds if each.HasField("done_at")])
+        done = driver.book.next_round
         wanted = rounds or driver.spec.message.rounds
         if not done < wanted <= ROUNDS_MAX:
             raise InvalidInputError(
@@ -194,15 +196,29 @@ class Runs:
             InvalidInputError: `NOT_FOUND`.
         """
         told: dict[int, bytes] = {}
+        first = from_round
         while not draining.is_set():
             driver = self.get(name)
             version = driver.book.changed.version
-            message = driver.message(from_round)
-            fresh = [each for each in message.rounds if told.get(each.index) != each.SerializeToString()]
-            told.update({each.index: each.SerializeToString() for each in fresh})
-            del message.rounds[:]
-            message.rounds.extend(fresh)
-            yield message
+            fresh, room, more = driver.message(), ROUNDS_BYTES, False
+            for each in driver.book.rounds_from(first):
+                said = each.SerializeToString()
+                if told.get(each.index) == said:
+                    continue
+                room -= len(said)
+                if room < 0 and fresh.rounds:
+                    more = True
+                    break
+                told[each.index] = said
+                fresh.rounds.append(each)
+            # Older ones do not change any more.
+            first = max(first, max(told, default=0) - ROUNDS_CHANGING)
+            for index in [index for index in told if index < first]:
+                del told[index]
+            fresh.more_rounds = more
+            yield fresh
+            if more:
+                continue
             if driver.book.ended and driver.book.changed.version == version:
                 return
             waits = [

@@ -62,18 +62,13 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         self, request: aggregator_pb2.GetRunRequest, context: Any
     ) -> aggregator_pb2.GetRunResponse:
         """Gets one."""
-        return aggregator_pb2.GetRunResponse(run=self._runs.get(request.name).message())
+        return aggregator_pb2.GetRunResponse(run=self._runs.get(request.name).page(request.from_round))
 
     async def ListRuns(  # noqa: N802
         self, request: aggregator_pb2.ListRunsRequest, context: Any
     ) -> aggregator_pb2.ListRunsResponse:
         """Lists all."""
-        answer = aggregator_pb2.ListRunsResponse()
-        for driver in self._runs.all():
-            message = driver.message()
-            del message.rounds[:]
-            answer.runs.append(message)
-        return answer
+        return aggregator_pb2.ListRunsResponse(runs=[driver.message() for driver in self._runs.all()])
 
     async def WatchRun(  # noqa: N802
         self, request: aggregator_pb2.WatchRunRequest, context: Any

@@ -79,8 +79,17 @@ class AsyncTraining:
             12
         """
         stubs = await self._mesh._ready()
-        request = aggregator_pb2.GetRunRequest(name=self._name)
-        return _training_proto.status((await self._mesh._call(stubs.aggregator.GetRun, request, timeout)).run)
+        whole_run = aggregator_pb2.Run(more_rounds=True)
+        while whole_run.more_rounds:
+            # A message takes so many rounds: the rest is asked for, and the last page says how the run is.
+            first = whole_run.rounds[-1].index + 1 if whole_run.rounds else 0
+            request = aggregator_pb2.GetRunRequest(name=self._name, from_round=first)
+            page = (await self._mesh._call(stubs.aggregator.GetRun, request, timeout)).run
+            rounds = [*whole_run.rounds, *page.rounds]
+            whole_run.CopyFrom(page)
+            del whole_run.rounds[:]
+            whole_run.rounds.extend(rounds)
+        return _training_proto.status(whole_run)
 
     def watch(self, from_round: int = 0) -> AsyncIterator[TrainingStatus]:
         """How the run is now, and again whenever that changes, until it has ended.

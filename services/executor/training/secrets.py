@@ -132,7 +132,7 @@ class RunSecrets:
             binding: What tells this release from another one of the round.
 
         Raises:
-            InvalidInputError: The promise would be broken by it (`FAILED_PRECONDITION`).
+            InvalidInputError: The promise would be broken by it (`PRIVACY_SPENT`).
         """
         with self._lock:
             before = self._released.get(round_index, [])
@@ -145,7 +145,7 @@ class RunSecrets:
                     f"the promise of epsilon {budget.epsilon:g} would be broken by round {round_index}: "
                     f"{self.ledger.epsilon():.4g} are spent, and it takes {self.ledger.epsilon_with(event):.4g} in "
                     "all; end the run, or ask for more noise from its first round on",
-                    reason="FAILED_PRECONDITION",
+                    reason="PRIVACY_SPENT",
                     metadata={"epsilon": budget.epsilon, "spent": self.ledger.epsilon()},
                 )
             return event

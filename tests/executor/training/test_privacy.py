@@ -171,10 +171,10 @@ async def test_a_sum_with_less_noise_than_promised_is_not_unmasked(ca: Ca, tmp_p
 @pytest.mark.parametrize(
     ("noise", "sums", "reason"),
     [
-        (0.0, {}, "FAILED_PRECONDITION"),
+        (0.0, {}, "PRIVACY_SPENT"),
         (-1.0, {}, "INVALID_INPUT"),
         (float("nan"), {}, "INVALID_INPUT"),
-        (0.01, {}, "FAILED_PRECONDITION"),
+        (0.01, {}, "PRIVACY_SPENT"),
         (NODE_NOISE, {"survivors_promised": 0}, "INVALID_INPUT"),
         (NODE_NOISE, {"survivors_promised": 5}, "INVALID_INPUT"),
         (NODE_NOISE, {"scale": 0.0}, "INVALID_INPUT"),
@@ -236,7 +236,7 @@ async def test_the_promise_ends_with_its_budget(ca: Ca, tmp_path: Path) -> None:
         work = made.ordered(name, WEIGHTS, round_sum, scale=CLIP / CLIP_STEPS, promised=PROMISED)
         await made.aggs[name].order(TRAIN, work, ROUNDS)
         await made.aggs[name].next("have")
-        refusal = await made.aggs[name].refused("FAILED_PRECONDITION")
+        refusal = await made.aggs[name].refused("PRIVACY_SPENT")
         assert "epsilon 4" in refusal.message and float(refusal.metadata["spent"]) <= EPSILON
 
 
@@ -327,7 +327,7 @@ async def test_noise_that_hides_records_is_never_used_twice(ca: Ca, tmp_path: Pa
     async with running(ca, tmp_path / "sat-1") as node, aggregating(ca, node) as agg:
         await agg.order(TRAIN, on(work, OTHER, overrides='{"lr": 0.2}'))
         await agg.next("have")
-        await agg.refused("FAILED_PRECONDITION")
+        await agg.refused("PRIVACY_SPENT")
     ledger = secrets_of(ca, tmp_path, "sat-1").ledger
     spent = epsilon([Release(RECORD_NOISE, 32 / EXAMPLES, RECORD_STEPS)] * 3, 1e-5)
     assert ledger is not None and ledger.epsilon() == pytest.approx(spent) and spent <= EPSILON

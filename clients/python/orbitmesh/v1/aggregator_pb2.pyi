@@ -132,7 +132,7 @@ class RunRound(_message.Message):
     def __init__(self, index: _Optional[int] = ..., cohort: _Optional[_Iterable[str]] = ..., contributed: _Optional[_Iterable[str]] = ..., given_up: _Optional[_Mapping[str, str]] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ..., figures: _Optional[_Mapping[str, float]] = ..., train_loss: _Optional[float] = ..., seconds: _Optional[float] = ..., epsilon: _Optional[float] = ..., done_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., trace_id: _Optional[str] = ..., contributions: _Optional[_Iterable[_Union[RunContribution, _Mapping]]] = ..., sum_s: _Optional[float] = ...) -> None: ...
 
 class Run(_message.Message):
-    __slots__ = ("name", "spec", "state", "why", "rounds_done", "values", "nodes", "rounds", "began_at", "epsilon")
+    __slots__ = ("name", "spec", "state", "why", "rounds_done", "values", "nodes", "rounds", "began_at", "epsilon", "more_rounds")
     NAME_FIELD_NUMBER: _ClassVar[int]
     SPEC_FIELD_NUMBER: _ClassVar[int]
     STATE_FIELD_NUMBER: _ClassVar[int]
@@ -143,6 +143,7 @@ class Run(_message.Message):
     ROUNDS_FIELD_NUMBER: _ClassVar[int]
     BEGAN_AT_FIELD_NUMBER: _ClassVar[int]
     EPSILON_FIELD_NUMBER: _ClassVar[int]
+    MORE_ROUNDS_FIELD_NUMBER: _ClassVar[int]
     name: str
     spec: _training_pb2.TrainingSpec
     state: RunState
@@ -153,7 +154,8 @@ class Run(_message.Message):
     rounds: _containers.RepeatedCompositeFieldContainer[RunRound]
     began_at: _timestamp_pb2.Timestamp
     epsilon: float
-    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[_training_pb2.TrainingSpec, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., why: _Optional[str] = ..., rounds_done: _Optional[int] = ..., values: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[RunNode, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[RunRound, _Mapping]]] = ..., began_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., epsilon: _Optional[float] = ...) -> None: ...
+    more_rounds: bool
+    def __init__(self, name: _Optional[str] = ..., spec: _Optional[_Union[_training_pb2.TrainingSpec, _Mapping]] = ..., state: _Optional[_Union[RunState, str]] = ..., why: _Optional[str] = ..., rounds_done: _Optional[int] = ..., values: _Optional[int] = ..., nodes: _Optional[_Iterable[_Union[RunNode, _Mapping]]] = ..., rounds: _Optional[_Iterable[_Union[RunRound, _Mapping]]] = ..., began_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., epsilon: _Optional[float] = ..., more_rounds: _Optional[bool] = ...) -> None: ...
 
 class StartRunRequest(_message.Message):
     __slots__ = ("request_id", "name", "spec")
@@ -172,10 +174,12 @@ class StartRunResponse(_message.Message):
     def __init__(self, run: _Optional[_Union[Run, _Mapping]] = ...) -> None: ...
 
 class GetRunRequest(_message.Message):
-    __slots__ = ("name",)
+    __slots__ = ("name", "from_round")
     NAME_FIELD_NUMBER: _ClassVar[int]
+    FROM_ROUND_FIELD_NUMBER: _ClassVar[int]
     name: str
-    def __init__(self, name: _Optional[str] = ...) -> None: ...
+    from_round: int
+    def __init__(self, name: _Optional[str] = ..., from_round: _Optional[int] = ...) -> None: ...
 
 class GetRunResponse(_message.Message):
     __slots__ = ("run",)
