@@ -65,13 +65,14 @@ def begin(mesh: Mesh, nodes: list[str], case: str, name: str) -> Any:
 
 
 def expect_undisturbed(mesh: Mesh, nodes: list[str], training: Any, case: str, digest_expected: str) -> None:
-    """The weights are those of the calm run, to the bit; every round counts each node once; nothing of the run is left
-    on any disk but its weights."""
+    """The weights are those of the calm run, to the bit; every round counts each node once; no contribution is left at
+    the aggregator, and once the run is deleted nothing at the nodes."""
     status = training.wait(timeout=WITHIN_S)
     assert digest(training.weights()) == digest_expected
     each_once(status, nodes)
     assert not spooled(mesh, training.name)
-    until(lambda: not any(kept_by(mesh, node) for node in nodes), "nodes let go of the run")
+    assert not training.delete()
+    until(lambda: not any(training.name in run for node in nodes for run in kept_by(mesh, node)), "nodes let go of it")
 
 
 def test_kills_at_random_moments_change_nothing(
