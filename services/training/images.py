@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 
 from orbitmesh.errors import InvalidInputError
-from services.training.arrays import FloatArray
+from services.training.arrays import FloatArray, IndexArray
 from services.training.examples import Examples
 from services.training.packaged import read_table
 from services.training.partition import check_index, split
@@ -77,6 +77,14 @@ class Images(Task):
         scaled = (pixels / self.brightest - mean) / deviation
         shaped = self.shaped(scaled.numpy(force=True))
         return torch.softmax(model(torch.from_numpy(shaped).to(inputs.device)), dim=1)
+
+    def samples(self, count: int) -> tuple[FloatArray, IndexArray]:
+        """The first so many held-out pictures as users have them, of shape (count, pixels) from 0 to `brightest`, and
+        their digits."""
+        mean, deviation = self._scale
+        some = self.held_out().span(0, count)
+        pixels = (some.inputs.reshape(len(some), -1).numpy() * deviation + mean) * self.brightest
+        return np.clip(np.rint(pixels), 0, self.brightest).astype(np.float32), some.targets.numpy()
 
     @property
     def _scale(self) -> tuple[float, float]:

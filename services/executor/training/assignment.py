@@ -10,6 +10,7 @@ from concurrent.futures import Future
 
 from orbitmesh.errors import MeshError
 from orbitmesh.v1 import training_pb2
+from services.executor.training.terms import has_secrets
 from services.executor.training.thread import TrainingThread
 from services.executor.training.weights import WeightsFile
 from services.executor.training.worker import Reports, Worker
@@ -118,7 +119,7 @@ class Assignment:
         return training_pb2.Evaluation(sha256=self.sha256, figures=self.figures)
 
     def _progressed(self, step: int, steps: int, loss: float | None) -> None:
-        said = None if self.work.spec.HasField("privacy") else loss
+        said = None if has_secrets(self.work.spec) else loss
         self.progress = training_pb2.TrainingProgress(step=step, steps=steps, loss=said)
         self._changed(self, training_pb2.TrainingInfo(progress=self.progress))
 

@@ -16,7 +16,7 @@ from services.executor.training.files import TRAIN
 from services.executor.training.making import check_round, contribute, secrets_of, settle, write_initial
 from services.executor.training.records import binding_of, event_of, gradient_sum, record_plan, train_records
 from services.executor.training.shop import digest
-from services.executor.training.terms import clip_of, hides_records, is_private, shares_records
+from services.executor.training.terms import clip_of, has_secrets, hides_records, shares_records
 from services.executor.training.work import local_plan
 from services.executor.training.worker import Reports
 from services.training.checkpoint import EVERY_STEPS, Checkpoint
@@ -83,7 +83,7 @@ def train(bench: Bench, work: training_pb2.TrainingWork, round_index: int, repor
         work.weights.sha256.hex(),
         work.spec.compression,
         len(bench.shop.shard),
-        loss=None if is_private(work.spec) else trained.loss,
+        loss=None if has_secrets(work.spec) else trained.loss,
         steps=trained.steps,
         train_s=time.monotonic() - began,
         figures=figures,

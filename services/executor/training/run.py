@@ -31,6 +31,8 @@ MAILBOX_MAX = 32
 """Messages of a run that wait for those before them at most; the session that brings more has to wait."""
 FAREWELL_S = 60.0
 """How long the last answers of a run that is over may take to leave."""
+ALIVE_S = 1.0
+"""How often a node that trains says so, also within a step."""
 WEIGHTS_TRIES = 3
 """How often weights are asked for whose bytes are not what their digest says."""
 
@@ -347,7 +349,12 @@ class NodeRun:
         task.add_done_callback(self._jobs.discard)
 
     async def _job(self, current: Assignment) -> None:
-        error = await current.ended()
+        ended = asyncio.ensure_future(current.ended())
+        while not (await asyncio.wait([ended], timeout=ALIVE_S))[0]:
+            # A step may take longer than the aggregator's patience: that the node works on it is said meanwhile.
+            progress = current.progress or training_pb2.TrainingProgress()
+            self._report(current, training_pb2.TrainingInfo(progress=progress))
+        error = ended.result()
         self._mail.put_nowait(partial(self._answered, current.round_index, partial(self._finished, current, error)))
 
     async def _finished(self, current: Assignment, error: MeshError | None) -> None:

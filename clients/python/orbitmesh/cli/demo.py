@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from orbitmesh.cli import demo_train
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.demo_killed import show_killed
 from orbitmesh.cli.demo_sky import show_sky
@@ -46,17 +47,21 @@ def register(subparsers: Subparsers) -> None:
         summary="see a model split over satellites answer, lose one of them, wait for another, and be right",
         examples="""orbitmesh demo
         orbitmesh demo --prompt "An iterator is" --max-new-tokens 100
-        orbitmesh demo --short --json""",
+        orbitmesh demo --short --json
+        orbitmesh demo --train""",
     )
     parser.add_argument("--prompt", default=PROMPT, help="what to ask")
     parser.add_argument("--max-new-tokens", type=int, default=48, metavar="N", help="at the most (default 48)")
     parser.add_argument("--short", action="store_true", help="only the first act: nothing is killed, no link moves")
+    parser.add_argument("--train", action="store_true", help="another one: nodes train, and the mesh reads digits")
     parser.add_argument("--model", metavar="DIR", help="a model directory; left out: models/pydoc of the checkout")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Runs the demonstration; the exit code is 1 where tokens differ."""
     output = Output(arguments.json)
+    if arguments.train:
+        return demo_train.run(output)
     model = find_model(arguments.model)
     acts, same, deploy_s = on_calm_links(output, model, arguments)
     if not arguments.short:
