@@ -103,6 +103,10 @@ test-compose: $(INSTALLED)  ## the tests in containers; needs docker-compose
 demo: $(INSTALLED)  ## a mesh of three satellites on this machine answers a prompt; JSON=1 for machines
 	$(BIN)/orbitmesh demo $(JSON_FLAG)
 
+.PHONY: demo-train
+demo-train: $(INSTALLED)  ## eight nodes train, one is killed, and the mesh reads digits; JSON=1 for machines
+	$(BIN)/orbitmesh demo --train $(JSON_FLAG)
+
 .PHONY: bench
 bench: $(INSTALLED)  ## ours against peers, interleaved in one run; NAME=hop for one, JSON=1 for machines
 	for name in $(NAME); do $(BIN)/orbitmesh bench $$name $(JSON_FLAG); done
