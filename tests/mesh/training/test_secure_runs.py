@@ -18,7 +18,7 @@ NODES = ["ground-1", "sat-1", "sat-2", "sat-3"]
 LOCAL = LocalTraining(epochs=1, lr=0.1)
 ROUNDS = 4
 CLOSE = 2e-4
-"""After four rounds: the integers' steps are a hundred times finer, but a unit that is just on or off makes more of it."""
+"""After four rounds: integers have steps a hundred times finer, but a unit that is just on or off makes more of it."""
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,8 @@ def test_a_private_run_spends_its_promise_and_no_more(
     assert status.rounds_done == ROUNDS and 0 < status.epsilon <= epsilon
     assert all(each.train_loss is None for each in status.rounds)
     ledger = run.ledger()
-    assert ledger.epsilon == pytest.approx(status.epsilon) and ledger.epsilon == max(each.epsilon for each in ledger.entries)
+    assert ledger.epsilon == pytest.approx(status.epsilon)
+    assert ledger.epsilon == max(each.epsilon for each in ledger.entries)
     spent = [each.epsilon for each in status.rounds]
     assert spent == sorted(spent)
     run.resume(rounds=100)

@@ -29,8 +29,8 @@ def pictures() -> np.ndarray:
 
 
 def test_answers_are_those_of_the_weights(mesh: Mesh, pictures: np.ndarray) -> None:
-    """The probabilities that the task's own model gives with the run's weights, whichever shape pictures have; with other
-    weights after more rounds other ones; also after the node that answered is gone."""
+    """The probabilities that the task's own model gives with the run's weights, whichever shape pictures have; with
+    other weights after more rounds other ones; also after the node that answered is gone."""
     run = mesh.train("answering", task="digits", rounds=2, local=LocalTraining(epochs=1, lr=0.1))
     run.wait(timeout=60)
     task = find_task("digits")
@@ -56,7 +56,7 @@ def test_answers_are_those_of_the_weights(mesh: Mesh, pictures: np.ndarray) -> N
 
 
 def test_what_cannot_be_answered_is_refused_by_name(mesh: Mesh, pictures: np.ndarray) -> None:
-    """Pictures of another size, too bright, not finite, none at all, more than a message holds, a run that is not there."""
+    """Pictures of another size, too bright, not finite, none, more than a message holds; a run that is not there."""
     run = mesh.train("refusing", task="digits", rounds=1, local=LocalTraining(steps=1))
     run.wait(timeout=60)
     nan = pictures.copy()
