@@ -17,7 +17,7 @@ from services.aggregator.rounds import Round, Summed, advance
 from services.aggregator.spans import round_spans
 from services.aggregator.spec import RunSpec
 from services.aggregator.store import RunRecord, RunStore
-from services.aggregator.strategies.base import Each, Mean
+from services.aggregator.strategies.base import Each, Mean, Need
 from services.aggregator.weights import SentWeights, named
 from services.runtime.logs import EventLog
 from services.runtime.tracing import SpanSink
@@ -76,6 +76,12 @@ class RunBook:
     def paused(self) -> bool:
         """Whether it waits for something."""
         return self._state == "paused"
+
+    @property
+    def takes_late(self) -> bool:
+        """Whether a contribution may count in a later round than it began in: in buffers, but for masked ones, whose
+        masks are of one round."""
+        return self.strategy.needs is Need.BUFFER and not self.spec.secure
 
     @property
     def next_round(self) -> int:
@@ -160,6 +166,7 @@ class RunBook:
         self.round = state
         self._rounds[state.index] = (state, self._rounds[state.index][1])
         self.news.set()
+        self.changed.tell()
 
     async def write(self, state: Round) -> None:
         """Writes a round down as it is now."""

@@ -32,7 +32,6 @@ from services.aggregator.secure import SecureCombining
 from services.aggregator.spec import RunSpec
 from services.aggregator.spool import Spool
 from services.aggregator.store import RunNotes, RunRecord, RunStore
-from services.aggregator.strategies.base import Need
 from services.aggregator.tasks import EVALUATE, INITIALISE, JOIN, Tasks, end_order
 from services.runtime.logs import EventLog
 from services.runtime.tracing import SpanSink
@@ -104,6 +103,7 @@ class RunDriver:
         self.tasks = Tasks(self.book, self.crew, self.combining, self._spool, self.first_spool)
         self.losses: dict[str, tuple[float, int]] = {}
         self.moved: set[str] = set()
+        self.is_ending = False
 
     # What others ask.
 
@@ -167,6 +167,8 @@ class RunDriver:
             spent = ""
             while (index := self.book.next_round) < self.spec.message.rounds and not spent:
                 spent = await self._lead(index)
+            self.is_ending = True
+            self.book.changed.tell()
             await self._measure_last()
             await self.book.say("done", spent)
             if not self.spec.secure and not self.spec.private:
@@ -250,7 +252,7 @@ class RunDriver:
             state = Round(index, cohort, quorum, patience_s, enough=self.book.strategy.buffer_size or 0)
             await self.book.open(state)
         # In buffers the record itself says what has arrived: a contribution may have begun in an earlier round.
-        if state.phase is not Phase.READY and self.book.strategy.needs is not Need.BUFFER:
+        if state.phase is not Phase.READY and not self.book.takes_late:
             for node in state.waiting:
                 stored = await asyncio.to_thread(self._durable, index, node)
                 if stored is not None:

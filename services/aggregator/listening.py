@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import training_pb2
 from services.aggregator.link import Assignment
-from services.aggregator.rounds import Arrived, GivenUp, Stored, advance
-from services.aggregator.strategies.base import Need
+from services.aggregator.rounds import Arrived, GivenUp, Phase, Round, Stored, advance
 from services.aggregator.tasks import INITIALISE, JOIN, TRAIN
 
 if TYPE_CHECKING:
@@ -70,7 +69,7 @@ class Listening:
             await self._take_first(node)
             return
         book = self._driver.book
-        state = book.round
+        state = await self._buffer() if book.takes_late else book.round
         if state is None or state.done:
             raise InvalidInputError(f"no round of {book.name!r} is open", reason="STALE_ROUND")
         if info.HasField("loss"):
@@ -79,14 +78,35 @@ class Listening:
             timing = self._driver.crew.links[node].timing(info.train_s)
             book.report(state.index).timings[node] = timing
         stored = replace(stored, begun=assignment.round_index)
-        if book.strategy.needs is not Need.BUFFER:
+        if not book.takes_late:
             book.put(advance(state, Arrived(node, assignment.round_index, stored)))
             return
-        book.strategy.weight(stored.examples, state.index - stored.begun)  # raises where it is too late
-        state = advance(state, Arrived(node, state.index, stored))
+        # Whether it counts or comes too late: what is awaited of the node next is another contribution.
+        self._driver.crew.links[node].assign(None)
+        try:
+            book.strategy.weight(stored.examples, state.index - stored.begun)  # raises where it is too late
+            state = advance(state, Arrived(node, state.index, stored))
+        except InvalidInputError:
+            self._driver.tasks.give_out()
+            raise
         book.put(state)
         # It cannot be told from its file which buffer it is in.
         await book.write(state)
+
+    async def _buffer(self) -> Round | None:
+        """The round that takes contributions: while one is being summed, the one that follows.
+
+        Raises:
+            InvalidInputError: `STALE_ROUND`, none follows.
+        """
+        driver = self._driver
+        while (state := driver.book.round) is not None and state.phase in (Phase.READY, Phase.DONE):
+            if driver.is_ending or state.index + 1 >= driver.spec.message.rounds:
+                raise InvalidInputError(
+                    f"the last round of {driver.name!r} is closed: this came too late", reason="STALE_ROUND"
+                )
+            await driver.book.changed.after(driver.book.changed.version)
+        return state
 
     async def _take_first(self, node: str) -> None:
         book, spool = self._driver.book, self._driver.first_spool

@@ -11,7 +11,6 @@ from services.aggregator.crew import Crew
 from services.aggregator.link import Assignment
 from services.aggregator.rounds import Round
 from services.aggregator.spool import Spool
-from services.aggregator.strategies.base import Need
 
 JOIN = training_pb2.TRAINING_KIND_JOIN
 INITIALISE = training_pb2.TRAINING_KIND_INITIALISE
@@ -55,8 +54,7 @@ class Tasks:
     def _is_over(self, held: Assignment, state: Round) -> bool:
         """Whether what a node was told to do is of no use any more: in buffers a late contribution still is, but not
         where it is masked for a sum that is over."""
-        late = self._book.strategy.needs is Need.BUFFER and not self._book.spec.secure
-        return held.round_index != state.index and not late
+        return held.round_index != state.index and not self._book.takes_late
 
     def assignment(self, node: str, kind: training_pb2.TrainingKind, index: int) -> Assignment:
         """What a node is to do.

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +15,7 @@ from orbitmesh import Mesh
 from orbitmesh.training_results import TrainingStatus
 from services.executor.training.work import local_seed
 from services.training import flat
+from services.training.checkpoint import Checkpoint
 from services.training.local import LocalResult, train_locally
 from services.training.plan import LocalPlan
 from services.training.task import Task, find_task
@@ -22,6 +24,16 @@ Weights = npt.NDArray[np.float32]
 
 ENDED_WITHIN_S = 60.0
 """How long a run may take; far above what it takes, for machines that are busy."""
+
+
+Deltas = npt.NDArray[np.float64]
+Outer = Callable[[Weights, Deltas, list[int]], npt.NDArray[Any]]
+"""From weights of shape (values,), updates of shape (nodes, values) and examples of each to the next weights."""
+
+
+def averaging(weights: Weights, deltas: Deltas, examples: list[int]) -> npt.NDArray[Any]:
+    """Federated averaging: the mean of the updates, each weighted by its node's examples."""
+    return weights + np.average(deltas, axis=0, weights=examples)
 
 
 @dataclass
@@ -37,6 +49,9 @@ class Plain:
     plan: LocalPlan
     seed: int = 0
     alpha: float | None = None
+    outer: Outer = averaging
+    folder: Path | None = None
+    """Where momenta are kept between rounds, for a plan that keeps them."""
     weights: Weights = field(init=False)
     rounds: int = field(init=False, default=0)
 
@@ -51,17 +66,21 @@ class Plain:
         """How many each node has."""
         return [len(shard) for shard in self._shards]
 
-    def train(self, node: int) -> LocalResult:
-        """What one node makes of the weights in this round."""
-        plan = self.plan.with_overrides({"seed": local_seed(self.seed, self.rounds, node)})
-        return train_locally(self.task, self._shards[node], self.weights, plan)
+    def train(self, node: int, round_index: int | None = None, weights: Weights | None = None) -> LocalResult:
+        """What one node makes of the weights in this round, or of other weights in an earlier one."""
+        index = self.rounds if round_index is None else round_index
+        plan = self.plan.with_overrides({"seed": local_seed(self.seed, index, node)})
+        how: dict[str, Any] = {}
+        if plan.keep_optimiser and self.folder is not None:
+            how["checkpoint"] = Checkpoint(self.folder / f"{node}-{index}")
+            how["optimiser_from"] = self.folder / f"{node}-{index - 1}"
+        return train_locally(self.task, self._shards[node], self.weights if weights is None else weights, plan, **how)
 
     def round(self, nodes: Sequence[int] | None = None) -> Weights:
-        """One round of federated averaging: the mean of the updates, each weighted by its node's examples."""
+        """One round: the updates of these nodes, all where none is named, and what is made of them."""
         results = [self.train(node) for node in (range(self.nodes) if nodes is None else nodes)]
         deltas = np.stack([result.delta for result in results]).astype(np.float64)
-        mean = np.average(deltas, axis=0, weights=[result.examples for result in results])
-        self.weights = (self.weights + mean).astype(np.float32)
+        self.weights = self.outer(self.weights, deltas, [result.examples for result in results]).astype(np.float32)
         self.rounds += 1
         return self.weights
 
@@ -109,6 +128,3 @@ def kept_by(mesh: Mesh, node: str) -> list[str]:
 def spooled(mesh: Mesh, run: str) -> list[Path]:
     """The contributions to a run that are on the aggregator's disk."""
     return sorted((mesh.local.directory / "state" / "aggregator" / run).rglob("*.spans"))
-
-
-Check = Callable[[], bool]
