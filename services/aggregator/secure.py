@@ -101,6 +101,9 @@ class SecureCombining:
             self._sizes(state.index, values)
             self._begin(RoundPlan.from_bytes(b64decode(written["plan"])), written)
             return
+        learnt = await self._notes.read("sums-bound")
+        if learnt is not None and learnt["round"] == state.index:
+            self._scaling.bound = float(learnt["bound"])
         while True:
             ready = [node for node in state.cohort if self._is_ready(node, state)]
             if len(ready) == len(state.cohort):
@@ -183,6 +186,8 @@ class SecureCombining:
         self._collector.retire(state.index + 1)
         await self._write_collector()
         self._scaling.learn(mean.delta)
+        # Before the round's end is written down: whoever starts anew between two rounds goes on with what was learnt.
+        await self._notes.write("sums-bound", {"round": state.index + 1, "bound": self._scaling.bound})
         return mean
 
     async def sums(self, node: str, round_index: int, kind: int, body: bytes) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orbitmesh import LocalTraining, Mesh
+from orbitmesh import LocalTraining, Mesh, SecureSums
 from services.training.plan import LocalPlan
 from tests.mesh.support import until
 from tests.mesh.training.support import ENDED_WITHIN_S, Plain, digest, each_once, kept_by, names, spooled, task_of
@@ -89,15 +89,19 @@ def test_a_cohort_takes_turns(mesh: Mesh) -> None:
     assert np.abs(training.weights() - plain.weights).max() <= ROUNDING
 
 
-def test_a_run_goes_on_for_more_rounds(mesh: Mesh) -> None:
-    """Two rounds and then two more are four rounds, to the bit."""
-    local = LocalTraining(epochs=1, lr=0.002, optimiser="adamw")
+@pytest.mark.parametrize("sums", [None, SecureSums()], ids=["plain", "secure"])
+def test_a_run_goes_on_for_more_rounds(mesh: Mesh, sums: SecureSums | None) -> None:
+    """Two rounds and then two more are four rounds, to the bit; with secure sums their scale goes on too, which follows
+    the updates, and what their rounding left out."""
+    local, name = LocalTraining(epochs=1, lr=0.002, optimiser="adamw"), "secure" if sums else "plain"
     how: dict[str, Any] = {"task": "digits", "nodes": names(mesh, NODES), "local": local, "seed": SEED}
-    whole = mesh.train("whole", rounds=4, **how)
+    whole = mesh.train(f"whole-{name}", rounds=4, secure_sums=sums, **how)
     whole.wait(timeout=ENDED_WITHIN_S)
-    parts = mesh.train("parts", rounds=2, **how)
+    parts = mesh.train(f"parts-{name}", rounds=2, secure_sums=sums, **how)
     parts.wait(timeout=ENDED_WITHIN_S)
     parts.resume(rounds=4)
     status = parts.wait(timeout=ENDED_WITHIN_S)
     each_once(status, names(mesh, NODES))
     assert digest(parts.weights()) == digest(whole.weights())
+    for training in (whole, parts):
+        assert not training.delete()
