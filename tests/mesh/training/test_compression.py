@@ -27,8 +27,8 @@ FRAMES = 0.05
 """What frames, progress and other messages add to contributions at most, beside `MESSAGES_BYTES` a round."""
 MESSAGES_BYTES = 600
 LAST_BITS, ROUNDING = 8, 1e-4
-"""From the second round on weights differ in last bits, which may round to other integers or halves: what the bytes of a
-contribution, and the weights, may differ by."""
+"""From the second round on weights differ in last bits, which may round to other integers or halves: what the bytes of
+a contribution, and the weights, may differ by."""
 # Of each scheme: the part of what is left out that is sent later, whether it is rounded by chance, the most bytes a
 # value may take, and the accuracy that eight rounds reach at the least.
 SCHEMES = {
