@@ -24,7 +24,7 @@ LINK = Link(latency_ms=20, rate_mbps=100)
 ROUNDS = 20
 CLIP = 0.3
 EPSILON, DELTA = 2.0, 1e-5
-SERVER_LR = 0.01
+SERVER_LR = 0.02
 PATIENCE_S = 5.0
 """A node that is killed is waited for so long, in seconds of contact."""
 VICTIM = "sat-3"
