@@ -11,6 +11,8 @@ from orbitmesh.v1 import training_pb2
 from services.aggregator.link import Assignment
 from services.aggregator.rounds import Arrived, GivenUp, Phase, Round, Stored, advance
 from services.aggregator.tasks import INITIALISE, JOIN, TRAIN
+from services.updates.faults import malformed
+from services.updates.spans import span_count
 
 if TYPE_CHECKING:
     from services.aggregator.driver import RunDriver
@@ -52,8 +54,20 @@ class Listening:
         """A contribution is about to come.
 
         Raises:
+            IntegrityError: `UPDATE_MALFORMED`, it has more or fewer spans than the model.
             InvalidInputError: It is not for this round, or not what was asked.
         """
+        joined = self._driver.crew.joined.get(node)
+        if joined is None:
+            raise InvalidInputError(f"{node} takes no part in this run", reason="NOT_IN_COHORT")
+        if info.spans != span_count(joined.values):
+            raise malformed(f"{joined.values} values come as {info.spans} spans, expected {span_count(joined.values)}")
+        if info.examples != joined.examples:
+            # It would weigh more, or less, in the mean than everybody was told.
+            raise InvalidInputError(
+                f"{node} contributes from {info.examples} examples and has joined with {joined.examples}: its data may "
+                "not change during a run"
+            )
         if assignment.kind == TRAIN:
             await self._driver.announced(node, assignment.round_index, info)
 

@@ -32,14 +32,13 @@ from services.runtime.logs import EventLog
 from services.runtime.server import ServiceHost
 from services.training import flat
 from services.training.local import train_locally
-from services.training.task import find_task
 from services.updates.codec import encode
 from services.updates.layout import Layout
 from services.updates.scheme import Scheme
 from services.updates.spans import span_count, span_slice, spans
 from tests.mesh.support import until
 from tests.mesh.test_own_services import scheduler_address
-from tests.mesh.training.support import Weights
+from tests.mesh.training.support import Weights, task_of
 
 SERVICE = "orbitmesh.v1.ExecutorService"
 JOIN = training_pb2.TRAINING_KIND_JOIN
@@ -58,6 +57,7 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
         self.stored: list[int] = []
         self.sessions = 0
         self.ended = 0
+        self._kind = JOIN
         self._work: dict[str, tuple[int, training_pb2.TrainingWork]] = {}
         self._weights: dict[int, bytes] = {}
 
@@ -65,7 +65,7 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
 
     def joined(self, work: training_pb2.TrainingWork) -> training_pb2.Joined:
         """What it says of itself."""
-        task = find_task(work.spec.task)
+        task = task_of(work.spec.task)
         model = task.model(work.spec.seed)
         layout = Layout.of({name: one.numpy(force=True) for name, one in flat.floating(model).items()})
         return training_pb2.Joined(
@@ -74,8 +74,8 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
 
     async def first(self, session: Session, run: str, work: training_pb2.TrainingWork) -> None:
         """It gives the weights that the run begins with."""
-        weights = flat.flatten(find_task(work.spec.task).model(work.spec.seed))
-        await self.send_vector(session, run, 0, as_spans(weights), examples=1)
+        weights = flat.flatten(task_of(work.spec.task).model(work.spec.seed))
+        await self.send_vector(session, run, 0, as_spans(weights), examples=len(self.shard(work)))
 
     async def contribute(
         self, session: Session, run: str, round_index: int, work: training_pb2.TrainingWork, weights: Weights
@@ -92,10 +92,10 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
     def shard(self, work: training_pb2.TrainingWork) -> Any:
         spec = work.spec
         alpha = spec.alpha if spec.HasField("alpha") else None
-        return find_task(spec.task).shard(work.node_index, work.nodes, seed=spec.seed, alpha=alpha)
+        return task_of(spec.task).shard(work.node_index, work.nodes, seed=spec.seed, alpha=alpha)
 
     def train(self, work: training_pb2.TrainingWork, round_index: int, weights: Weights) -> Weights:
-        task = find_task(work.spec.task)
+        task = task_of(work.spec.task)
         return train_locally(task, self.shard(work), weights, local_plan(work, round_index)).delta
 
     def encoded(self, work: training_pb2.TrainingWork, round_index: int, delta: Weights) -> list[bytes]:
@@ -138,12 +138,13 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
         else:
             if what == "refused":
                 self.refusals.append(info.refused)
-            elif what == "stored":
+            elif what == "stored" and self._kind == TRAIN:
                 self.stored.append(info.round)
             await self.heard(session, info)
 
     async def _order(self, session: Session, info: training_pb2.TrainingInfo, body: bytes) -> None:
         work, kind = training_pb2.TrainingWork.FromString(body), info.order.kind
+        self._kind = kind
         if kind == JOIN:
             await self.send(session, info.run, info.round, joined=self.joined(work))
         elif kind == INITIALISE:
@@ -181,6 +182,7 @@ def where_is(span: int, size: int) -> slice:
 @contextmanager
 def in_the_mesh(mesh: Mesh, name: str, home: Path, puppet: Puppet) -> Iterator[None]:
     """The puppet is a member as long as the block runs, in a thread of its own."""
+    task_of("digits").held_out()  # read now: its event loop must not stand still
     issue(mesh.local.directory / "ca", Role.EXECUTOR, name, home / name)
     stop, errors = threading.Event(), list[BaseException]()
 

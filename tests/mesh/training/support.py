@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +97,9 @@ def evaluate(task: Task, weights: Weights, seed: int = 0) -> dict[str, float]:
     return task.evaluate(model)
 
 
+@cache
 def task_of(name: str) -> Task:
-    """An installed task."""
+    """An installed task; its data is read once."""
     return find_task(name)
 
 
