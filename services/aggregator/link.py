@@ -30,11 +30,6 @@ PAUSE_MIN_S = 0.05
 """The first pause before a node that could not be reached is dialled again."""
 PAUSE_MAX_S = 2.0
 """The longest."""
-SETTLED_S = 5.0
-"""A session that lasted so long did not fail at once."""
-LIVES_MAX = 4
-"""Sessions of a node during one assignment that count as progress: it may have to begin again. Whoever comes back more
-often has to get further than before."""
 SPANS_UNDER_WAY = 2 * FRAME_BODY_BYTES // (4 * SPAN_VALUES)
 """How many spans of weights are sent before it is waited for that the node has them."""
 LOOK_S = 0.5
@@ -83,7 +78,7 @@ class Events(Protocol):
         """It takes part."""
 
     def moved(self, node: str) -> None:
-        """The node got further than it was."""
+        """Bytes moved, or the node trained on."""
 
     async def announced(
         self, node: str, assignment: Assignment, info: training_pb2.ContributionInfo
@@ -131,7 +126,6 @@ class NodeLink:
         self.state: aggregator_pb2.RunNodeState = _AWAY
         self.step = self.steps = 0
         self.up_bytes = self.down_bytes = 0
-        self.moved_s = time.monotonic()
         self._ordered_ns = self._weights_ns = self._announced_ns = 0
         self._run = run
         self._dial = dial
@@ -141,8 +135,7 @@ class NodeLink:
         self._assignment: Assignment | None = None
         self._incoming: Incoming | None = None
         self._header: training_pb2.ContributionInfo | None = None
-        self._tries = self._lives = 0
-        self._furthest = (0, 0, 0)
+        self._tries = 0
         self._session: Session | None = None
         self._ordered = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -170,11 +163,9 @@ class NodeLink:
         if assignment is self._assignment:
             return
         self._assignment = assignment
-        self._tries = self._lives = 0
-        self._furthest = (0, 0, 0)
+        self._tries = 0
         self._ordered_ns = time.time_ns()
         self._weights_ns = self._announced_ns = 0
-        self.moved_s = time.monotonic()
         self._ordered.set()
 
     async def tell(self, info: training_pb2.TrainingInfo, body: bytes = b"") -> bool:
@@ -205,15 +196,12 @@ class NodeLink:
                 await asyncio.sleep(pause_s)
                 pause_s = min(PAUSE_MAX_S, pause_s * 2)
                 continue
-            began_s = time.monotonic()
+            pause_s = PAUSE_MIN_S
             try:
                 await self._serve(session)
                 self._log.info("node_ended_session", node=self.node)
             except MeshError as error:
                 self._log.info("node_lost", node=self.node, detail=error.message)
-            # A node that fails whenever it is reached is not dialled in a tight loop.
-            settled = time.monotonic() - began_s > SETTLED_S
-            pause_s = PAUSE_MIN_S if settled else min(PAUSE_MAX_S, pause_s * 2)
             await asyncio.sleep(pause_s)
 
     async def _serve(self, session: Session) -> None:
@@ -223,14 +211,11 @@ class NodeLink:
         try:
             self._ordered.set()
             self._events.connected(self.node)
-            self._lives += 1
-            if self._lives <= LIVES_MAX:
-                self._furthest = (0, 0, 0)
-                self._moved()
             # Whether the node is there is asked also while it trains and nothing moves.
             with session.watched():
                 async for received in session:
                     self.up_bytes += received.wire_bytes
+                    self._events.moved(self.node)
                     async with self._lock:
                         await self._take(received, session)
         finally:
@@ -290,8 +275,6 @@ class NodeLink:
         assignment, what = self._assignment, info.WhichOneof("what")
         if not received.info.HasField("training") or info.run != self._run:
             return
-        if what in ("sums", "evaluated", "joined"):
-            self._moved()
         if what == "sums":
             await self._events.sums(self.node, info.round, info.sums.kind, bytes(received.data))
         elif what == "evaluated":
@@ -308,7 +291,6 @@ class NodeLink:
         elif what == "progress":
             self.state = _TRAINING
             self.step, self.steps = info.progress.step, info.progress.steps
-            self._got(step=info.progress.step)
         elif what == "refused":
             await self._events.refused(self.node, assignment, info.refused)
         elif what in ("contribution", "update"):
@@ -320,7 +302,6 @@ class NodeLink:
             return
         if self._weights is not None:
             self._weights.cancel()
-        self._got(weights=held.spans)
         if held.spans >= weights.spans:
             self._weights_ns = self._weights_ns or time.time_ns()
             self.state = _TRAINING
@@ -335,23 +316,12 @@ class NodeLink:
                 data = weights.span(index)
                 info = self._info(assignment, weights=training_pb2.SpanInfo(index=index))
                 await self._send(session, info, data)
-                self._got(weights=index + 1)
+                self._events.moved(self.node)
                 if index % SPANS_UNDER_WAY == SPANS_UNDER_WAY - 1:
                     # Whatever is under way to all nodes is in memory here: no more than two frames each.
                     await session.flush()
             self._weights_ns = time.time_ns()
             self.state = _TRAINING
-
-    def _moved(self) -> None:
-        self.moved_s = time.monotonic()
-        self._events.moved(self.node)
-
-    def _got(self, *, weights: int = 0, step: int = 0, spans: int = 0) -> None:
-        """How far the node is; it is progress where it was never that far in this assignment."""
-        before = self._furthest
-        self._furthest = (max(weights, before[0]), max(step, before[1]), max(spans, before[2]))
-        if self._furthest != before:
-            self._moved()
 
     async def _contribution(
         self, session: Session, assignment: Assignment, info: training_pb2.TrainingInfo, data: memoryview
@@ -372,7 +342,6 @@ class NodeLink:
                     incoming.add(info.update.index, data)
                 else:
                     await asyncio.to_thread(incoming.add, info.update.index, data)
-                self._got(spans=incoming.spans)
             header = self._header
             if header is None or incoming.spans < header.spans:
                 return

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 from orbitmesh.v1 import training_pb2
 from services.aggregator.book import RunBook
@@ -19,18 +18,6 @@ TRAIN = training_pb2.TRAINING_KIND_TRAIN
 EVALUATE = training_pb2.TRAINING_KIND_EVALUATE
 
 
-@dataclass(frozen=True)
-class Measuring:
-    """Which weights are being measured."""
-
-    sha256: bytes
-    """The weights."""
-    index: int
-    """The round that they are after."""
-    node: str
-    """Who measures them."""
-
-
 class Tasks:
     """Orders for the nodes of a run.
 
@@ -43,7 +30,7 @@ class Tasks:
     """
 
     def __init__(self, book: RunBook, crew: Crew, combining: Combining, spool: Spool, first_spool: Spool) -> None:
-        self.measuring: Measuring | None = None
+        self.measuring: tuple[bytes, int] | None = None
         self._book = book
         self._crew = crew
         self._combining = combining
@@ -87,12 +74,12 @@ class Tasks:
             return Assignment(kind, index, work)
         work.weights.CopyFrom(weights.info())
         if kind == EVALUATE:
-            self.measuring = Measuring(weights.sha256, index - 1, node)
+            self.measuring = (weights.sha256, index - 1)
             return Assignment(kind, index, work, weights)
         work.overrides = json.dumps(self._book.strategy.configure(index))
         work.evaluate = self._book.wants_figures(index - 1) and node == self._crew.evaluator()
         if work.evaluate:
-            self.measuring = Measuring(weights.sha256, index - 1, node)
+            self.measuring = (weights.sha256, index - 1)
         work.payload_bytes = self._crew.payload_bytes(node)
         self._combining.fill(work, node)
         return Assignment(kind, index, work, weights, self._spool, self._combining.check(index))
