@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from orbitmesh.v1 import aggregator_pb2, training_pb2
 from services.aggregator.link import NodeLink
 from services.aggregator.members import Members
+
+OTHER_TENSORS = "its model has other tensors than the other nodes': install the same version of the task everywhere"
+"""Why a node cannot take part that has another model."""
+
+Model = tuple[bytes, int]
+"""What a model is: the SHA-256 of the names and shapes of its tensors, and how many values they have."""
 
 
 class Crew:
@@ -22,6 +28,7 @@ class Crew:
         self.joined: dict[str, training_pb2.Joined] = {}
         self.excluded: dict[str, str] = {}
         self.why: dict[str, str] = {}
+        self.model: Model | None = None
         self._members = members
         self._asked: dict[str, tuple[int, int]] = {}
         self._lost: set[str] = set()
@@ -38,16 +45,24 @@ class Crew:
             joined: What it says of itself.
             values: Values of the run's weights; None while there are none.
         """
-        others = [each for name, each in self.joined.items() if name != node]
-        first = others[0] if others else joined
         if values is not None and joined.values != values:
             return f"its model has {joined.values} values and the run's has {values}: install the same task everywhere"
-        if joined.layout_sha256 != first.layout_sha256:
-            return "its model has other tensors than the other nodes': install the same version of the task everywhere"
         if not joined.examples:
             return "it has no examples"
+        if self.model is not None and self.model != _model(joined):
+            return OTHER_TENSORS
         self.joined[node] = joined
         return ""
+
+    def settle(self) -> None:
+        """The model that most nodes have is the run's, of two that are equally frequent the first node's; who has
+        another one cannot take part, now or later."""
+        models = {name: _model(self.joined[name]) for name in self.links if name in self.joined}
+        if models:
+            self.model = max(models.values(), key=list(models.values()).count)
+        for name, model in models.items():
+            if model != self.model:
+                self.exclude(name, OTHER_TENSORS)
 
     def exclude(self, node: str, why: str) -> None:
         """A node cannot take part in this run."""
@@ -91,14 +106,24 @@ class Crew:
         """What a node's contribution may take so that a contact carries it; 0 where nothing is planned."""
         return self._members.payload_bytes(node)
 
-    def evaluator(self) -> str | None:
-        """Who measures weights: the first that is reached."""
-        return next((name for name in self.eligible if self.links[name].attached), None)
+    def evaluator(self, but: Collection[str] = ()) -> str | None:
+        """Who measures weights, or gives the first: the first that is reached.
 
-    def messages(self, given_up: Callable[[str], str]) -> list[aggregator_pb2.RunNode]:
-        """The nodes as others see them."""
+        Args:
+            but: Who is not asked.
+        """
+        return next((name for name in self.eligible if self.links[name].attached and name not in but), None)
+
+    def messages(self, given_up: Callable[[str], str], stored: Callable[[str], bool]) -> list[aggregator_pb2.RunNode]:
+        """The nodes as others see them.
+
+        Args:
+            given_up: Why the round goes on without a node; nothing where it does not.
+            stored: Whether a node's contribution to the round is durable.
+        """
         found = []
         for name, link in self.links.items():
+            state = aggregator_pb2.RUN_NODE_STATE_STORED if link.attached and stored(name) else link.state
             why = self.excluded.get(name) or given_up(name)
             if why and why == given_up(name) and name in self.why:
                 why = f"{self.why[name]} ({why})"
@@ -106,7 +131,7 @@ class Crew:
             found.append(
                 aggregator_pb2.RunNode(
                     name=name,
-                    state=aggregator_pb2.RUN_NODE_STATE_GIVEN_UP if why else link.state,
+                    state=aggregator_pb2.RUN_NODE_STATE_GIVEN_UP if why else state,
                     examples=0 if joined is None else joined.examples,
                     step=link.step,
                     steps=link.steps,
@@ -121,3 +146,7 @@ class Crew:
     def down_bytes(self) -> int:
         """Bytes that went to nodes since the start."""
         return sum(link.down_bytes for link in self.links.values())
+
+
+def _model(joined: training_pb2.Joined) -> Model:
+    return joined.layout_sha256, joined.values

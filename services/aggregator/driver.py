@@ -44,6 +44,8 @@ ROUNDS_BYTES = 2 << 20
 """What the rounds of one message may take: half of the largest one."""
 LEDGER = "ledger"
 """Where the ledger of privacy is written down."""
+MODEL = "model"
+"""Where it is written down what the run's model is."""
 
 Dial = Callable[[str], Awaitable[Session]]
 """Opens a session with the node of that name."""
@@ -114,7 +116,7 @@ class RunDriver:
 
     def message(self) -> aggregator_pb2.Run:
         """The run as others see it, without its rounds."""
-        return self.book.message(self.crew.messages(self._given_up))
+        return self.book.message(self.crew.messages(self._given_up, self._has_stored))
 
     def page(self, from_round: int) -> aggregator_pb2.Run:
         """The run as others see it, with its rounds from one on, as many as a message takes."""
@@ -142,6 +144,10 @@ class RunDriver:
         state = self.book.round
         return "" if state is None or state.done else state.given_up.get(node, "")
 
+    def _has_stored(self, node: str) -> bool:
+        state = self.book.round
+        return state is not None and not state.done and node in state.stored
+
     # The run.
 
     async def load(self) -> None:
@@ -151,6 +157,9 @@ class RunDriver:
             state = self.book.known(index)
             if state is not None:
                 self.crew.asked(state.cohort, index)
+        model = await self._notes.read(MODEL)
+        if model is not None and self.book.weights is not None:
+            self.crew.model = (bytes.fromhex(model["layout"]), model["values"])
         if self.spec.private:
             self._accounting = await asyncio.to_thread(Accounting, self.spec, await self._notes.read(LEDGER))
 
@@ -192,16 +201,34 @@ class RunDriver:
             late = clock() >= patience
             await self.book.say("paused" if late else "running", f"waits for {', '.join(waiting)} to join")
             await self.book.wait(TICK_S)
+        self.crew.settle()
+        if self.crew.model is not None:
+            layout, values = self.crew.model
+            await self._notes.write(MODEL, {"layout": layout.hex(), "values": values})
         self._check_possible()
         if self._accounting is not None and not self.spec.message.privacy.noise_multiplier:
             noise = await asyncio.to_thread(self._accounting.noise, self.crew.examples())
             self.spec.message.privacy.noise_multiplier = noise
             await asyncio.to_thread(self._store.put_spec, self.name, self.spec.to_json())
+        await self._take_first()
+
+    async def _take_first(self) -> None:
+        """Gets the first weights from one node; from another one where nothing comes for as long as patience lasts."""
+        tried: set[str] = set()
+        asked: NodeLink | None = None
         while self.book.weights is None:
             await self._wait_for_nodes(1)
-            node = self.crew.evaluator()
-            if node is not None:
-                self.crew.links[node].assign(self.tasks.assignment(node, INITIALISE, 0))
+            if asked is not None and asked.progress.still_s > self.spec.message.patience_s:
+                tried.add(asked.node)
+            node = self.crew.evaluator(tried)
+            if node is None:
+                tried.clear()  # nobody else is there: the first is asked again
+            elif asked is None or node != asked.node:
+                if asked is not None:
+                    asked.assign(None)
+                asked = self.crew.links[node]
+                # Once: given again, the order would begin what is on its way anew.
+                asked.assign(self.tasks.assignment(node, INITIALISE, 0))
                 await self.book.say("running", f"takes its first weights from {node}")
             await self.book.wait(TICK_S)
 
@@ -368,4 +395,3 @@ class RunDriver:
         if self._accounting is not None and self.spec.shared_noise:
             self._accounting.revealed(state.index, survivors, clip_steps)
             await self._notes.write(LEDGER, self._accounting.to_json())
-

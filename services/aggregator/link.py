@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from orbitmesh.errors import InvalidInputError, MeshError, SealError
@@ -19,6 +20,7 @@ from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import aggregator_pb2, training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
+from services.aggregator.progress import Progress
 from services.aggregator.report import Timing
 from services.aggregator.rounds import Stored
 from services.aggregator.spool import Incoming, Spool
@@ -30,6 +32,8 @@ PAUSE_MIN_S = 0.05
 """The first pause before a node that could not be reached is dialled again."""
 PAUSE_MAX_S = 2.0
 """The longest."""
+SETTLED_S = 5.0
+"""A session that lasted so long did not fail at once."""
 SPANS_UNDER_WAY = 2 * FRAME_BODY_BYTES // (4 * SPAN_VALUES)
 """How many spans of weights are sent before it is waited for that the node has them."""
 LOOK_S = 0.5
@@ -78,11 +82,9 @@ class Events(Protocol):
         """It takes part."""
 
     def moved(self, node: str) -> None:
-        """Bytes moved, or the node trained on."""
+        """The node got further than it was."""
 
-    async def announced(
-        self, node: str, assignment: Assignment, info: training_pb2.ContributionInfo
-    ) -> None:
+    async def announced(self, node: str, assignment: Assignment, info: training_pb2.ContributionInfo) -> None:
         """A contribution is about to come; raises where it is not to be taken. What it gives away is accounted for
         on return."""
 
@@ -126,6 +128,7 @@ class NodeLink:
         self.state: aggregator_pb2.RunNodeState = _AWAY
         self.step = self.steps = 0
         self.up_bytes = self.down_bytes = 0
+        self.progress = Progress(partial(events.moved, node))
         self._ordered_ns = self._weights_ns = self._announced_ns = 0
         self._run = run
         self._dial = dial
@@ -166,6 +169,7 @@ class NodeLink:
         self._tries = 0
         self._ordered_ns = time.time_ns()
         self._weights_ns = self._announced_ns = 0
+        self.progress.begin()
         self._ordered.set()
 
     async def tell(self, info: training_pb2.TrainingInfo, body: bytes = b"") -> bool:
@@ -196,12 +200,15 @@ class NodeLink:
                 await asyncio.sleep(pause_s)
                 pause_s = min(PAUSE_MAX_S, pause_s * 2)
                 continue
-            pause_s = PAUSE_MIN_S
+            began_s = time.monotonic()
             try:
                 await self._serve(session)
                 self._log.info("node_ended_session", node=self.node)
             except MeshError as error:
                 self._log.info("node_lost", node=self.node, detail=error.message)
+            # A node that fails whenever it is reached is not dialled in a tight loop.
+            settled = time.monotonic() - began_s > SETTLED_S
+            pause_s = PAUSE_MIN_S if settled else min(PAUSE_MAX_S, pause_s * 2)
             await asyncio.sleep(pause_s)
 
     async def _serve(self, session: Session) -> None:
@@ -211,11 +218,11 @@ class NodeLink:
         try:
             self._ordered.set()
             self._events.connected(self.node)
+            self.progress.connected()
             # Whether the node is there is asked also while it trains and nothing moves.
             with session.watched():
                 async for received in session:
                     self.up_bytes += received.wire_bytes
-                    self._events.moved(self.node)
                     async with self._lock:
                         await self._take(received, session)
         finally:
@@ -275,6 +282,8 @@ class NodeLink:
         assignment, what = self._assignment, info.WhichOneof("what")
         if not received.info.HasField("training") or info.run != self._run:
             return
+        if what in ("sums", "evaluated", "joined"):
+            self.progress.heard()
         if what == "sums":
             await self._events.sums(self.node, info.round, info.sums.kind, bytes(received.data))
         elif what == "evaluated":
@@ -291,6 +300,7 @@ class NodeLink:
         elif what == "progress":
             self.state = _TRAINING
             self.step, self.steps = info.progress.step, info.progress.steps
+            self.progress.works(info.progress.step)
         elif what == "refused":
             await self._events.refused(self.node, assignment, info.refused)
         elif what in ("contribution", "update"):
@@ -302,6 +312,7 @@ class NodeLink:
             return
         if self._weights is not None:
             self._weights.cancel()
+        self.progress.reached(weights=held.spans)
         if held.spans >= weights.spans:
             self._weights_ns = self._weights_ns or time.time_ns()
             self.state = _TRAINING
@@ -316,7 +327,7 @@ class NodeLink:
                 data = weights.span(index)
                 info = self._info(assignment, weights=training_pb2.SpanInfo(index=index))
                 await self._send(session, info, data)
-                self._events.moved(self.node)
+                self.progress.reached(weights=index + 1)
                 if index % SPANS_UNDER_WAY == SPANS_UNDER_WAY - 1:
                     # Whatever is under way to all nodes is in memory here: no more than two frames each.
                     await session.flush()
@@ -342,6 +353,7 @@ class NodeLink:
                     incoming.add(info.update.index, data)
                 else:
                     await asyncio.to_thread(incoming.add, info.update.index, data)
+                self.progress.reached(spans=incoming.spans)
             header = self._header
             if header is None or incoming.spans < header.spans:
                 return

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from orbitmesh.errors import InvalidInputError
+from orbitmesh.errors import REASONS, InvalidInputError
 from orbitmesh.v1 import training_pb2
 from services.aggregator.link import Assignment
 from services.aggregator.rounds import Arrived, GivenUp, Phase, Round, Stored, advance
@@ -16,6 +17,13 @@ from services.updates.spans import span_count
 
 if TYPE_CHECKING:
     from services.aggregator.driver import RunDriver
+
+MESSAGE_CHARACTERS = 500
+"""How much of what a node gives as its reason is kept."""
+FIGURES_MAX = 16
+"""How many figures of weights are kept."""
+FIGURE_CHARACTERS = 64
+"""The longest name of one."""
 
 
 class Listening:
@@ -32,11 +40,10 @@ class Listening:
         """A node is reached."""
         self._driver.crew.back(node)
         self._driver.combining.connected(node)
-        self.moved(node)
         self._driver.book.news.set()
 
     def moved(self, node: str) -> None:
-        """Bytes moved."""
+        """It got further."""
         self._driver.moved.add(node)
 
     def joined(self, node: str, joined: training_pb2.Joined) -> None:
@@ -86,7 +93,7 @@ class Listening:
         state = await self._buffer() if book.takes_late else book.round
         if state is None or state.done:
             raise InvalidInputError(f"no round of {book.name!r} is open", reason="STALE_ROUND")
-        if info.HasField("loss"):
+        if info.HasField("loss") and math.isfinite(info.loss):
             self._driver.losses[node] = (info.loss, stored.examples)
         if info.spans:  # else it was found on disk: nobody knows its times
             timing = self._driver.crew.links[node].timing(info.train_s)
@@ -123,29 +130,44 @@ class Listening:
         return state
 
     async def _take_first(self, node: str) -> None:
-        book, spool = self._driver.book, self._driver.first_spool
-        await book.begin(spool.spans(0, node), self._driver.crew.joined[node].values)
-        await asyncio.to_thread(spool.clear, 1)
-        book.news.set()
+        book, crew, spool = self._driver.book, self._driver.crew, self._driver.first_spool
+        crew.links[node].assign(None)
+        try:
+            if book.weights is not None:
+                raise InvalidInputError(f"{book.name!r} has its first weights already", reason="STALE_ROUND")
+            await book.begin(spool.spans(0, node), crew.joined[node].values)
+        except InvalidInputError as error:
+            if book.weights is None:
+                crew.exclude(node, f"{error.message} ({error.reason})")
+            raise
+        finally:
+            await asyncio.to_thread(spool.clear, 1)
+            book.news.set()
 
     async def refused(self, node: str, assignment: Assignment, refusal: training_pb2.TrainingRefusal) -> None:
         """A node does not do what it was asked, or what it sent was not taken."""
         book, crew = self._driver.book, self._driver.crew
         state = book.round
+        # What a node says may be anything: people read it, and programs look it up.
+        reason = refusal.reason if refusal.reason in REASONS else "INTERNAL"
+        message = refusal.message[:MESSAGE_CHARACTERS]
         if assignment.kind in (JOIN, INITIALISE):
-            crew.exclude(node, f"{refusal.message} ({refusal.reason})")
+            crew.exclude(node, f"{message} ({reason})")
         elif assignment.kind == TRAIN and state is not None and not state.done and node in state.cohort:
-            book.put(advance(state, GivenUp(node, state.index, refusal.reason or "INTERNAL")))
+            book.put(advance(state, GivenUp(node, state.index, reason)))
         crew.links[node].assign(None)
-        crew.why[node] = refusal.message
+        crew.why[node] = message
         book.news.set()
         book.changed.tell()
 
     async def evaluated(self, node: str, evaluation: training_pb2.Evaluation) -> None:
         """Weights were measured."""
-        measuring = self._driver.tasks.measuring
-        if measuring is not None and evaluation.sha256 == measuring[0]:
-            await self._driver.book.put_figures(measuring[1], dict(evaluation.figures))
+        asked = self._driver.tasks.measuring
+        if asked is None or (evaluation.sha256, node) != (asked.sha256, asked.node):
+            return
+        said = sorted(evaluation.figures.items())[:FIGURES_MAX]
+        figures = {name[:FIGURE_CHARACTERS]: value for name, value in said if math.isfinite(value)}
+        await self._driver.book.put_figures(asked.index, figures)
 
     async def sums(self, node: str, round_index: int, kind: int, body: bytes) -> None:
         """A message of secure sums."""

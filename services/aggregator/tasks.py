@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from orbitmesh.v1 import training_pb2
 from services.aggregator.book import RunBook
@@ -18,6 +19,18 @@ TRAIN = training_pb2.TRAINING_KIND_TRAIN
 EVALUATE = training_pb2.TRAINING_KIND_EVALUATE
 
 
+@dataclass(frozen=True)
+class Measuring:
+    """Which weights are being measured."""
+
+    sha256: bytes
+    """The weights."""
+    index: int
+    """The round that they are after."""
+    node: str
+    """Who measures them."""
+
+
 class Tasks:
     """Orders for the nodes of a run.
 
@@ -30,7 +43,7 @@ class Tasks:
     """
 
     def __init__(self, book: RunBook, crew: Crew, combining: Combining, spool: Spool, first_spool: Spool) -> None:
-        self.measuring: tuple[bytes, int] | None = None
+        self.measuring: Measuring | None = None
         self._book = book
         self._crew = crew
         self._combining = combining
@@ -65,21 +78,19 @@ class Tasks:
             index: The round.
         """
         spec, weights = self._book.spec, self._book.weights
-        work = training_pb2.TrainingWork(
-            spec=spec.message, node_index=spec.nodes.index(node), nodes=len(spec.nodes)
-        )
+        work = training_pb2.TrainingWork(spec=spec.message, node_index=spec.nodes.index(node), nodes=len(spec.nodes))
         if kind == INITIALISE:
             return Assignment(kind, index, work, spool=self._first)
         if kind == JOIN or weights is None:
             return Assignment(kind, index, work)
         work.weights.CopyFrom(weights.info())
         if kind == EVALUATE:
-            self.measuring = (weights.sha256, index - 1)
+            self.measuring = Measuring(weights.sha256, index - 1, node)
             return Assignment(kind, index, work, weights)
         work.overrides = json.dumps(self._book.strategy.configure(index))
         work.evaluate = self._book.wants_figures(index - 1) and node == self._crew.evaluator()
         if work.evaluate:
-            self.measuring = (weights.sha256, index - 1)
+            self.measuring = Measuring(weights.sha256, index - 1, node)
         work.payload_bytes = self._crew.payload_bytes(node)
         self._combining.fill(work, node)
         return Assignment(kind, index, work, weights, self._spool, self._combining.check(index))

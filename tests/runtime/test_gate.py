@@ -27,7 +27,7 @@ from orbitmesh.errors import (
     PermissionError_,
     TransportError,
 )
-from orbitmesh.rpc import mapped_errors, open_channel
+from orbitmesh.rpc import keep_status, mapped_errors, open_channel
 from orbitmesh.trust import Role
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED, authorize, check_complete, methods_of, roles_for
 from services.runtime.caller import current_caller, require_self, time_left_s
@@ -99,9 +99,7 @@ async def test_every_role_and_method_of_the_table(mesh: MeshDir, serving: Servin
     async with serving() as running:
         by_service = itertools.groupby(loaded, key=lambda method: method.split("/")[1])
         for service, methods in by_service:
-            handlers = {
-                method.split("/")[2]: grpc.unary_unary_rpc_method_handler(nothing) for method in methods
-            }
+            handlers = {method.split("/")[2]: grpc.unary_unary_rpc_method_handler(nothing) for method in methods}
             generic = grpc.method_handlers_generic_handler(service, handlers)
             running.host.server.add_generic_rpc_handlers((generic,))
         passed: set[tuple[Role, str]] = set()
@@ -120,9 +118,7 @@ async def test_every_role_and_method_of_the_table(mesh: MeshDir, serving: Servin
     assert passed == {(role, method) for method in loaded for role in roles_for(method)}
 
 
-async def test_only_operators_look_inside_and_everybody_asks_for_health(
-    mesh: MeshDir, serving: Serving
-) -> None:
+async def test_only_operators_look_inside_and_everybody_asks_for_health(mesh: MeshDir, serving: Serving) -> None:
     """Health answers every role; reflection (both versions) and channelz answer operators only."""
     async with serving() as running:
         for role in Role:
@@ -136,7 +132,8 @@ async def test_only_operators_look_inside_and_everybody_asks_for_health(
                     response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
                 )
                 asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
-                replies = [reply async for reply in method(iter(asked), timeout=10)]
+                call_of = keep_status(method(iter(asked), timeout=10))
+                replies = [reply async for reply in call_of]
                 return [each.name for reply in replies for each in reply.list_services_response.service]
 
             async def channels(channel: grpc.aio.Channel = channel) -> Any:
@@ -244,9 +241,7 @@ async def test_too_many_calls_are_refused_with_the_count(serving: Serving) -> No
         await channel.close()
 
 
-async def test_a_certificate_of_another_mesh_gets_nowhere(
-    mesh: MeshDir, other_mesh: MeshDir, serving: Serving
-) -> None:
+async def test_a_certificate_of_another_mesh_gets_nowhere(mesh: MeshDir, other_mesh: MeshDir, serving: Serving) -> None:
     """A stranger is told by its own client which mesh answers; one that trusts our CA is shut out by the
     server."""
     stranger = other_mesh.identity("client/c")

@@ -32,13 +32,14 @@ from services.runtime.logs import EventLog
 from services.runtime.server import ServiceHost
 from services.training import flat
 from services.training.local import train_locally
+from services.training.plan import LocalPlan
 from services.updates.codec import encode
 from services.updates.layout import Layout
 from services.updates.scheme import Scheme
 from services.updates.spans import span_count, span_slice, spans
 from tests.mesh.support import until
 from tests.mesh.test_own_services import scheduler_address
-from tests.mesh.training.support import Weights, task_of
+from tests.mesh.training.support import Plain, Weights, task_of
 
 SERVICE = "orbitmesh.v1.ExecutorService"
 JOIN = training_pb2.TRAINING_KIND_JOIN
@@ -182,7 +183,7 @@ def where_is(span: int, size: int) -> slice:
 @contextmanager
 def in_the_mesh(mesh: Mesh, name: str, home: Path, puppet: Puppet) -> Iterator[None]:
     """The puppet is a member as long as the block runs, in a thread of its own."""
-    task_of("digits").held_out()  # read now: its event loop must not stand still
+    Plain(task_of("digits"), 1, LocalPlan(steps=1)).round()  # now: its event loop must not stand still for imports
     issue(mesh.local.directory / "ca", Role.EXECUTOR, name, home / name)
     stop, errors = threading.Event(), list[BaseException]()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -59,9 +60,7 @@ def expected(mesh: Mesh, nodes: list[str], case: str, undisturbed: dict[str, str
 
 
 def begin(mesh: Mesh, nodes: list[str], case: str, name: str) -> Any:
-    return mesh.train(
-        name, task="digits", rounds=ROUNDS, nodes=nodes, seed=SEED, evaluate=False, **CASES[case]
-    )
+    return mesh.train(name, task="digits", rounds=ROUNDS, nodes=nodes, seed=SEED, evaluate=False, **CASES[case])
 
 
 def expect_undisturbed(mesh: Mesh, nodes: list[str], training: Any, case: str, digest_expected: str) -> None:
@@ -75,16 +74,12 @@ def expect_undisturbed(mesh: Mesh, nodes: list[str], training: Any, case: str, d
     until(lambda: not any(training.name in run for node in nodes for run in kept_by(mesh, node)), "nodes let go of it")
 
 
-def test_kills_at_random_moments_change_nothing(
-    fragile: Mesh, nodes: list[str], undisturbed: dict[str, str]
-) -> None:
+def test_kills_at_random_moments_change_nothing(fragile: Mesh, nodes: list[str], undisturbed: dict[str, str]) -> None:
     """Two of the aggregator and two of nodes; a node trains a round again only where it was killed in it."""
     kill_often(fragile, nodes, undisturbed, "stateful", 8, 2)
 
 
-def kill_often(
-    mesh: Mesh, nodes: list[str], undisturbed: dict[str, str], case: str, seed: int, each: int
-) -> None:
+def kill_often(mesh: Mesh, nodes: list[str], undisturbed: dict[str, str], case: str, seed: int, each: int) -> None:
     """A run in which the aggregator, and nodes, are killed so many times each."""
     calm = expected(mesh, nodes, case, undisturbed)
     name = f"kills-{case}-{seed}".replace(" ", "-")
@@ -108,6 +103,8 @@ def test_what_was_acknowledged_outlives_the_aggregator(
     until(lambda: training.status().rounds_done >= 2, "some rounds are done")
     strike(fragile, nodes[0])
     until(lambda: states(training, nodes[1:]) == {"stored"}, "the other nodes' contributions are durable")
+    time.sleep(1.5)
+    assert states(training, nodes[1:]) == {"stored"}, "they are no longer"
     for process in (AGGREGATOR, nodes[0]):
         fragile.local.restart(process)
     expect_undisturbed(fragile, nodes, training, "stateful", calm)
