@@ -16,7 +16,7 @@ from services.aggregator.report import ENDED, STATES, RoundReport, report_from, 
 from services.aggregator.rounds import Round, Summed, advance
 from services.aggregator.spans import round_spans
 from services.aggregator.spec import RunSpec
-from services.aggregator.store import RunRecord, RunStore
+from services.aggregator.store import RunRecord, RunStore, StagedWeights
 from services.aggregator.strategies.base import Each, Mean, Need
 from services.aggregator.weights import SentWeights, named
 from services.runtime.logs import EventLog
@@ -181,28 +181,33 @@ class RunBook:
         self.news.set()
         self.changed.tell()
 
-    async def finish(self, combined: Mean | Each, note: Callable[[RoundReport], None]) -> Round:
+    async def stage(self) -> StagedWeights:
+        """A file for the weights after the round that is open, mapped into memory: what is in it is nobody's yet."""
+        state, weights = self._at_work()
+        size = weights.values.size
+        return await asyncio.to_thread(self._store.stage_weights, self.name, state.index + 1, size)
+
+    async def finish(
+        self, combined: Mean | Each, staged: StagedWeights, note: Callable[[RoundReport], None]
+    ) -> Round:
         """Makes what was combined the weights of the run, in one step with the round's end.
 
         Args:
-            combined: What the strategy is given.
+            combined: What the strategy is given; its mean may lie in `staged`.
+            staged: From `stage`.
             note: Fills in the round's report.
 
         Raises:
             InvalidInputError: The strategy refuses, or the weights would not be finite; then all is as before.
         """
-        state, weights = self.round, self.weights
-        if state is None or weights is None:
-            raise InvalidInputError(f"no round of {self.name!r} is open", reason="STALE_ROUND")
-        after = state.index + 1
+        state, weights = self._at_work()
 
         def aggregate() -> None:
-            staged = self._store.stage_weights(self.name, after, weights.values.size)
             self.strategy.aggregate(weights.values, combined, out=staged)
             # A span at a time: a mask of the whole would be a quarter of a model more.
             if not all(np.isfinite(staged[where]).all() for _, where in spans(staged.size)):
                 raise InvalidInputError("the weights left the finite numbers: lower the rates", reason="NOT_FINITE")
-            staged.flush()  # type: ignore[attr-defined]
+            staged.flush()
 
         await asyncio.to_thread(aggregate)
         done = advance(state, Summed(state.index))
@@ -212,10 +217,10 @@ class RunBook:
         report.sum_s = (report.done_ns - last_ns) / 1e9
         report.up_bytes = sum(stored.size_bytes for stored in state.stored.values())
         note(report)
+        path = self._store.staged_path(self.name, state.index + 1)
         await asyncio.to_thread(
-            self._store.finish_round,
-            self.name, done, self._store.staged_path(self.name, after), self.strategy.state(), report.to_json(),
-        )  # fmt: skip
+            self._store.finish_round, self.name, done, path, self.strategy.state(), report.to_json()
+        )
         await self.read_weights()
         self.put(done)
         for sink in self._sinks:
@@ -223,6 +228,11 @@ class RunBook:
         self._log.info("round_done", run=self.name, round=state.index, seconds=round(report.seconds, 3))
         self.changed.tell()
         return done
+
+    def _at_work(self) -> tuple[Round, SentWeights]:
+        if self.round is None or self.weights is None:
+            raise InvalidInputError(f"no round of {self.name!r} is open", reason="STALE_ROUND")
+        return self.round, self.weights
 
     async def wait(self, timeout_s: float | None) -> None:
         """Until there is news, or the time is over."""

@@ -12,6 +12,7 @@ from services.aggregator.rounds import Round
 from services.aggregator.spec import RunSpec
 from services.aggregator.spool import Spool
 from services.aggregator.strategies.base import Each, Mean, Need, Strategy
+from services.updates.spans import Floats
 
 
 class Combining(Protocol):
@@ -32,8 +33,13 @@ class Combining(Protocol):
     def check_header(self, info: training_pb2.ContributionInfo) -> None:
         """Raises InvalidInputError where a contribution is not for this round."""
 
-    async def combine(self, state: Round, strategy: Strategy) -> Mean | Each:
+    async def combine(self, state: Round, strategy: Strategy, out: Floats) -> Mean | Each:
         """What the strategy is given of a round that is ready. It may wait for nodes.
+
+        Args:
+            state: The round.
+            strategy: What the result is for.
+            out: Where a mean is put, shape (d,).
 
         Raises:
             OutlierError: One contribution is not to be counted; the round decides what follows.
@@ -77,13 +83,13 @@ class PlainCombining:
         """Each span is decoded as it comes: what is no update is refused at once."""
         return check_span(self._spec.scheme, self._values, round_index)
 
-    async def combine(self, state: Round, strategy: Strategy) -> Mean | Each:
+    async def combine(self, state: Round, strategy: Strategy, out: Floats) -> Mean | Each:
         """Decodes all contributions in step."""
         scheme, values = self._spec.scheme, self._values
         parts = [self._part(state, node, strategy) for node in state.cohort if node in state.stored]
         if strategy.needs is Need.EACH:
             return each_of(parts, scheme, values)
-        return await asyncio.to_thread(mean_of, parts, scheme, values)
+        return await asyncio.to_thread(mean_of, parts, scheme, out)
 
     async def sums(self, node: str, round_index: int, kind: int, body: bytes) -> None:
         """No such message is due."""

@@ -316,7 +316,8 @@ class RunDriver:
             # Whose contributions are in the sum must not change once anybody was asked to unmask it.
             await self.book.write(state)
         try:
-            combined = await self.combining.combine(state, self.book.strategy)
+            staged = await self.book.stage()
+            combined = await self.combining.combine(state, self.book.strategy, staged)
         except OutlierError as error:
             self._log.warning("contribution_rejected", node=error.node, round=state.index, detail=error.message)
             self.book.put(advance(state, Rejected(error.node, state.index, error.reason)))
@@ -334,7 +335,7 @@ class RunDriver:
             seen = [self.losses[node] for node in state.stored if node in self.losses]
             report.train_loss = sum(loss * n for loss, n in seen) / sum(n for _, n in seen) if seen else None
 
-        done = await self.book.finish(combined, note)
+        done = await self.book.finish(combined, staged, note)
         await asyncio.to_thread(self._clear, done)
         return True
 

@@ -1,6 +1,6 @@
 """Contributions that the aggregator may see: decoded and combined span by span, all of them in step.
 
-Beside the weights there are in memory one vector for the mean and one span of each contribution.
+The mean is made where the next weights will be, in a file: beside it there is one span of each contribution in memory.
 """
 
 from __future__ import annotations
@@ -71,20 +71,20 @@ def check_span(scheme: Scheme, size: int, round_index: int) -> Callable[[int, me
     return check
 
 
-def mean_of(parts: Sequence[Part], scheme: Scheme, size: int) -> Mean:
+def mean_of(parts: Sequence[Part], scheme: Scheme, out: Floats) -> Mean:
     """The weighted mean of contributions.
 
     Args:
         parts: The contributions, always in the same order.
         scheme: How they are encoded.
-        size: Values of the vector.
+        out: Where to put it, shape (d,).
 
     Raises:
         OutlierError: One of them stands out; without it the mean may be asked for again.
         IntegrityError: One of them is damaged.
     """
     total = sum(part.weight for part in parts)
-    delta = np.zeros(size, np.float32)
+    size = out.size
     norms = [0.0] * len(parts)
     streams = [part.read() for part in parts]
     for span, where in spans(size):
@@ -93,9 +93,9 @@ def mean_of(parts: Sequence[Part], scheme: Scheme, size: int) -> Mean:
             values = decode_span(scheme, next(stream), span, size, round_index=part.round_index)
             norms[place] += squared_norm(values)
             summed += values * (part.weight / total)
-        delta[where] = summed
+        out[where] = summed
     _compare(parts, norms)
-    return Mean(delta, total, len(parts))
+    return Mean(out, total, len(parts))
 
 
 def each_of(parts: Sequence[Part], scheme: Scheme, size: int) -> Each:

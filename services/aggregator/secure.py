@@ -13,8 +13,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-
 from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import training_pb2
@@ -31,7 +29,7 @@ from services.securesum.fields import join_fields, split_fields
 from services.securesum.packing import unpack
 from services.updates.blocks import shared_indices
 from services.updates.scheme import Kind
-from services.updates.spans import span_count, spans
+from services.updates.spans import Floats, span_count, spans
 
 LR = 0.05
 """The learning rate where a run says none."""
@@ -162,7 +160,7 @@ class SecureCombining:
                 reason="STALE_ROUND",
             )
 
-    async def combine(self, state: Round, strategy: Strategy) -> Mean | Each:
+    async def combine(self, state: Round, strategy: Strategy, out: Floats) -> Mean | Each:
         """Adds the masked contributions, has the sum unmasked, and gives the mean."""
         round_sum = self._sum
         if round_sum is None:
@@ -176,7 +174,7 @@ class SecureCombining:
                 await self._ask_to_unmask(node, round_sum)
             if round_sum.ready:
                 try:
-                    mean = await asyncio.to_thread(self._mean, round_sum, state, strategy)
+                    mean = await asyncio.to_thread(self._mean, round_sum, state, strategy, out)
                     break
                 except IntegrityError as error:
                     self._log.warning("shares_wrong", run=self._run, round=state.index, detail=error.message)
@@ -311,24 +309,24 @@ class SecureCombining:
                 for span, data in enumerate(self._spool.spans(state.index, node)):
                     round_sum.take_span(node, round_sum.context, span, data)
 
-    def _mean(self, round_sum: RoundSum, state: Round, strategy: Strategy) -> Mean:
+    def _mean(self, round_sum: RoundSum, state: Round, strategy: Strategy, out: Floats) -> Mean:
         """The mean over the survivors from the plain sum of their integers."""
         survivors = round_sum.whole
         shares = [self._share(state.stored[node].examples) for node in survivors]
-        delta = np.zeros(self._values, np.float32)
         step = self._scale / sum(shares)
         if self._spec.record_sums:
             # What came are gradients: the one step that they are for is taken here.
             step *= self._spec.message.local.lr or LR
         for (span, where), summed in zip(spans(self._values), round_sum.sums(), strict=True):
-            piece = delta[where]
+            piece = out[where]
             if self._spec.scheme.kind is Kind.BLOCKS:
                 cycle = self._spec.scheme.cycle_rounds
+                piece[:] = 0
                 piece[shared_indices(state.index, cycle, span, self._values)] = summed * step
             else:
                 piece[:] = summed * step
         weight = sum(strategy.weight(state.stored[node].examples) for node in survivors)
-        return Mean(delta, weight, len(survivors))
+        return Mean(out, weight, len(survivors))
 
     def _share(self, examples: int) -> float:
         """What a node multiplied its update with before it masked it."""

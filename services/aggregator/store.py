@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -59,6 +59,7 @@ INITIAL = -1
 """The `weights_round` of a run that has no weights yet."""
 
 Weights = npt.NDArray[np.float32]
+StagedWeights: TypeAlias = "np.memmap[Any, np.dtype[np.float32]]"
 
 
 @dataclass(frozen=True)
@@ -239,7 +240,7 @@ class RunStore:
             if path.suffix in (".weights", ".state", ".new") and number.isdecimal() and int(number) < after:
                 path.unlink(missing_ok=True)
 
-    def stage_weights(self, name: str, weights_round: int, values: int) -> Weights:
+    def stage_weights(self, name: str, weights_round: int, values: int) -> StagedWeights:
         """A file for the weights after a round, mapped into memory, to be filled and given to `finish_round`: shape
         (values,), float32."""
         path = self.staged_path(name, weights_round)

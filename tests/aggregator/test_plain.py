@@ -38,7 +38,7 @@ def test_the_mean_is_that_of_what_was_decoded(text: str) -> None:
     weights = [500.0, 20.0, 1.0, 333.0]
     scheme = Scheme.parse(text)
     parts, decoded = parts_of(scheme, updates, weights)
-    mean = mean_of(parts, scheme, SIZE)
+    mean = mean_of(parts, scheme, np.empty(SIZE, np.float32))
     assert (mean.count, mean.weight) == (4, 854.0)
     assert np.allclose(mean.delta, np.average(decoded.astype(np.float64), axis=0, weights=weights), rtol=0, atol=1e-6)
     each = each_of(parts, scheme, SIZE)
@@ -54,10 +54,11 @@ def test_a_contribution_that_stands_out_is_named(factor: float) -> None:
     scheme = Scheme.parse("fp32")
     parts, decoded = parts_of(scheme, updates, [1.0] * 5)
     with pytest.raises(OutlierError) as caught:
-        mean_of(parts, scheme, SIZE)
+        mean_of(parts, scheme, np.empty(SIZE, np.float32))
     assert (caught.value.node, caught.value.reason) == ("sat-3", "NORM_OUTLIER")
     others = [part for part in parts if part.node != "sat-3"]
-    assert np.allclose(mean_of(others, scheme, SIZE).delta, np.delete(decoded, 3, axis=0).mean(axis=0), atol=1e-6)
+    mean = mean_of(others, scheme, np.empty(SIZE, np.float32))
+    assert np.allclose(mean.delta, np.delete(decoded, 3, axis=0).mean(axis=0), atol=1e-6)
 
 
 def test_large_but_common_updates_are_taken() -> None:
@@ -66,7 +67,7 @@ def test_large_but_common_updates_are_taken() -> None:
     updates[0] *= 50
     scheme = Scheme.parse("fp32")
     parts, _ = parts_of(scheme, updates, [1.0] * 4)
-    assert mean_of(parts, scheme, SIZE).count == 4
+    assert mean_of(parts, scheme, np.empty(SIZE, np.float32)).count == 4
 
 
 @pytest.mark.parametrize("text", SCHEMES)

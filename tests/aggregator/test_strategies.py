@@ -333,3 +333,16 @@ def test_options_are_filled_with_defaults() -> None:
             parse(kind.name, {name: one.default for name, one in kind.OPTIONS.items()}).options
             == parse(kind.name).options
         )
+
+
+@pytest.mark.parametrize("name", [name for name, kind in STRATEGIES.items() if kind.needs is not Need.EACH])
+def test_the_next_weights_may_take_the_place_of_the_mean(name: str) -> None:
+    """The mean lies where the next weights go, so that no third vector is needed: the weights are the same bits."""
+    apart, in_place = parse(name), parse(name)
+    weights = vectors(1, seed=3)[0]
+    for seed in range(3):
+        given = mean(vectors(6, seed=seed))
+        expected = apart.aggregate(weights, given)
+        result = in_place.aggregate(weights, given, out=given.delta)
+        assert result is given.delta and result.tobytes() == expected.tobytes()
+        weights = expected

@@ -119,7 +119,7 @@ class Strategy(ABC):
         Args:
             weights: The round's weights, shape (d,); not changed unless `out` is the same array.
             contributions: What `needs` says.
-            out: Where to put the result, shape (d,); a new array where left out.
+            out: Where to put the result, shape (d,), a mean's own vector, too; a new array where left out.
 
         Raises:
             InvalidInputError: too few updates (FAILED_PRECONDITION), a NaN or an infinity (NOT_FINITE), or a form that
@@ -156,7 +156,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def _combine(self, weights: Floats, contributions: Any, out: Floats) -> None:
-        """Write the next weights into `out`, which may be `weights`."""
+        """Write the next weights into `out`, which may be `weights` or a mean's vector."""
 
     def state(self) -> State:
         """What `restore` takes in another process to go on with the same bits; the vectors are not copied."""
