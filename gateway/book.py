@@ -79,7 +79,7 @@ class Book:
 
     Args:
         directory: Where they lie.
-        identities: Whose sealing key protects them.
+        identities: Whose key for files protects them.
         log: Where to say what was left out.
     """
 

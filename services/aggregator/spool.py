@@ -32,7 +32,7 @@ class Incoming:
 
     Args:
         path: Its file.
-        identity: Whose sealing key protects it.
+        identity: Whose key for files protects it.
     """
 
     def __init__(self, path: Path, identity: Identity) -> None:

@@ -45,7 +45,7 @@ class Snapshots:
 
     Args:
         state: Its directory.
-        identities: Whose sealing key protects what is written.
+        identities: Whose key for files protects what is written.
         log: Where to say what was left out.
     """
 

@@ -1,7 +1,8 @@
 """Files of records that only the node that wrote them can read, and that tell a torn end from a changed byte.
 
-A file is a row of segments; each begins where a process opened it to append. A segment carries a fresh key, wrapped to
-the node's own sealing key (HPKE, `orbitmesh.trust`), so that no nonce is ever used twice whatever a crash left behind.
+A file is a row of segments; each begins where a process opened it to append. A segment carries a fresh key, so that no
+nonce is ever used twice whatever a crash left behind. It is wrapped to the node's own key for files (HPKE,
+`orbitmesh.trust`), which outlives the node's certificates.
 
     file    = segment*
     segment = b"OMSF" | u32 size | wrapped key | record*
@@ -43,7 +44,7 @@ class SealedWriter:
 
     Args:
         path: The file; made where it is not there, appended to where it is.
-        identity: Whose sealing key protects it.
+        identity: Whose key for files protects it.
         purpose: What the file is for; a file of another purpose does not open.
         after: What read the file, where it is there already: the new segment goes behind the last whole record.
     """
@@ -60,7 +61,7 @@ class SealedWriter:
         self._file: BinaryIO = path.open("r+b", buffering=0)
         self._file.truncate(whole)
         self._file.seek(whole)
-        wrapped = wrap_key(key, identity.seal_private.public_key(), self._bound)
+        wrapped = wrap_key(key, identity.rest_private.public_key(), self._bound)
         _write_all(self._file, MAGIC + _SIZE.pack(len(wrapped)) + wrapped)
 
     def append(self, data: bytes | memoryview, *, durable: bool = False) -> None:
@@ -89,7 +90,7 @@ class SealedReader:
 
     Args:
         path: The file.
-        identity: Whose sealing key protects it.
+        identity: Whose key for files protects it.
         purpose: What it is for.
     """
 
@@ -126,7 +127,7 @@ class SealedReader:
                     if wrapped is None:
                         return
                     bound = _bound(self._purpose, self.segments, self.whole_bytes)
-                    cipher = AESGCM(unwrap_key(wrapped, self._identity.seal_private, bound))
+                    cipher = AESGCM(unwrap_key(wrapped, self._identity.rest_private, bound))
                     self.segments += 1
                     number = 0
                     self.whole_bytes = file.tell()

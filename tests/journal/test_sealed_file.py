@@ -129,3 +129,16 @@ def test_a_file_that_is_written_anew_holds_nothing_of_before(file: Path, nodes: 
     """Without a reader the writer begins the file anew."""
     write(file, nodes[0], [b"new"])
     assert read(file, nodes[0]) == [b"new"]
+
+
+def test_a_renewed_identity_reads_and_goes_on(tmp_path: Path) -> None:
+    """Certificates live for a day, files for as long as a run: what was written before a renewal opens after it."""
+    ca = init_mesh(tmp_path / "ca")
+    path = tmp_path / "file"
+    write(path, issue(ca, "executor", "sat-1", tmp_path / "id"), FIRST)
+    renewed = issue(ca, "executor", "sat-1", tmp_path / "id")
+    assert read(path, renewed) == FIRST
+    write(path, renewed, SECOND, more=True)
+    assert read(path, issue(ca, "executor", "sat-1", tmp_path / "id")) == FIRST + SECOND
+    with pytest.raises(SealError):
+        read(path, issue(ca, "executor", "sat-1", tmp_path / "elsewhere"))

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from orbitmesh.errors import IdentityError, InvalidInputError, MeshError
 from orbitmesh.trust import (
+    Identity,
     IdentitySource,
     Role,
     Usage,
@@ -262,3 +263,39 @@ def test_a_source_follows_renewals_and_keeps_what_works(ca: Path, tmp_path: Path
     assert "tls.key" in str(refused[-1])
     third = issue(ca, "executor", "e", tmp_path / "x")
     assert source.current().tls_cert_pem == third.tls_cert_pem
+
+
+def rest_of(identity: Identity) -> bytes:
+    return identity.rest_private.private_bytes_raw()
+
+
+def test_a_renewal_keeps_the_key_for_files(ca: Path, tmp_path: Path) -> None:
+    """Every other key is a fresh one; a directory that is issued for another mesh gets a new key for files, too."""
+    first, second = (issue(ca, "executor", "sat-1", tmp_path / "x") for _ in range(2))
+    assert rest_of(first) == rest_of(second) != rest_of(issue(ca, "executor", "sat-1", tmp_path / "y"))
+    assert first.seal_private.private_bytes_raw() != second.seal_private.private_bytes_raw()
+    assert rest_of(first) != first.seal_private.private_bytes_raw()
+    other = issue(init_mesh(tmp_path / "other"), "executor", "sat-1", tmp_path / "x")
+    assert rest_of(other) != rest_of(first)
+
+
+def test_a_directory_without_a_key_for_files_goes_on_with_its_sealing_key(ca: Path, tmp_path: Path) -> None:
+    """As earlier versions wrote it: files were protected by the sealing key, and stay readable when it is renewed."""
+    before = issue(ca, "executor", "sat-1", tmp_path / "x")
+    (tmp_path / "x" / "rest.key").unlink()
+    seal = before.seal_private.private_bytes_raw()
+    assert rest_of(load_identity(tmp_path / "x")) == seal
+    assert rest_of(issue(ca, "executor", "sat-1", tmp_path / "x")) == seal
+
+
+@pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 100_000])
+def test_a_broken_key_for_files_is_named(ca: Path, tmp_path: Path, content: bytes) -> None:
+    """It is an IdentityError with the file's name, and so is a key of another kind."""
+    out = tmp_path / "x"
+    issue(ca, "executor", "sat-1", out)
+    (out / "rest.key").write_bytes(content)
+    with pytest.raises(IdentityError, match=r"rest\.key"):
+        load_identity(out)
+    shutil.copy(out / "sign.key", out / "rest.key")
+    with pytest.raises(IdentityError, match=r"rest\.key is no X25519 key"):
+        load_identity(out)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orbitmesh import LocalTraining, Mesh, SecureSums
+from orbitmesh.trust import issue
 from services.training.plan import LocalPlan
 from tests.mesh.support import until
 from tests.mesh.surviving import strike
@@ -143,6 +144,21 @@ def test_all_die_at_once(fragile: Mesh, nodes: list[str], undisturbed: dict[str,
     for process in ("scheduler", AGGREGATOR, "gateway", *nodes):
         fragile.local.restart(process)
     expect_undisturbed(fragile, nodes, training, "stateful", calm)
+
+
+def test_identities_are_renewed_within_a_run(fragile: Mesh, nodes: list[str], undisturbed: dict[str, str]) -> None:
+    """All get fresh certificates and keys in the midst of a run with secure sums, then die and come back: what each had
+    sealed on its disk opens, and the run is the same."""
+    calm = expected(fragile, nodes, "secret", undisturbed)
+    training = begin(fragile, nodes, "secret", "renewed")
+    until(lambda: training.status().rounds_done >= 2, "some rounds are done")
+    where = fragile.local.directory
+    for process, role in [(AGGREGATOR, "aggregator"), *((node, "executor") for node in nodes)]:
+        issue(where / "ca", role, process, where / "identities" / f"{role}-{process}")
+        strike(fragile, process)
+    for process in (AGGREGATOR, *nodes):
+        fragile.local.restart(process)
+    expect_undisturbed(fragile, nodes, training, "secret", calm)
 
 
 @pytest.mark.soak

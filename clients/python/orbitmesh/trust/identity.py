@@ -1,8 +1,9 @@
-"""An identity of a mesh, read from its directory: `ca.pem` and three certificates with their keys.
+"""An identity of a mesh, read from its directory: `ca.pem`, three certificates with their keys, and one key more.
 
 tls.pem  tls.key     ECDSA P-256: who speaks on a connection (BoringSSL has no Ed25519 in TLS)
 seal.pem seal.key    X25519: transfer keys are wrapped to it (HPKE)
 sign.pem sign.key    Ed25519: manifests and statements are signed by it
+         rest.key    X25519: files that only this identity reads; the others are new with every renewal, this one stays
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from orbitmesh.trust.certificates import (
 from orbitmesh.trust.files import read_private, read_public
 from orbitmesh.trust.names import Role, dns_name
 
+REST_KEY = "rest.key"
+"""The file of the key that protects other files."""
 READ_ATTEMPTS = 4
 """How often a directory that does not fit together is read before it is refused: it may be being renewed."""
 READ_PAUSE_S = 0.05
@@ -73,6 +76,8 @@ class Identity:
     """The certificate that others wrap transfer keys by; meant to be given away."""
     seal_private: X25519PrivateKey = field(repr=False)
     """Opens transfer keys. Secret."""
+    rest_private: X25519PrivateKey = field(repr=False)
+    """Opens the keys of files that this identity wrote. Secret."""
     sign_cert_pem: bytes = field(repr=False)
     """The certificate that others check signatures by; meant to be given away."""
     sign_private: Ed25519PrivateKey = field(repr=False)
@@ -149,7 +154,10 @@ def _load_once(path: Path, now: datetime | None, allow_expired: bool) -> Identit
     if len({peer.spiffe for peer in peers.values()}) != 1:
         found = ", ".join(f"{usage.value}.pem of {peer.title}" for usage, peer in peers.items())
         raise _TornError(f"{path} mixes several identities ({found}); {cure}", metadata={"path": path})
-    return _assemble(path, ca_pem, ca, peers[Usage.TLS], peers, pems, keys, key_pems[Usage.TLS])
+    rest = path / REST_KEY
+    # A directory of an earlier version has none: there the sealing key protects files, too.
+    at_rest = _parse_key(read_private(rest, cure), rest, cure) if rest.exists() else keys[Usage.SEAL]
+    return _assemble(path, ca_pem, ca, peers[Usage.TLS], peers, pems, keys, key_pems[Usage.TLS], at_rest)
 
 
 def _assemble(
@@ -161,12 +169,15 @@ def _assemble(
     pems: dict[Usage, bytes],
     keys: dict[Usage, PrivateKey],
     tls_key_pem: bytes,
+    at_rest: PrivateKey,
 ) -> Identity:
     seal, sign = keys[Usage.SEAL], keys[Usage.SIGN]
     if not isinstance(seal, X25519PrivateKey) or not isinstance(sign, Ed25519PrivateKey):
         raise IdentityError(
             f"{path} holds keys of another kind than X25519 (seal) and Ed25519 (sign); issue it anew"
         )
+    if not isinstance(at_rest, X25519PrivateKey):
+        raise IdentityError(f"{path / REST_KEY} is no X25519 key: restore it; no file of this identity opens without")
     return Identity(
         role=me.role,
         name=me.name,
@@ -182,6 +193,7 @@ def _assemble(
         tls_key_pem=tls_key_pem,
         seal_cert_pem=pems[Usage.SEAL],
         seal_private=seal,
+        rest_private=at_rest,
         sign_cert_pem=pems[Usage.SIGN],
         sign_private=sign,
     )
@@ -257,7 +269,7 @@ class IdentitySource:
 
     def _read_stamp(self) -> tuple[tuple[int, int], ...]:
         stamps = []
-        for name in ("ca.pem", *(f"{usage.value}.{end}" for usage in Usage for end in ("pem", "key"))):
+        for name in ("ca.pem", REST_KEY, *(f"{usage.value}.{end}" for usage in Usage for end in ("pem", "key"))):
             try:
                 info = (self._directory / name).stat()
                 stamps.append((info.st_mtime_ns, info.st_ino))

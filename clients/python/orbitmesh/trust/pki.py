@@ -30,7 +30,7 @@ from orbitmesh.trust.files import (
     read_public,
     write_atomic,
 )
-from orbitmesh.trust.identity import Identity, PrivateKey, load_identity
+from orbitmesh.trust.identity import REST_KEY, Identity, PrivateKey, load_identity
 from orbitmesh.trust.names import Role, check_name, parse_role
 
 CA_LIFETIME = timedelta(days=3650)
@@ -98,13 +98,14 @@ def issue(
     *,
     now: datetime | None = None,
 ) -> Identity:
-    """Make, or renew with fresh keys, an identity directory.
+    """Make, or renew with fresh keys, an identity directory. What the identity has on disk stays readable: `rest.key`
+    is made once for each mesh.
 
     Args:
         ca_dir: What `init_mesh` made.
         role: What the identity is for.
         name: Its name: 1 to 63 characters of a-z, 0-9 and hyphen.
-        out_dir: Where its seven files go; existing ones are replaced, each at once.
+        out_dir: Where its eight files go; existing ones but `rest.key` are replaced, each at once.
         lifetime: How long the certificates live; a day for services, 30 for people where left out.
         now: The moment at which they begin; the present where left out.
 
@@ -136,8 +137,11 @@ def issue(
             f"{stamp(begin + span)}; ask for a shorter life or make the mesh anew"
         )
     make_directory(target)
+    rest = _key_at_rest(target, ca_pem)
     # Certificates last, and the TLS pair first: a reader that meets the gap sees a key that does not match
     # and waits.
+    if rest is not None:
+        write_atomic(target / REST_KEY, rest, PRIVATE_MODE)
     write_atomic(target / "ca.pem", ca_pem, PUBLIC_MODE)
     for usage in Usage:
         key = _new_key(usage)
@@ -145,6 +149,18 @@ def issue(
         write_atomic(target / f"{usage.value}.key", _key_pem(key), PRIVATE_MODE)
         write_atomic(target / f"{usage.value}.pem", certificate.public_bytes(Encoding.PEM), PUBLIC_MODE)
     return load_identity(target, allow_expired=True)
+
+
+def _key_at_rest(target: Path, ca_pem: bytes) -> bytes | None:
+    """The key for files that an identity directory is to get; None where it has the one of this mesh already."""
+    known = target / "ca.pem"
+    if known.exists() and read_public(known, "") == ca_pem:
+        if (target / REST_KEY).exists():
+            return None
+        # An earlier version protected files by the sealing key: what it wrote stays readable.
+        if (target / "seal.key").exists():
+            return read_private(target / "seal.key", "")
+    return _key_pem(X25519PrivateKey.generate())
 
 
 def _new_key(usage: Usage) -> PrivateKey:
