@@ -28,10 +28,12 @@ from orbitmesh import (
     TrainingContribution,
     TransportError,
     _training,
+    _training_proto,
     _weights,
 )
 from orbitmesh._loop import LoopThread
 from orbitmesh.v1 import aggregator_pb2, training_pb2
+from services.aggregator import spec, store
 from tests.sdk.small_aggregator import DONE, RUNNING, Giving, SmallAggregator, a_round, saying, told
 from tests.sdk.small_gateway import Identities, SmallGateway, serve
 
@@ -144,6 +146,10 @@ async def test_what_is_not_asked_for_is_not_sent(aggregator: SmallAggregator, tr
         ({"nodes": []}, "nodes"),
         ({"nodes": "sat-1"}, "nodes"),
         ({"seed": -1}, "seed"),
+        ({"seed": 1 << 63}, "9223372036854775807"),
+        ({"rounds": 1_000_001}, "1 to 1000000"),
+        ({"alpha": 0.0}, "above 0"),
+        ({"privacy": Privacy(unit="record", epsilon=math.nan)}, "above 0"),
         ({"alpha": math.nan}, "alpha"),
         ({"alpha": "skewed"}, "alpha"),
         ({"patience_s": math.inf}, "patience_s"),
@@ -169,6 +175,17 @@ async def test_what_cannot_be_sent_is_refused_by_its_name(
     with pytest.raises(InvalidInputError, match=words):
         await trained.train(**(asked | wrong))
     assert aggregator.asked == []
+
+
+def test_what_is_refused_here_is_what_the_aggregator_refuses() -> None:
+    """A message that names a range names the one that holds; a name that is good here is good there."""
+    assert (_training_proto.ROUNDS_MAX, _training_proto.SEED_MAX) == (spec.ROUNDS_MAX, spec.SEED_MAX)
+    for name in ("a", "run-1", "0" * 63, "Upper", "a.b", "a_b", "-a", "a" * 64, "", "a\n", "\u0663"):
+        try:
+            here = bool(_training_proto.run_name(name))
+        except InvalidInputError:
+            here = False
+        assert here == bool(store.NAME.fullmatch(name)), name
 
 
 async def test_a_run_is_told_as_it_is(aggregator: SmallAggregator, trained: AsyncMesh) -> None:

@@ -162,7 +162,7 @@ class AsyncTraining:
             >>> (await training.resume(rounds=40)).state
             'running'
         """
-        total = 0 if rounds is None else whole(rounds, "rounds", 1, _training_proto.UINT32_MAX)
+        total = 0 if rounds is None else whole(rounds, "rounds", 1, _training_proto.ROUNDS_MAX)
         stubs = await self._mesh._ready()
         request = aggregator_pb2.ResumeRunRequest(name=self._name, rounds=total)
         return _training_proto.status((await self._mesh._call(stubs.aggregator.ResumeRun, request, timeout)).run)
