@@ -377,6 +377,45 @@ async def test_waiting_has_its_own_time(aggregator: SmallAggregator, trained: As
     await asyncio.wait_for(left.wait(), WAIT_S)
 
 
+@pytest.mark.parametrize("how", ["wait", "watch", "weights"])
+async def test_who_is_cancelled_leaves_as_asyncio_wants_it(
+    how: str, aggregator: SmallAggregator, trained: AsyncMesh
+) -> None:
+    """`asyncio.CancelledError` comes through as it is, the stream is given back, and the mesh goes on answering."""
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def for_ever() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def telling(request: Any, context: Any) -> AsyncIterator[aggregator_pb2.WatchRunResponse]:
+        yield told(RUNNING)
+        await for_ever()
+
+    async def giving(context: Any) -> AsyncIterator[aggregator_pb2.GetWeightsResponse]:
+        yield aggregator_pb2.GetWeightsResponse(values=1 << 20)
+        await for_ever()
+
+    aggregator.watching, aggregator.giving = [telling], [giving]
+    training = await trained.training("run")
+
+    async def watch() -> None:
+        async for _ in training.watch():
+            pass
+
+    works = {"wait": training.wait, "watch": watch, "weights": training.weights}
+    task = asyncio.ensure_future(works[how]())
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(left.wait(), WAIT_S)
+    assert (await training.status()).name == "run"
+
+
 async def test_a_closed_mesh_ends_its_watchers(aggregator: SmallAggregator, trained: AsyncMesh) -> None:
     """With an error of ours: the task that watched was not cancelled by anybody."""
     started = asyncio.Event()

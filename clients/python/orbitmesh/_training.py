@@ -230,7 +230,7 @@ class AsyncTraining:
 
         Example:
             >>> (await training.weights()).shape
-            (7850,)
+            (4810,)
         """
         return await self._fetched(timeout, _weights.in_memory)
 
@@ -248,7 +248,7 @@ class AsyncTraining:
 
         Example:
             >>> (await training.save_weights("run.npy")).values
-            7850
+            4810
         """
 
         async def save(open_stream: _weights.Open, name: str, address: str | None) -> SavedWeights:
