@@ -92,7 +92,7 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
         """Gives a run's weights; no faster than the caller takes them."""
         call = keep_status(self._stub().GetWeights(request, timeout=time_left_s(WEIGHTS_DEADLINE_S)))
         try:
-            with mapped_errors(address=self._upstream.aggregator_address):
+            with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
                 async for answer in call:
                     yield answer
         finally:
@@ -104,7 +104,7 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
         draining = asyncio.ensure_future(self._draining.wait())
         reading: asyncio.Future[Any] | None = None
         try:
-            with mapped_errors(address=self._upstream.aggregator_address):
+            with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
                 while True:
                     reading = asyncio.ensure_future(call.read())
                     await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
@@ -125,5 +125,5 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
 
     async def _unary(self, method: str, request: Any) -> Any:
         call: grpc.aio.UnaryUnaryMultiCallable = getattr(self._stub(), method)
-        with mapped_errors(address=self._upstream.aggregator_address):
+        with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
             return await call(request, timeout=time_left_s(CONTROL_DEADLINE_S))

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import io
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from safetensors.torch import load_file
 
-from orbitmesh import Mesh
+from orbitmesh import Mesh, _training_proto
 from orbitmesh._loop import LoopThread
+from orbitmesh.cli import train_watch
 from orbitmesh.cli.main import main
+from orbitmesh.cli.output import Output
 from orbitmesh.cli.train import strategy
 from orbitmesh.trust import Role, init_mesh, issue
 from orbitmesh.v1 import aggregator_pb2, training_pb2
@@ -206,6 +212,200 @@ def test_what_the_mesh_refuses_is_exit_code_1(train: Commands, trained: str) -> 
     assert train.error("ledger", trained)["reason"] == "FAILED_PRECONDITION"
     error = train.error("start", "digits", "--name", "odd", "--rounds", "2", "--strategy", "sorcery:power=9")
     assert "fedavg" in error["message"]
+
+
+def test_a_node_that_is_not_there_is_named_at_once(train: Commands) -> None:
+    """A run waits for nodes that may come; a name that was mistyped would be waited for without a word."""
+    _, out, _ = train("start", "digits", "--name", "typo", "--rounds", "2", "--nodes", "sat-1, sat-11")
+    assert "not up: sat-11;" in out
+    [begun] = train.documents("start", "digits", "--name", "typo2", "--rounds", "2", "--nodes", "sat-1,sat-11")
+    assert begun["not_up"] == ["sat-11"]
+    [begun] = train.documents("start", "digits", "--name", "right", "--rounds", "1", "--nodes", "sat-1,sat-2")
+    assert begun["not_up"] == []
+    assert "names no node" in train.error("start", "digits", "--name", "x", "--rounds", "2", "--nodes", ",")["message"]
+    for name in ("typo", "typo2"):
+        train("cancel", name)
+
+
+def test_no_time_at_all_is_refused(train: Commands) -> None:
+    """0 is not taken for the default."""
+    for seconds in ("0", "-1", "nan"):
+        error = train.error("status", "--timeout", seconds)
+        assert (error["reason"], "--timeout" in error["message"]) == ("INVALID_INPUT", True)
+
+
+def test_nodes_of_a_run_that_is_over_are_not_called_away(train: Commands, trained: str) -> None:
+    """Nobody is connected to them any more, and that is as it should be."""
+    assert "away" not in train("status", trained)[1]
+
+
+def test_what_to_do_about_a_name_is_said_for_runs_too(train: Commands, trained: str) -> None:
+    """One that is taken can be had by deleting the run; one that is not there is looked for in the list."""
+    taken = train.error("start", "digits", "--name", trained, "--rounds", "2")
+    assert "orbitmesh train delete" in taken["advice"]
+    assert "orbitmesh train status" in train.error("watch", "nothing")["advice"]
+
+
+def write_inputs(kind: str, path: Path) -> None:
+    """A file that is no array that the model could be asked about."""
+    arrays: dict[str, Any] = {
+        "not finite": np.full((2, 64), np.nan),
+        "too large for float32": np.full((2, 64), 1e300),
+        "one example": np.zeros(64),
+        "one number": np.float32(1),
+        "no example": np.zeros((0, 64)),
+        "complex": np.zeros((2, 64), complex),
+        "text": np.array([["a", "b"]]),
+        "another shape": np.zeros((2, 63)),
+        "too many": np.zeros((10_000, 64)),
+        "pickled objects": np.array([{}], object),
+    }
+    if kind in arrays:
+        np.save(path, arrays[kind], allow_pickle=True)
+    elif kind == "an archive":
+        np.savez(path.with_suffix(".npz"), zeros=np.zeros((2, 64)))
+        path.with_suffix(".npz").rename(path)
+    elif kind == "cut off":
+        np.save(path, np.zeros((2, 64)))
+        path.write_bytes(path.read_bytes()[:200])
+    elif kind != "missing":
+        path.write_bytes({"empty": b"", "no array": b"hello"}[kind])
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("not finite", "finite"),
+        ("too large for float32", "finite"),
+        ("one example", "first dimension of 1"),
+        ("one number", "first dimension of 1"),
+        ("no example", "an example in each row"),
+        ("complex", "complex128"),
+        ("text", "real numbers"),
+        ("another shape", "expected 64 pixels"),
+        ("too many", "ask about fewer at a time"),
+        ("pickled objects", "numpy.save"),
+        ("an archive", "numpy.save"),
+        ("cut off", "numpy.save"),
+        ("empty", "numpy.save"),
+        ("no array", "numpy.save"),
+        ("missing", "cannot be read: No such file"),
+    ],
+)
+def test_what_no_model_can_be_asked_about_is_named(
+    kind: str, words: str, train: Commands, trained: str, tmp_path: Path
+) -> None:
+    """Whatever lies in the file: an error that says what is wrong with it, and exit code 1."""
+    write_inputs(kind, tmp_path / "inputs.npy")
+    error = train.error("predict", trained, "--inputs", str(tmp_path / "inputs.npy"))
+    assert error["reason"] in ("INVALID_INPUT", "LIMIT_EXCEEDED")
+    assert words in error["message"]
+    assert "pickle" not in error["message"]
+
+
+def test_answers_are_written_where_it_was_said_or_not_at_all(train: Commands, trained: str, tmp_path: Path) -> None:
+    """numpy would add the end of the name by itself; a place that is no good is seen before anybody is asked."""
+    pictures, _ = find_task("digits").samples(3)
+    np.save(tmp_path / "inputs.npy", pictures)
+    for out in ("answers.txt", "nowhere/answers.npy", "inputs.npy/answers.npy"):
+        error = train.error(
+            "predict", trained, "--inputs", str(tmp_path / "inputs.npy"), "--out", str(tmp_path / out)
+        )
+        assert "give NAME.npy" in error["message"]
+    assert [each.name for each in tmp_path.iterdir()] == ["inputs.npy"]
+    code, out, _ = train(
+        "predict", trained, "--inputs", str(tmp_path / "inputs.npy"), "--out", str(tmp_path / "answers.npy")
+    )
+    assert (code, "answers.npy, an array of 3 x 10" in out) == (0, True)
+    assert np.load(tmp_path / "answers.npy").shape == (3, 10)
+
+
+def test_a_watch_waits_for_an_aggregator_that_is_being_started_anew(
+    train: Commands, mesh: Mesh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It is begun while the aggregator is gone: that is said, and the run is told to its end once it is back."""
+    train("start", "digits", "--name", "back", "--rounds", "6")
+    mesh.local.kill("aggregator")
+    error = train.error("status")
+    assert (error["reason"], "cannot reach the aggregator" in error["message"]) == ("TRANSPORT", True)
+    starting = threading.Timer(2.0, mesh.local.restart, ("aggregator",))
+    starting.start()
+    code, out, err = train("watch", "back")
+    starting.join(WAIT_S)
+    assert code == 0
+    assert "cannot reach the aggregator" in err
+    assert [line.partition(":")[0] for line in out.splitlines() if line.startswith("round")] == [
+        f"round {index}" for index in range(6)
+    ]
+
+
+def test_a_gateway_that_is_not_there_is_not_waited_for(mesh: Mesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its address may be wrong: an error at once, not after the patience with an aggregator."""
+    began = time.monotonic()
+    nowhere = ["--gateway", "127.0.0.1:9", "--identity", str(mesh.local.identity)]
+    assert main(["train", "watch", "run", *nowhere]) == 1
+    assert "cannot reach 127.0.0.1:9" in capsys.readouterr().err
+    assert time.monotonic() - began < WAIT_S
+
+
+def test_the_status_of_the_mesh_tells_of_the_runs_that_go_on(
+    mesh: Mesh, train: Commands, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An operator sees them without asking for them; where the aggregator is gone the rest is shown all the same."""
+    where = ["--gateway", mesh.local.gateway, "--identity", str(mesh.local.identity)]
+    train("start", "mnist5k", "--name", "under-way", "--rounds", "1000")
+    assert main(["status", *where]) == 0
+    shown = capsys.readouterr().out
+    assert "aggregator up" in shown
+    assert "1 runs of training go on" in shown
+    assert "under-way" in shown
+    assert trained not in shown
+    train("cancel", "under-way")
+    assert main(["status", *where, "--json"]) == 0
+    training = json.loads(capsys.readouterr().out)["training"]
+    assert training["aggregator"] == "up"
+    assert {"under-way": "cancelled", trained: "done"}.items() <= {
+        run["name"]: run["state"] for run in training["runs"]
+    }.items()
+    mesh.local.kill("aggregator")
+    try:
+        assert main(["status", *where]) == 0
+        assert "aggregator unreachable" in capsys.readouterr().out
+    finally:
+        mesh.local.restart("aggregator")
+
+
+@pytest.mark.parametrize("nodes", [1, 4, 8, 100])
+def test_the_newest_round_is_seen_on_a_small_terminal(nodes: int) -> None:
+    """What is redrawn on 80 columns and 24 lines has a line for each round, and the last one is not cut off."""
+    written = io.StringIO()
+    output = Output(as_json=False)
+    output.console = Console(file=written, force_terminal=True, width=80, height=24, color_system=None)
+    names = [f"sat-{index}" for index in range(nodes)]
+    figures = {"accuracy": 0.9876, "loss": 0.1234}
+    rounds = [
+        a_round(index, figures=figures, train_loss=0.1234, down_bytes=912_345, seconds=0.6543, contributed=names)
+        for index in range(40)
+    ]
+    for each in rounds:
+        each.up_bytes = 912_345
+        each.given_up["sat-0"] = "silent for 60 s in contact"
+    given_up = aggregator_pb2.RUN_NODE_STATE_GIVEN_UP
+    nodes_of_run = [aggregator_pb2.RunNode(name=name, state=given_up, why="silent " * 20) for name in names]
+    run = aggregator_pb2.Run(
+        name="run", state=RUNNING, rounds=rounds, spec=spec(), rounds_done=40, nodes=nodes_of_run
+    )
+    view = train_watch._Redrawn(output)
+    with view:
+        view.show(_training_proto.status(run))
+        view._live.refresh()
+        drawn = written.getvalue()
+    lines = [line for line in drawn.splitlines() if "0.9876" in line]
+    assert "..." not in drawn
+    assert len(lines) >= 3
+    assert lines[-1].lstrip().startswith("39 ")
+    assert all("912.3 kB" in line and "654.3 ms" in line for line in lines)
 
 
 @pytest.mark.parametrize(

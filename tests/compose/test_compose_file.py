@@ -142,6 +142,8 @@ def test_the_page_has_the_blocks_that_the_containers_test_runs() -> None:
         "Start 1",
         "Use it from outside 1",
         "Use it from outside 2",
+        "Train in it 1",
+        "Train in it 2",
         "Look into it with buf or grpcurl 1",
         "Look into it with buf or grpcurl 2",
         "Lose a node, stop, start 1",

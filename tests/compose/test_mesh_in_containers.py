@@ -19,8 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from services.training.flat import load_flat
+from services.training.task import find_task
 from tests.compose.readme import DEPLOY, blocks
 from tests.compose.test_compose_file import NODES, SERVICES
 
@@ -260,6 +263,64 @@ def test_a_deployed_model_answers_as_transformers_does(page: Page, expected: lis
     assert "demo serves" in output
     assert answer(page) == expected
     assert len({stage["node"] for stage in stages(page)}) == 3
+
+
+def trained(page: Page, name: str) -> dict[str, Any]:
+    """How a run is."""
+    [document] = page.cli("train", "status", name)
+    return dict(document["run"])
+
+
+def test_the_nodes_learn_digits_that_never_leave_them(page: Page) -> None:
+    """Four containers, secure sums: what came of it is worth what the mesh says, measured by a model made here."""
+    output = page.run("Train in it 1")
+    assert "digits is done after 4 rounds" in output
+    run = trained(page, "digits")
+    assert [each["contributed"] for each in run["rounds"]] == [sorted(NODES)] * 4
+    assert {each["examples"] for each in run["nodes"]} == {1000}
+    task = find_task("mnist5k")
+    model = task.model(0)
+    load_flat(model, np.load(Path(page.environment["HOME"]) / ".orbitmesh" / "digits.npy", allow_pickle=False))
+    figures = task.evaluate(model)
+    assert figures == pytest.approx(run["rounds"][-1]["figures"], rel=1e-3)
+    # One in ten is what guessing gets.
+    assert figures["accuracy"] > 0.5
+
+
+@pytest.mark.parametrize("task", ["digits", "pydoc-small", "pydoc"])
+def test_the_image_has_what_the_other_tasks_learn_from(page: Page, task: str) -> None:
+    """Nothing is fetched: the mesh's network leads nowhere."""
+    code = f"from services.training.task import find_task; print(len(find_task({task!r}).shard(0, 4, seed=0)))"
+    assert int(page.shell(f'docker-compose exec -T sat-1 python -c "{code}"')) > 100
+
+
+def test_a_run_goes_on_when_the_aggregator_was_killed_in_its_middle(page: Page) -> None:
+    """SIGKILL after some rounds, and the watch is begun before it is back: every round is done once, and the weights
+    are to the bit those of a run that nobody disturbed."""
+    start, kill, again, watch = blocks()["Train in it 2"].splitlines()
+    page.shell(start)
+    deadline = time.monotonic() + SETTLE_S
+    while trained(page, "long")["rounds_done"] < 2:
+        assert time.monotonic() < deadline, trained(page, "long")
+        time.sleep(0.2)
+    page.shell(kill)
+    assert "cannot reach the aggregator" in page.refused(
+        f"orbitmesh train status --gateway localhost:{PORT} --identity ~/.orbitmesh/me"
+    )
+    [document] = page.cli("status")
+    assert document["training"] == {"aggregator": "unreachable", "runs": []}
+    page.shell(again)
+    output = page.shell(watch)
+    assert "long is done after 10 rounds" in output
+    run = trained(page, "long")
+    assert [each["index"] for each in run["rounds"]] == list(range(10))
+    assert [each["contributed"] for each in run["rounds"]] == [sorted(NODES)] * 10
+    page.cli("train", "start", "mnist5k", "--name", "calm", "--rounds", "10", "--watch")
+    found = []
+    for name in ("long", "calm"):
+        [written] = page.cli("train", "weights", name, "--out", f"{page.environment['HOME']}/{name}.npy")
+        found.append(written["sha256"])
+    assert found[0] == found[1]
 
 
 def test_buf_lists_the_services_and_generates(page: Page, expected: list[int]) -> None:

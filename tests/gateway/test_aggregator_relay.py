@@ -222,13 +222,15 @@ async def test_a_gateway_without_an_aggregator_says_how_to_give_it_one(method: s
 
 @pytest.mark.parametrize("method", [*UNARY, *STREAMS])
 async def test_an_aggregator_out_of_reach_is_worth_a_retry(method: str, identities: Path) -> None:
-    """Nobody listens there: a typed error that names the address."""
+    """Nobody listens there: a typed error that says who cannot be reached, and where: the caller knows the gateway's
+    address alone."""
     async with served(identities, "127.0.0.1:9") as (stub, _):
         with pytest.raises(grpc.RpcError) as refused:
             await asked(stub, method)
     error = map_rpc_error(refused.value)
     assert (error.reason, error.retryable) == ("TRANSPORT", True)
-    assert "127.0.0.1:9" in error.message
+    assert "cannot reach the aggregator at 127.0.0.1:9" in error.message
+    assert error.metadata == {"address": "127.0.0.1:9"}
 
 
 async def test_a_watch_needs_no_deadline_and_a_broken_one_may_be_asked_again(

@@ -28,10 +28,12 @@ from orbitmesh import (
     TrainingContribution,
     TransportError,
     _training,
+    _training_proto,
     _weights,
 )
 from orbitmesh._loop import LoopThread
 from orbitmesh.v1 import aggregator_pb2, training_pb2
+from services.aggregator import spec, store
 from tests.sdk.small_aggregator import DONE, RUNNING, Giving, SmallAggregator, a_round, saying, told
 from tests.sdk.small_gateway import Identities, SmallGateway, serve
 
@@ -144,6 +146,10 @@ async def test_what_is_not_asked_for_is_not_sent(aggregator: SmallAggregator, tr
         ({"nodes": []}, "nodes"),
         ({"nodes": "sat-1"}, "nodes"),
         ({"seed": -1}, "seed"),
+        ({"seed": 1 << 63}, "9223372036854775807"),
+        ({"rounds": 1_000_001}, "1 to 1000000"),
+        ({"alpha": 0.0}, "above 0"),
+        ({"privacy": Privacy(unit="record", epsilon=math.nan)}, "above 0"),
         ({"alpha": math.nan}, "alpha"),
         ({"alpha": "skewed"}, "alpha"),
         ({"patience_s": math.inf}, "patience_s"),
@@ -169,6 +175,17 @@ async def test_what_cannot_be_sent_is_refused_by_its_name(
     with pytest.raises(InvalidInputError, match=words):
         await trained.train(**(asked | wrong))
     assert aggregator.asked == []
+
+
+def test_what_is_refused_here_is_what_the_aggregator_refuses() -> None:
+    """A message that names a range names the one that holds; a name that is good here is good there."""
+    assert (_training_proto.ROUNDS_MAX, _training_proto.SEED_MAX) == (spec.ROUNDS_MAX, spec.SEED_MAX)
+    for name in ("a", "run-1", "0" * 63, "Upper", "a.b", "a_b", "-a", "a" * 64, "", "a\n", "\u0663"):
+        try:
+            here = bool(_training_proto.run_name(name))
+        except InvalidInputError:
+            here = False
+        assert here == bool(store.NAME.fullmatch(name)), name
 
 
 async def test_a_run_is_told_as_it_is(aggregator: SmallAggregator, trained: AsyncMesh) -> None:
@@ -358,6 +375,45 @@ async def test_waiting_has_its_own_time(aggregator: SmallAggregator, trained: As
     with pytest.raises(DeadlineError, match="goes on"):
         await (await trained.training("run")).wait(timeout=0.3)
     await asyncio.wait_for(left.wait(), WAIT_S)
+
+
+@pytest.mark.parametrize("how", ["wait", "watch", "weights"])
+async def test_who_is_cancelled_leaves_as_asyncio_wants_it(
+    how: str, aggregator: SmallAggregator, trained: AsyncMesh
+) -> None:
+    """`asyncio.CancelledError` comes through as it is, the stream is given back, and the mesh goes on answering."""
+    begun, left = asyncio.Event(), asyncio.Event()
+
+    async def for_ever() -> None:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            left.set()
+
+    async def telling(request: Any, context: Any) -> AsyncIterator[aggregator_pb2.WatchRunResponse]:
+        yield told(RUNNING)
+        await for_ever()
+
+    async def giving(context: Any) -> AsyncIterator[aggregator_pb2.GetWeightsResponse]:
+        yield aggregator_pb2.GetWeightsResponse(values=1 << 20)
+        await for_ever()
+
+    aggregator.watching, aggregator.giving = [telling], [giving]
+    training = await trained.training("run")
+
+    async def watch() -> None:
+        async for _ in training.watch():
+            pass
+
+    works = {"wait": training.wait, "watch": watch, "weights": training.weights}
+    task = asyncio.ensure_future(works[how]())
+    await asyncio.wait_for(begun.wait(), WAIT_S)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await asyncio.wait_for(left.wait(), WAIT_S)
+    assert (await training.status()).name == "run"
 
 
 async def test_a_closed_mesh_ends_its_watchers(aggregator: SmallAggregator, trained: AsyncMesh) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from orbitmesh.errors import InvalidInputError
-from services.training import flat
+from services.training import flat, packaged
 from services.training.examples import Examples
 from services.training.images import Digits, Images, Mnist5k
 from services.training.language import MODEL_VARIABLE, PyDoc, PyDocSmall
@@ -38,6 +38,23 @@ def test_a_task_that_is_not_installed_names_those_that_are(name: str) -> None:
     assert caught.value.reason == "NOT_FOUND"
     assert "mnist5k" in caught.value.metadata["installed"]
     assert len(caught.value.message) < 600
+
+
+def test_data_is_taken_from_a_directory_where_the_packages_are_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of the same path there is read; where neither has it, the message names both ways to get it."""
+    name = "sklearn/datasets/data/digits.csv.gz"
+    there = packaged.read_table("scikit-learn", name)
+    with pytest.raises(InvalidInputError, match=packaged.DATA_VARIABLE) as caught:
+        packaged.read_table("orbitmesh-no-such-package", name)
+    assert (caught.value.reason, "orbitmesh[train]" in caught.value.message) == ("NOT_FOUND", True)
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_bytes(Path(str(distribution("scikit-learn").locate_file(name))).read_bytes())
+    monkeypatch.setenv(packaged.DATA_VARIABLE, str(tmp_path))
+    assert np.array_equal(packaged.read_table("orbitmesh-no-such-package", name), there)
+    monkeypatch.setenv(packaged.DATA_VARIABLE, str(tmp_path / "nowhere"))
+    assert np.array_equal(packaged.read_table("scikit-learn", name), there)
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,31 @@ def inputs(values: npt.ArrayLike) -> training_pb2.Inputs:
     """What a model is asked about.
 
     Raises:
-        InvalidInputError: It is no array of numbers, has no rows, or is more than a message holds.
+        InvalidInputError: It is no array of finite real numbers, has no rows, or is more than a message holds.
     """
     numpy = _numpy()
     try:
-        array = numpy.ascontiguousarray(values, dtype="<f4")
+        given = numpy.asarray(values)
+        if given.dtype.kind not in "biuf":
+            raise InvalidInputError(f"the inputs are of type {given.dtype}; expected an array of real numbers")
+        # What is too large for float32 becomes infinite, and is refused below.
+        with numpy.errstate(over="ignore"):
+            array = numpy.ascontiguousarray(given, dtype="<f4")
     except (TypeError, ValueError) as error:
         raise InvalidInputError(f"the inputs are no array of numbers: {error}") from None
-    if array.ndim < 2 or not array.size or array.nbytes > INPUTS_BYTES_MAX:
+    if given.ndim < 2 or not array.size:
         raise InvalidInputError(
-            f"inputs of shape {array.shape} were given; expected an example in each row, in all at most "
-            f"{INPUTS_BYTES_MAX} bytes as float32"
+            f"inputs of shape {given.shape} were given; expected an example in each row: for one alone, a first "
+            "dimension of 1"
         )
+    if array.nbytes > INPUTS_BYTES_MAX:
+        raise InvalidInputError(
+            f"inputs of shape {given.shape} take {array.nbytes} bytes as float32, and one question at most "
+            f"{INPUTS_BYTES_MAX}: ask about fewer at a time",
+            reason="LIMIT_EXCEEDED",
+        )
+    if not numpy.isfinite(array).all():
+        raise InvalidInputError("the inputs hold values that are no finite float32: NaN, infinite or too large")
     return training_pb2.Inputs(shape=array.shape, data=array.tobytes())
 
 

@@ -162,7 +162,7 @@ class AsyncTraining:
             >>> (await training.resume(rounds=40)).state
             'running'
         """
-        total = 0 if rounds is None else whole(rounds, "rounds", 1, _training_proto.UINT32_MAX)
+        total = 0 if rounds is None else whole(rounds, "rounds", 1, _training_proto.ROUNDS_MAX)
         stubs = await self._mesh._ready()
         request = aggregator_pb2.ResumeRunRequest(name=self._name, rounds=total)
         return _training_proto.status((await self._mesh._call(stubs.aggregator.ResumeRun, request, timeout)).run)
@@ -230,7 +230,7 @@ class AsyncTraining:
 
         Example:
             >>> (await training.weights()).shape
-            (7850,)
+            (4810,)
         """
         return await self._fetched(timeout, _weights.in_memory)
 
@@ -248,7 +248,7 @@ class AsyncTraining:
 
         Example:
             >>> (await training.save_weights("run.npy")).values
-            7850
+            4810
         """
 
         async def save(open_stream: _weights.Open, name: str, address: str | None) -> SavedWeights:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orbitmesh._requests import between, checked_name, checked_nodes, whole
+from orbitmesh._requests import between, checked_nodes, whole
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.training_results import (
     Ledger,
@@ -28,7 +29,10 @@ from orbitmesh.v1 import aggregator_pb2, training_pb2
 T = TypeVar("T")
 
 UINT32_MAX = (1 << 32) - 1
-UINT64_MAX = (1 << 64) - 1
+ROUNDS_MAX = 1_000_000
+"""The most rounds of a run."""
+SEED_MAX = (1 << 63) - 1
+"""The largest seed of a run."""
 TEXT_MAX = 256
 """The longest name of a task, a strategy, a scheme or a type, in characters."""
 LOCAL = LocalTraining()
@@ -36,6 +40,7 @@ LOCAL = LocalTraining()
 PRIVACY = Privacy("", 0.0)
 """The same for privacy."""
 
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _UNITS = {"record": training_pb2.PRIVACY_UNIT_RECORD, "node": training_pb2.PRIVACY_UNIT_NODE}
 UNITS = tuple(_UNITS)
 """The names that `Privacy.unit` knows."""
@@ -84,8 +89,8 @@ def start_request(
     """
     spec = training_pb2.TrainingSpec(
         task=_text(task, "task"),
-        rounds=whole(rounds, "rounds", 1, UINT32_MAX),
-        seed=whole(seed, "seed", 0, UINT64_MAX),
+        rounds=whole(rounds, "rounds", 1, ROUNDS_MAX),
+        seed=whole(seed, "seed", 0, SEED_MAX),
         strategy=_text(strategy, "strategy"),
         strategy_options=_options(strategy_options or {}),
         local=_local_message(_instance(local, LocalTraining, "local") or LOCAL),
@@ -97,12 +102,25 @@ def start_request(
         evaluate=bool(evaluate),
     )
     if alpha is not None:
-        spec.alpha = between(alpha, "alpha", 0.0, math.inf)
+        spec.alpha = _above_zero(alpha, "alpha")
     if (sums := _instance(secure_sums, SecureSums, "secure_sums")) is not None:
         spec.secure_sums.CopyFrom(_sums_message(sums))
     if (promise := _instance(privacy, Privacy, "privacy")) is not None:
         spec.privacy.CopyFrom(_privacy_message(promise))
-    return aggregator_pb2.StartRunRequest(request_id=request_id, name=checked_name(name, "the run's name"), spec=spec)
+    return aggregator_pb2.StartRunRequest(request_id=request_id, name=run_name(name), spec=spec)
+
+
+def run_name(name: str) -> str:
+    """The name, where a run may be called that.
+
+    Raises:
+        InvalidInputError: it may not.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise InvalidInputError(
+            f"the run's name is {name!r:.80}; expected 1 to 63 of a-z, 0-9 and -, a letter or digit first"
+        )
+    return name
 
 
 def status(message: aggregator_pb2.Run) -> TrainingStatus:
@@ -296,10 +314,9 @@ def _instance(value: T | None, kind: type[T], what: str) -> T | None:
 
 
 def _above_zero(value: float, what: str) -> float:
-    number = between(value, what, 0.0, math.inf)
-    if number == 0.0:
-        raise InvalidInputError(f"{what} is {value!r}; expected a number above 0")
-    return number
+    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise InvalidInputError(f"{what} is {value!r:.80}; expected a number above 0")
+    return float(value)
 
 
 def _text(value: str, what: str) -> str:

@@ -571,7 +571,7 @@ class AsyncMesh:
         Example:
             >>> training = await mesh.training("run")
         """
-        training = AsyncTraining(self, _requests.checked_name(name, "the run's name"))
+        training = AsyncTraining(self, _training_proto.run_name(name))
         await training.status(timeout=timeout)
         return training
 

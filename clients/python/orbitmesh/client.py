@@ -570,7 +570,7 @@ class Training:
 
         Example:
             >>> training.weights().shape
-            (7850,)
+            (4810,)
         """
         return self._loop.run(self._core.weights(timeout=timeout))
 
@@ -588,7 +588,7 @@ class Training:
 
         Example:
             >>> training.save_weights("run.npy").values
-            7850
+            4810
         """
         return self._loop.run(self._core.save_weights(path, timeout=timeout))
 

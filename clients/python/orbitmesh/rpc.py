@@ -186,11 +186,12 @@ class _StatusKeeper:
 
 
 @contextmanager
-def mapped_errors(*, address: str | None = None) -> Iterator[None]:
+def mapped_errors(*, address: str | None = None, server: str = "") -> Iterator[None]:
     """Within it, gRPC's errors leave as orbitmesh's; everything else passes untouched.
 
     Args:
         address: The server's address, for messages.
+        server: What the server is, for messages where its address alone would tell nobody.
 
     Raises:
         MeshError: Whatever the call failed with.
@@ -198,10 +199,10 @@ def mapped_errors(*, address: str | None = None) -> Iterator[None]:
     try:
         yield
     except grpc.RpcError as error:
-        raise map_rpc_error(error, address=address) from error
+        raise map_rpc_error(error, address=address, server=server) from error
 
 
-def map_rpc_error(error: grpc.RpcError, *, address: str | None = None) -> MeshError:
+def map_rpc_error(error: grpc.RpcError, *, address: str | None = None, server: str = "") -> MeshError:
     """The error of our tree that a failed call stands for.
 
     The server's `ErrorInfo` decides where it is of our domain; else the status code and, for failed
@@ -217,9 +218,10 @@ def map_rpc_error(error: grpc.RpcError, *, address: str | None = None) -> MeshEr
         mapped = error_for(reason, message, metadata)
         mapped.trace_id = trace_id
         return mapped
-    where = f" by {address}" if address else ""
+    who = " at ".join(filter(None, (server, address)))
+    where = f" by {who}" if who else ""
     if code is grpc.StatusCode.UNAVAILABLE:
-        return _unavailable(text, address)
+        return _unavailable(text, address, who or "the server")
     if code in _BROKEN_CODES and any(sign in text for sign in _BROKEN_STREAM):
         return TransportError(f"the connection{where} broke during the call ({text}); try again")
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
@@ -269,8 +271,7 @@ _BY_CODE: Mapping[grpc.StatusCode, tuple[type[MeshError], str, str]] = MappingPr
 )
 
 
-def _unavailable(text: str, address: str | None) -> MeshError:
-    who = address or "the server"
+def _unavailable(text: str, address: str | None, who: str) -> MeshError:
     metadata = {"address": address} if address else {}
     if "certificate has expired" in text:
         return IdentityError(

@@ -50,7 +50,7 @@ _ADVICE: tuple[tuple[type[MeshError], str], ...] = (
     (CapacityError, "wait for other generations to end, or deploy with fewer `--kv-tokens` or more nodes"),
     (InfeasiblePlanError, "see the nodes with `orbitmesh nodes`; allow more of them or ask for other stages"),
     (DeadlineError, "allow more time with `--timeout SECONDS`"),
-    (NodeLostError, "see which node is gone with `orbitmesh nodes`, then deploy again"),
+    (NodeLostError, "see which node is gone with `orbitmesh nodes`; start it again, or deploy again without it"),
     (TransportError, "check that the mesh runs (`orbitmesh status`) and retry"),
     (InvalidInputError, "see the options with `--help`"),
     (InternalError, "this is a defect of orbitmesh; please report it with the trace"),
@@ -78,7 +78,12 @@ def plain(value: Any) -> Any:
 def advice(error: MeshError) -> str:
     """What to do about an error."""
     if error.reason == "ALREADY_EXISTS":
-        return "take another name, or remove what is there first (`orbitmesh delete`, `orbitmesh down`)"
+        return (
+            "take another name, or remove what is there first (`orbitmesh delete`, `orbitmesh train delete`, "
+            "`orbitmesh down`)"
+        )
+    if error.reason == "NOT_FOUND":
+        return "take a name that the message, `orbitmesh status` or `orbitmesh train status` lists"
     if error.reason == "FAILED_PRECONDITION":
         return "see to what the message names, then retry"
     return next((text for kind, text in _ADVICE if isinstance(error, kind)), "retry")

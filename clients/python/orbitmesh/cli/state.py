@@ -9,6 +9,7 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orbitmesh._requests import checked_timeout
 from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import CONTROL_DEADLINE_S
@@ -110,8 +111,9 @@ def connect(arguments: argparse.Namespace) -> Mesh:
     """The mesh that the options, or else the state, name.
 
     Raises:
-        InvalidInputError: neither does.
+        InvalidInputError: neither does, or the time that is allowed is none.
     """
+    seconds = checked_timeout(CONTROL_DEADLINE_S if arguments.timeout is None else arguments.timeout, "--timeout")
     state = read_state()
     if arguments.gateway is None and state is not None and not is_running(state):
         raise InvalidInputError(
@@ -130,4 +132,4 @@ def connect(arguments: argparse.Namespace) -> Mesh:
             "and --identity DIR",
             reason="FAILED_PRECONDITION",
         )
-    return Mesh.connect(gateway, identity=identity, timeout=CONTROL_DEADLINE_S)
+    return Mesh.connect(gateway, identity=identity, timeout=min(seconds, CONTROL_DEADLINE_S))

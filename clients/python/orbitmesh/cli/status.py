@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 
 from rich import box
 from rich.table import Table
@@ -11,9 +12,16 @@ import orbitmesh
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.output import OK, Output, size
 from orbitmesh.cli.state import add_connection_options, connect
+from orbitmesh.cli.train_view import runs_table
+from orbitmesh.client import Mesh
+from orbitmesh.errors import InvalidInputError, TransportError
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.results import Deployment, Node, Stage
 from orbitmesh.trace.render import format_seconds
+from orbitmesh.training_results import TrainingStatus
+
+AGGREGATOR_WAIT_S = 5.0
+"""How long the aggregator is waited for at the most, in seconds: the rest is known by then."""
 
 _STATE_STYLES = {
     "up": "green",
@@ -30,7 +38,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "status",
         run_status,
-        summary="show the gateway, the deployments and the nodes",
+        summary="show the gateway, the deployments, the runs of training that go on, and the nodes",
         examples="""orbitmesh status
         orbitmesh status --gateway gateway.example:7443 --identity ~/.orbitmesh/me""",
     )
@@ -53,22 +61,52 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Shows the gateway, the deployments and the nodes."""
+    """Shows the gateway, the deployments, the runs that go on and the nodes."""
     output = Output(arguments.json)
     timeout = arguments.timeout or CONTROL_DEADLINE_S
     with connect(arguments) as mesh:
         status = mesh.status(timeout=timeout)
         deployments, nodes = mesh.deployments(timeout=timeout), mesh.nodes(timeout=timeout)
-    output.document({"gateway": status, "deployments": deployments, "nodes": nodes})
+        training = _training(mesh, min(timeout, AGGREGATOR_WAIT_S))
+    output.document({"gateway": status, "deployments": deployments, "nodes": nodes, "training": training})
     scheduler = "up" if status.scheduler_up else "unreachable"
-    output.say(f"gateway {status.name} at {status.address}, version {status.version}, scheduler {scheduler}")
+    output.say(
+        f"gateway {status.name} at {status.address}, version {status.version}, scheduler {scheduler}, "
+        f"aggregator {training.aggregator}"
+    )
     output.say(f"{status.generations} generations running, {status.packs} packs kept")
+    going_on = [run for run in training.runs if not run.ended]
+    if training.runs:
+        ended = len(training.runs) - len(going_on)
+        output.say(f"{len(going_on)} runs of training go on, {ended} have ended (orbitmesh train status)")
+    if going_on:
+        output.view(runs_table(going_on))
     if deployments:
         output.view(deployments_table(deployments))
     else:
         output.say("no deployments; make one with `orbitmesh deploy`")
     output.view(nodes_table(nodes))
     return OK
+
+
+@dataclass(frozen=True)
+class TrainingOverview:
+    """What there is to say of training."""
+
+    aggregator: str
+    """`up`; `unreachable`; or `none`, where the gateway was given none."""
+    runs: tuple[TrainingStatus, ...]
+    """The runs that it knows, by name, without their rounds."""
+
+
+def _training(mesh: Mesh, timeout: float) -> TrainingOverview:
+    """Nothing but training needs an aggregator: that there is none is no reason to say nothing of the rest."""
+    try:
+        return TrainingOverview("up", tuple(mesh.trainings(timeout=timeout)))
+    except TransportError:
+        return TrainingOverview("unreachable", ())
+    except InvalidInputError:
+        return TrainingOverview("none", ())
 
 
 def run_nodes(arguments: argparse.Namespace) -> int:

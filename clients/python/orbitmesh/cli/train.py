@@ -11,8 +11,8 @@ from orbitmesh.cli import train_curves, train_predict, train_weights
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.output import OK, Output
 from orbitmesh.cli.state import add_connection_options, connect
-from orbitmesh.cli.train_view import ledger_table, nodes_table, rounds_table, runs_table, say_run
-from orbitmesh.cli.train_watch import watch
+from orbitmesh.cli.train_view import ledger_table, nodes_table, rounds_table, runs_table, say_run, spent
+from orbitmesh.cli.train_watch import found, watch
 from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import CONTROL_DEADLINE_S
@@ -25,7 +25,14 @@ ROUNDS_SHOWN = 20
 
 def register(subparsers: Subparsers) -> None:
     """Adds the subcommands."""
-    parser = subparsers.add_parser("train", help="train a model on what the nodes have: begin, watch, stop, fetch")
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model on what the nodes have: begin, watch, stop, fetch",
+        description="Train a model on what the nodes have. A run goes on in the mesh, whether or not anybody watches.",
+        epilog="examples:\n  orbitmesh train start digits --rounds 20 --watch\n  orbitmesh train status digits\n"
+        "  orbitmesh train weights digits --out digits.npy\n\nevery command takes --help, and --json for machines",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="train_command", metavar="COMMAND", required=True)
     _register_start(commands)
     _register_looking(commands)
@@ -45,7 +52,11 @@ def _register_start(commands: Subparsers) -> None:
         orbitmesh train start digits --name hidden --rounds 30 --secure-sums --privacy node --epsilon 8
         orbitmesh train start pydoc-small --rounds 10 --strategy diloco --steps 50 --optimiser adamw --lr 0.001""",
     )
-    start.add_argument("task", help="what to train: an entry point in orbitmesh.tasks that is installed on the nodes")
+    start.add_argument(
+        "task",
+        help="what to train: an entry point in orbitmesh.tasks that is installed on the nodes; shipped are digits, "
+        "mnist5k, pydoc and pydoc-small",
+    )
     start.add_argument("--name", help="what to call the run; left out: as the task")
     start.add_argument("--rounds", type=int, required=True, metavar="N", help="how many rounds at the most")
     start.add_argument("--nodes", metavar="A,B,..", help="the nodes; left out: all that are up")
@@ -225,12 +236,14 @@ def run_start(arguments: argparse.Namespace) -> int:
     output = Output(arguments.json)
     name, options = arguments.strategy
     sums, privacy = _secure_sums(arguments), _privacy(arguments)
+    nodes = _nodes(arguments)
     with connect(arguments) as mesh:
+        not_up = _not_up(mesh, nodes or [], arguments)
         training = mesh.train(
             arguments.name or arguments.task.replace("_", "-"),
             task=arguments.task,
             rounds=arguments.rounds,
-            nodes=None if arguments.nodes is None else [node for node in arguments.nodes.split(",") if node],
+            nodes=nodes,
             strategy=name,
             strategy_options=options,
             local=LocalTraining(
@@ -257,8 +270,10 @@ def run_start(arguments: argparse.Namespace) -> int:
             timeout=_timeout(arguments),
         )
         status = training.status(timeout=_timeout(arguments))
-        output.document({"event": "begun", "run": status})
+        output.document({"event": "begun", "run": status, "not_up": not_up})
         say_run(output, status)
+        if not_up:
+            output.say(f"not up: {', '.join(not_up)}; the run begins once as many nodes as its quorum are there")
         if arguments.watch:
             return watch(output, training)
     output.say(f"watch it with: orbitmesh train watch {status.name}", style="dim")
@@ -288,9 +303,9 @@ def run_status(arguments: argparse.Namespace) -> int:
 
 def run_watch(arguments: argparse.Namespace) -> int:
     """Follows a run."""
+    output = Output(arguments.json)
     with connect(arguments) as mesh:
-        training = mesh.training(arguments.name, timeout=_timeout(arguments))
-        return watch(Output(arguments.json), training, arguments.from_round)
+        return watch(output, found(output, mesh, arguments.name, _timeout(arguments)), arguments.from_round)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
@@ -343,7 +358,7 @@ def run_ledger(arguments: argparse.Namespace) -> int:
         return OK
     promised = ledger.promised
     output.say(
-        f"{ledger.epsilon:.3f} of epsilon {promised.epsilon:g} at delta {promised.delta:g} is spent; each "
+        f"{spent(ledger.epsilon)} of epsilon {promised.epsilon:g} at delta {promised.delta:g} is spent; each "
         f"{promised.unit} is hidden; the rest pays for {ledger.rounds_left} rounds more at the last price"
     )
     if ledger.entries:
@@ -382,7 +397,24 @@ def _status(mesh: Mesh, name: str, arguments: argparse.Namespace) -> Any:
 
 
 def _timeout(arguments: argparse.Namespace) -> float:
-    return arguments.timeout or CONTROL_DEADLINE_S
+    return CONTROL_DEADLINE_S if arguments.timeout is None else float(arguments.timeout)
+
+
+def _nodes(arguments: argparse.Namespace) -> list[str] | None:
+    if arguments.nodes is None:
+        return None
+    names = [name for name in map(str.strip, arguments.nodes.split(",")) if name]
+    if not names:
+        raise InvalidInputError("--nodes names no node; give such as --nodes sat-1,sat-2, or leave it out for all")
+    return names
+
+
+def _not_up(mesh: Mesh, names: list[str], arguments: argparse.Namespace) -> list[str]:
+    """Nodes that a run is to have and that are not there: a name that was mistyped is seen now, not after an hour."""
+    if not names:
+        return []
+    up = {node.name for node in mesh.nodes(timeout=_timeout(arguments)) if node.state == "up"}
+    return [name for name in names if name not in up]
 
 
 def _secure_sums(arguments: argparse.Namespace) -> SecureSums | None:

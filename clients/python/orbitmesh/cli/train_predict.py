@@ -37,6 +37,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Asks."""
     output = Output(arguments.json)
     inputs = _read(Path(arguments.inputs))
+    if arguments.out is not None:
+        _check_out(Path(arguments.out))
     with connect(arguments) as mesh:
         seconds = arguments.timeout or CONTROL_DEADLINE_S
         answers = mesh.training(arguments.name, timeout=seconds).predict(inputs, timeout=seconds)
@@ -46,14 +48,21 @@ def run(arguments: argparse.Namespace) -> int:
         output.say(f"{row}: {int(best[row])} ({float(answers[row].max()):.3f})")
     if len(best) > ROWS_SHOWN:
         output.say(f"and {len(best) - ROWS_SHOWN} more; --json or --out has all")
-    if arguments.out:
+    if arguments.out is not None:
         import numpy
 
         try:
             numpy.save(arguments.out, answers)
         except OSError as error:
             raise InvalidInputError(f"{arguments.out} cannot be written: {error.strerror or error}") from None
+        output.say(f"written: {arguments.out}, an array of {' x '.join(map(str, answers.shape))}")
     return OK
+
+
+def _check_out(path: Path) -> None:
+    # numpy adds the end by itself where it lacks: the answers would lie in another file than was named.
+    if path.suffix != ".npy" or path.is_dir() or not path.absolute().parent.is_dir():
+        raise InvalidInputError(f"--out is {str(path)!r:.120}; give NAME.npy in a directory that is there")
 
 
 def _read(path: Path) -> Any:
@@ -61,6 +70,11 @@ def _read(path: Path) -> Any:
     import numpy
 
     try:
-        return numpy.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InvalidInputError(f"--inputs {path} is no array that numpy can read: {error}") from None
+        with path.open("rb") as file:
+            return numpy.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise InvalidInputError(f"--inputs {path} cannot be read: {error.strerror}") from None
+    except (EOFError, ValueError, MemoryError):
+        raise InvalidInputError(
+            f"--inputs {path} is no whole .npy file of numbers; write one with numpy.save, an example in each row"
+        ) from None

@@ -50,21 +50,30 @@ def runs_table(runs: Iterable[TrainingStatus]) -> Table:
             str(len(spec.nodes)),
             spec.strategy,
             spec.compression + (", secure sums" if spec.secure_sums else ""),
-            f"{run.epsilon:.3f} of {spec.privacy.epsilon:g}" if spec.privacy else "-",
+            f"{spent(run.epsilon)} of {spec.privacy.epsilon:g}" if spec.privacy else "-",
             run.why if len(run.why) <= WHY_CHARS else run.why[: WHY_CHARS - 1] + "…",
         )
     return table
 
 
-def nodes_table(run: TrainingStatus) -> Table:
-    """One row for each node of a run."""
-    table = _table("node", "state", "examples", "step", "sent up", "sent down", "")
-    for node in run.nodes:
+def nodes_table(run: TrainingStatus, most: int | None = None) -> Table:
+    """One row for each node of a run; or a line for each of the first ones."""
+    table = _table("node", "state", "examples", "step", "sent up", "sent down")
+    if most is None:
+        table.add_column("", overflow="fold")
+    else:
+        table.add_column("", overflow="ellipsis", no_wrap=True)
+    shown = run.nodes[:most]
+    if len(shown) < len(run.nodes):
+        table.caption = f"and {len(run.nodes) - len(shown)} more"
+    for node in shown:
+        # Nobody is connected to the nodes of a run that is over: that they are not is no sign of trouble.
+        over = run.ended and node.state != "given_up"
         table.add_row(
             node.name,
-            _styled(node.state, _NODE_STYLES),
+            "-" if over else _styled(node.state, _NODE_STYLES),
             str(node.examples or "-"),
-            _steps(node),
+            "-" if over else _steps(node),
             size(node.up_bytes),
             size(node.down_bytes),
             node.why,
@@ -72,12 +81,15 @@ def nodes_table(run: TrainingStatus) -> Table:
     return table
 
 
-def rounds_table(run: TrainingStatus, last: int | None) -> Table:
-    """One row for each round, or for the last ones."""
+def rounds_table(run: TrainingStatus, last: int | None, *, without: bool = True) -> Table:
+    """One row for each round, or for the last ones; a line each, but for the nodes that some went on `without`."""
     figures = in_order({name for each in run.rounds for name in each.figures})
     private = [] if run.spec.privacy is None else ["epsilon"]
-    table = _table("round", *figures, "train loss", "sent up", "sent down", "took", *private, "contributed", "without")
+    table = _table("round", *figures, "train loss", "up", "down", "took", *private, "nodes", wraps=False)
     shown = run.rounds if last is None else run.rounds[-last:]
+    without = without and any(each.given_up for each in shown)
+    if without:
+        table.add_column("without", overflow="fold")
     if len(shown) < len(run.rounds):
         table.caption = f"{len(run.rounds) - len(shown)} before; --all shows them"
     for each in shown:
@@ -88,9 +100,9 @@ def rounds_table(run: TrainingStatus, last: int | None) -> Table:
             size(each.up_bytes),
             size(each.down_bytes),
             "goes on" if each.done_at is None else format_seconds(each.seconds),
-            *([f"{each.epsilon:.3f}"] if private else []),
+            *([spent(each.epsilon)] if private else []),
             f"{len(each.contributed)} of {len(each.cohort)}",
-            _without(each.given_up),
+            *([_without(each.given_up)] if without else []),
         )
     return table
 
@@ -102,7 +114,7 @@ def round_line(each: TrainingRound, run: TrainingStatus) -> str:
         parts.append(f"train loss {_number(each.train_loss)}")
     parts += [f"{size(each.up_bytes)} up", f"{size(each.down_bytes)} down"]
     if run.spec.privacy is not None:
-        parts.append(f"epsilon {each.epsilon:.3f} of {run.spec.privacy.epsilon:g}")
+        parts.append(f"epsilon {spent(each.epsilon)} of {run.spec.privacy.epsilon:g}")
     parts += [format_seconds(each.seconds), f"{len(each.contributed)} of {len(each.cohort)} nodes"]
     without = _without(each.given_up)
     return f"round {each.index}: {', '.join(parts)}" + (f"; without {without}" if without else "")
@@ -119,9 +131,14 @@ def ledger_table(ledger: Ledger) -> Table:
             f"{entry.sample_rate:.4g}",
             f"{entry.noise_multiplier:.4g} clips",
             f"{entry.survivors}, at least {entry.survivors_promised} promised" if entry.survivors else "-",
-            f"{entry.epsilon:.4f}",
+            spent(entry.epsilon, 4),
         )
     return table
+
+
+def spent(epsilon: float, digits: int = 3) -> str:
+    """What was spent, with so many digits behind the point; a little is not shown as nothing."""
+    return f"{epsilon:.{digits}f}" if epsilon == 0 or epsilon >= 10.0**-digits else f"{epsilon:.2g}"
 
 
 def in_order(figures: Iterable[str]) -> list[str]:
@@ -147,8 +164,8 @@ def _styled(state: str, styles: Mapping[str, str]) -> str:
     return f"[{style}]{text}[/]" if style else text
 
 
-def _table(*columns: str) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+def _table(*columns: str, wraps: bool = True) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=not wraps)
     return table

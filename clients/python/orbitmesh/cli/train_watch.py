@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import time
 from collections.abc import Generator
 
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from orbitmesh._resuming import LOST
+from orbitmesh._training import PATIENCE_S
 from orbitmesh.cli.output import FAILED, INTERRUPTED, OK, Output
-from orbitmesh.cli.train_view import nodes_table, round_line, rounds_table
-from orbitmesh.client import Training
-from orbitmesh.errors import InvalidInputError
+from orbitmesh.cli.train_view import nodes_table, round_line, rounds_table, spent
+from orbitmesh.client import Mesh, Training
+from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.training_results import TrainingRound, TrainingStatus
 
 ROUNDS_SHOWN = 10
-"""How many rounds the redrawn table has."""
+"""How many rounds the redrawn table has at the most."""
+ROUNDS_SHOWN_MIN = 3
+"""How many it has on a terminal however low."""
+FRAME_LINES = 13
+"""Lines of what is redrawn that are neither rounds nor nodes: the heads of both tables, and what is waited for."""
+ASK_AGAIN_S = 1.0
+"""The pause before an aggregator that is out of reach is asked again, in seconds."""
 DRAWS_PER_S = 8
 """How often the table is redrawn at the most."""
 
@@ -46,6 +55,29 @@ def watch(output: Output, training: Training, from_round: int = 0) -> int:
     return _ended(output, last)
 
 
+def found(output: Output, mesh: Mesh, name: str, timeout: float) -> Training:
+    """The handle on a run; an aggregator that is being started anew is asked again, as a watch does later.
+
+    Raises:
+        MeshError: There is no such run, the gateway cannot be reached, or the aggregator could not be for 120 s.
+    """
+    mesh.status(timeout=timeout)  # a gateway that is not there is an error at once: its address may be wrong
+    give_up, told = time.monotonic() + PATIENCE_S, False
+    while True:
+        try:
+            return mesh.training(name, timeout=timeout)
+        except MeshError as error:
+            if error.reason not in LOST or time.monotonic() > give_up:
+                raise
+            if not told and not output.as_json:
+                output.errors.print(
+                    f"waiting: {error.message}; asked again for {PATIENCE_S:g} s",
+                    style="dim", markup=False, highlight=False, soft_wrap=True,
+                )  # fmt: skip
+            told = True
+            time.sleep(ASK_AGAIN_S)
+
+
 def _updates(training: Training, from_round: int) -> Generator[TrainingStatus, None, None]:
     yield from training.watch(from_round)
 
@@ -67,7 +99,8 @@ def _ended(output: Output, run: TrainingStatus | None) -> int:
         )
     output.say(f"{run.name} is {run.state} after {run.rounds_done} rounds" + (f": {run.why}" if run.why else ""))
     if run.state == "done":
-        output.say(f"fetch what it has learnt with: orbitmesh train weights {run.name} --out FILE", style="dim")
+        fetch = f"orbitmesh train weights {run.name} --out {run.name}.npy"
+        output.say(f"fetch what it has learnt with: {fetch}", style="dim")
     return OK if run.state == "done" else FAILED
 
 
@@ -120,15 +153,18 @@ class _Redrawn:
     def show(self, run: TrainingStatus) -> None:
         """Shows how it is now."""
         self._rounds.update((each.index, each) for each in run.rounds)
-        for index in sorted(self._rounds)[:-ROUNDS_SHOWN]:
+        # What does not fit would be cut off at the foot, and that is where the newest round is.
+        room = self._live.console.size.height - FRAME_LINES
+        rounds = max(ROUNDS_SHOWN_MIN, min(ROUNDS_SHOWN, room - len(run.nodes)))
+        for index in sorted(self._rounds)[:-rounds]:
             del self._rounds[index]
         known = dataclasses.replace(run, rounds=tuple(self._rounds[index] for index in sorted(self._rounds)))
         head = f"{run.name}: {run.state}, {run.rounds_done} of {run.spec.rounds} rounds"
         if run.spec.privacy is not None:
-            head += f", epsilon {run.epsilon:.3f} of {run.spec.privacy.epsilon:g} spent"
-        parts: list[RenderableType] = [Text(head), nodes_table(run)]
+            head += f", epsilon {spent(run.epsilon)} of {run.spec.privacy.epsilon:g} spent"
+        parts: list[RenderableType] = [Text(head), nodes_table(run, max(1, room - rounds))]
         if known.rounds:
-            parts.append(rounds_table(known, None))
+            parts.append(rounds_table(known, None, without=False))  # the nodes' own table has them
         if run.why:
             parts.append(Text(f"waiting: {run.why}" if not run.ended else run.why, style="dim"))
         self._live.update(Group(*parts))

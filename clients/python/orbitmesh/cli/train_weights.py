@@ -58,7 +58,7 @@ def fetch(training: Training, out: Path, kind: Kind, timeout: float | None) -> d
     Raises:
         MeshError: They cannot be had, the task is not installed here or cannot write that, or the place is no good.
     """
-    seconds = timeout or WEIGHTS_DEADLINE_S
+    seconds = WEIGHTS_DEADLINE_S if timeout is None else timeout
     if kind is Kind.VECTOR:
         return {"kind": kind.value, **plain(training.save_weights(out, timeout=seconds))}
     task = training.status().spec.task

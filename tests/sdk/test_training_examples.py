@@ -1,0 +1,107 @@
+"""The examples in the docstrings of training, carried out on a mesh of real processes, in both faces of the SDK."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orbitmesh
+from orbitmesh import AsyncMesh, AsyncTraining, Mesh, Training, TrainingStatus
+from services.training.task import find_task
+
+WAIT_S = 60.0
+ON_A_RUN = ("name", "status", "watch", "wait", "weights", "save_weights", "predict")
+"""Methods of a handle whose examples a run that is done answers."""
+OF_A_RUN = ("TrainingSpec", "TrainingNode", "TrainingContribution", "TrainingRound", "TrainingStatus", "SavedWeights")
+"""Values whose examples such a run has."""
+
+
+def examples(symbol: Any) -> Iterator[doctest.Example]:
+    """What stands behind `>>>`."""
+    found = doctest.DocTestParser().get_examples(inspect.getdoc(symbol) or "")
+    assert found, symbol
+    yield from found
+
+
+def perform(example: doctest.Example, scope: dict[str, Any]) -> Any:
+    """The value of an example; of one with `await` a coroutine that gives it."""
+    mode = "eval" if example.want else "exec"
+    code = compile(example.source, "<example>", mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    return eval(code, scope)
+
+
+def compare(example: doctest.Example, value: Any) -> None:
+    """Texts and tuples are what the docstring shows; of figures and lists, which differ, the kind is."""
+    if not example.want:
+        return
+    try:
+        shown = ast.literal_eval(example.want)
+    except (SyntaxError, ValueError):
+        assert type(value).__name__ in ("ndarray",) and example.want.startswith("array("), example.source
+        return
+    assert type(value) is type(shown), example.source
+    if isinstance(shown, str | tuple):
+        assert value == shown, example.source
+
+
+def show(scope: dict[str, Any], *symbols: Any) -> None:
+    """Carries out the examples of each."""
+    for symbol in symbols:
+        for example in examples(symbol):
+            compare(example, perform(example, scope))
+
+
+async def show_async(scope: dict[str, Any], *symbols: Any) -> None:
+    """The same where they `await`."""
+    for symbol in symbols:
+        for example in examples(symbol):
+            value = perform(example, scope)
+            compare(example, await value if inspect.isawaitable(value) else value)
+
+
+def scope_of(mesh: Any) -> dict[str, Any]:
+    """The names that the examples take for granted."""
+    return {**vars(orbitmesh), "mesh": mesh, "pictures": find_task("digits").samples(3)[0]}
+
+
+def members(owner: type, *names: str) -> list[Any]:
+    """Methods, and properties by what computes them."""
+    found = [inspect.getattr_static(owner, name) for name in names]
+    return [each.fget if isinstance(each, property) else each for each in found]
+
+
+def test_the_examples_of_training_do_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the order of a run's life: begun, watched, asked, gone on with, cancelled, deleted; one with privacy for the
+    ledger, one of each other kind."""
+    monkeypatch.chdir(tmp_path)
+    with Mesh.local(nodes=4) as mesh:
+        scope = scope_of(mesh)
+        show(scope, Training, *members(Mesh, "training", "trainings"), *members(Training, *ON_A_RUN))
+        show(scope, *(getattr(orbitmesh, name) for name in OF_A_RUN), *members(TrainingStatus, "ended"))
+        show(scope, *members(Training, "resume", "cancel", "delete"))
+        show(scope, orbitmesh.Privacy)
+        mesh.training("run").wait(timeout=WAIT_S)
+        scope["training"] = mesh.training("run")
+        show(scope, *members(Training, "ledger"), orbitmesh.Ledger, orbitmesh.LedgerEntry)
+        for begins in (orbitmesh.LocalTraining, orbitmesh.SecureSums):
+            mesh.training("run").delete()
+            show(scope, begins)
+            mesh.training("run").wait(timeout=WAIT_S)
+        mesh.training("run").delete()
+        show(scope, *members(Mesh, "train"))
+
+
+async def test_the_examples_of_asyncio_do_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same life."""
+    monkeypatch.chdir(tmp_path)
+    async with AsyncMesh.local(nodes=4) as mesh:
+        scope = scope_of(mesh)
+        await show_async(scope, AsyncTraining, *members(AsyncMesh, "training", "trainings"))
+        await show_async(scope, *members(AsyncTraining, *ON_A_RUN, "resume", "cancel", "delete"))
+        await show_async(scope, *members(AsyncMesh, "train"))
