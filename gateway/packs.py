@@ -7,10 +7,11 @@ import hashlib
 from pathlib import Path
 
 from gateway.text import Text
+from orbitmesh.durable import write_durably
 from orbitmesh.errors import InvalidInputError, MeshError, UnknownModelError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.pack import Manifest
-from orbitmesh.pack.store import ContentStore, write_durably
+from orbitmesh.pack.store import ContentStore
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import gateway_pb2, wire_pb2
 from orbitmesh.wire.session import Session

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -64,6 +64,7 @@ class RunDriver:
         members: Who is reached where.
         dial: Opens sessions.
         identities: Who we are.
+        going_on: What all runs are called on the wire that have not ended.
         sinks: Where the spans of its rounds go.
         log: Where to say what happened.
     """
@@ -77,6 +78,7 @@ class RunDriver:
         members: Members,
         dial: Dial,
         identities: IdentitySource,
+        going_on: Callable[[], Iterable[str]],
         sinks: Sequence[SpanSink],
         log: EventLog,
     ) -> None:
@@ -102,7 +104,7 @@ class RunDriver:
                 self._revealed, lambda why: self.book.say("running", why), log,
             )  # fmt: skip
         self.first_spool = spools("initial")
-        self.tasks = Tasks(self.book, self.crew, self.combining, self._spool, self.first_spool)
+        self.tasks = Tasks(self.book, self.crew, self.combining, self._spool, self.first_spool, going_on)
         self.losses: dict[str, tuple[float, int]] = {}
         self.moved: set[str] = set()
         self.is_ending = False

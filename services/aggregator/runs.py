@@ -262,8 +262,9 @@ class Runs:
             return Spool(directory / kind, self._identities.current)
 
         driver = RunDriver(
-            record, spec, self._store, spool, self._members, self._dial, self._identities, self._sinks, self._log
-        )
+            record, spec, self._store, spool, self._members, self._dial, self._identities, self._going_on,
+            self._sinks, self._log,
+        )  # fmt: skip
         await driver.load()
         self._drivers[record.name] = driver
         return driver
@@ -286,6 +287,9 @@ class Runs:
             )
             self._endings.add(said)
             said.add_done_callback(self._endings.discard)
+
+    def _going_on(self) -> list[str]:
+        return [driver.wire_name for driver in self._drivers.values() if not driver.book.ended]
 
     async def _halt(self, name: str) -> None:
         task = self._tasks.pop(name, None)

@@ -22,8 +22,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from orbitmesh.durable import put_in_place, write_durably
 from orbitmesh.errors import InvalidInputError
-from orbitmesh.pack.store import put_in_place, write_durably
 from services.aggregator.rounds import Round, from_json, to_json
 from services.aggregator.strategies.base import State
 

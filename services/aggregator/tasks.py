@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from orbitmesh.v1 import training_pb2
@@ -40,13 +41,23 @@ class Tasks:
         combining: How contributions are combined.
         spool: Where contributions go.
         first_spool: Where the first weights go.
+        going_on: What all runs are called on the wire that have not ended.
     """
 
-    def __init__(self, book: RunBook, crew: Crew, combining: Combining, spool: Spool, first_spool: Spool) -> None:
+    def __init__(
+        self,
+        book: RunBook,
+        crew: Crew,
+        combining: Combining,
+        spool: Spool,
+        first_spool: Spool,
+        going_on: Callable[[], Iterable[str]],
+    ) -> None:
         self.measuring: Measuring | None = None
         self._book = book
         self._crew = crew
         self._combining = combining
+        self._going_on = going_on
         self._spool = spool
         self._first = first_spool
 
@@ -82,6 +93,7 @@ class Tasks:
         if kind == INITIALISE:
             return Assignment(kind, index, work, spool=self._first)
         if kind == JOIN or weights is None:
+            work.going_on.extend(self._going_on())
             return Assignment(kind, index, work)
         work.weights.CopyFrom(weights.info())
         if kind == EVALUATE:

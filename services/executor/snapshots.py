@@ -18,8 +18,8 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from orbitmesh.durable import write_durably
 from orbitmesh.errors import InvalidInputError, MeshError
-from orbitmesh.pack.store import write_durably
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import executor_pb2
 from services.executor.cachemove import layer_bytes, put_layer

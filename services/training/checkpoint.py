@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import IntegrityError
-from orbitmesh.pack.store import put_in_place
 
 HEADER = "orbitmesh.training"
 """The key of the JSON in the safetensors header."""

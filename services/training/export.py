@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.torch import save_file
 
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import InvalidInputError, MeshError
-from orbitmesh.pack.store import put_in_place
 from services.training.arrays import FloatArray
 from services.training.flat import load_flat
 from services.training.task import Task, find_task

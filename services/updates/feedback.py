@@ -29,8 +29,8 @@ from typing import BinaryIO
 
 import numpy as np
 
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import IntegrityError, InvalidInputError
-from orbitmesh.pack.store import put_in_place
 from services.updates.layout import Layout
 from services.updates.spans import SPAN_VALUES, Floats, spans
 

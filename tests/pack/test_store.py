@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
-from orbitmesh.pack.store import ContentStore, put_in_place, write_durably
+from orbitmesh.pack.store import ContentStore
 from orbitmesh.wire.session import Session
 from services.executor.loading import StageFiles
 from tests.sdk.pattern_pack import write_pack
@@ -107,34 +106,6 @@ def test_a_piece_past_the_size_is_refused(tmp_path: Path) -> None:
     """A file cannot grow past what its manifest says."""
     with pytest.raises(InvalidInputError):
         ContentStore(tmp_path).append(digest(b"x"), 0, b"xy", 1)
-
-
-def test_writers_of_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
-    """Many threads write the same name: each ends well, and the file is one of what they wrote."""
-    contents = [bytes([value]) * 4096 for value in range(16)]
-    with ThreadPoolExecutor(len(contents)) as pool:
-        list(pool.map(lambda data: write_durably(tmp_path / "manifest.json", data), contents))
-    assert (tmp_path / "manifest.json").read_bytes() in contents
-    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
-
-
-def test_a_file_takes_its_name_between_the_flush_of_its_bytes_and_that_of_the_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In another order a loss of power could leave the name with a part of the bytes, or take the name away again."""
-    written, path = tmp_path / "new", tmp_path / "manifest.json"
-    path.write_bytes(b"old")
-    written.write_bytes(b"new")
-    flushed, flush = [], os.fsync
-
-    def note(descriptor: int) -> None:
-        flush(descriptor)
-        flushed.append((Path(f"/proc/self/fd/{descriptor}").readlink(), path.read_bytes()))
-
-    monkeypatch.setattr(os, "fsync", note)
-    put_in_place(written, path)
-    assert flushed == [(written, b"old"), (tmp_path, b"new")]
-    assert [each.name for each in tmp_path.iterdir()] == ["manifest.json"]
 
 
 def test_an_absent_file_and_a_wrong_name_are_told_apart(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from orbitmesh._resuming import LOST, PAUSE_MAX_S, PAUSE_MIN_S, RESUME_S
 from orbitmesh._streams import next_message
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError, TransportError
-from orbitmesh.pack.store import put_in_place
 from orbitmesh.rpc import keep_status
 from orbitmesh.training_results import SavedWeights
 from orbitmesh.v1 import aggregator_pb2

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import IntegrityError
-from orbitmesh.pack.store import put_in_place
 
 MAGIC = b"OMCN"
 UNPUBLISHED = ".new"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Coroutine
+from contextlib import suppress
 from pathlib import Path
 
 from orbitmesh.errors import CapacityError, IntegrityError, MeshError, PermissionError_, TransportError
@@ -15,12 +17,12 @@ from services.executor.training.predicting import PREFIX, Predictor
 from services.executor.training.refusals import not_joined, refusal
 from services.executor.training.run import NodeRun
 from services.executor.training.thread import TrainingThread
-from services.executor.training.work import RUN_CHARACTERS, check_run
+from services.executor.training.work import RUN_CHARACTERS, check_run, parse_work
 from services.executor.training.worker import Surroundings
 from services.runtime.logs import EventLog
 
 RUNS_MAX = 16
-"""Runs that a node takes part in at most."""
+"""Runs that a node has on its disk at most: the oldest that has ended makes room for a new one."""
 
 _JOIN = training_pb2.TRAINING_KIND_JOIN
 _END = training_pb2.TRAINING_KIND_END
@@ -54,7 +56,7 @@ class TrainingDesk:
                 check_sender(session)
                 await self._predictor.take(info, received.data, session)
                 return
-            run = self._addressed(info, session)
+            run = self._addressed(info, received.data, session)
         except MeshError as error:
             self._log.warning("training_refused", peer=session.peer.spiffe, reason=error.reason, detail=error.message)
             answer = refusal(info.run[:RUN_CHARACTERS], info.round, error)
@@ -72,7 +74,7 @@ class TrainingDesk:
         await asyncio.gather(self._predictor.close(), *(run.close() for run in runs))
         await self._thread.close()
 
-    def _addressed(self, info: training_pb2.TrainingInfo, session: Session) -> NodeRun | None:
+    def _addressed(self, info: training_pb2.TrainingInfo, data: memoryview, session: Session) -> NodeRun | None:
         """The run that a message is for; None where it is for none that is here, and nobody waits for an answer.
 
         Raises:
@@ -92,24 +94,42 @@ class TrainingDesk:
                 raise not_joined(name)
             return None
         if joined is None and kind == _JOIN:
-            self._check_room(name)
+            self._make_room(name, data, session.peer.spiffe)
         if kind == _END and not files.directory.exists():
             return None
         run = self._runs[name] = NodeRun(name, files, joined, self._around, self._over)
         return run
 
-    def _check_room(self, name: str) -> None:
+    def _make_room(self, name: str, data: memoryview, aggregator: str) -> None:
+        """Forgets the run that has rested longest where there is no room for one more.
+
+        Raises:
+            CapacityError: All runs that are here go on.
+        """
         kept = {path.name for path in self._directory.glob("*") if path.is_dir()} | set(self._runs)
-        if len(kept - {name}) >= RUNS_MAX:
+        if len(kept - {name}) < RUNS_MAX:
+            return
+        ended = longest_ended(self._directory, aggregator, parse_work(data).going_on)
+        if ended is None:
             raise CapacityError(
-                f"this node takes part in {RUNS_MAX} runs already; end one of them first",
+                f"this node takes part in {RUNS_MAX} runs that go on already; wait for one to end, or cancel one",
                 metadata={"runs": len(kept), "limit": RUNS_MAX},
             )
+        self._log.info("run_forgotten", run=ended, why="there was no room for another one")
+        # In the same turn of the loop, so that nothing takes it up again.
+        files = RunFiles(self._directory / ended)
+        files.remove()
+        run = self._runs.pop(ended, None)
+        if run is not None:
+            self._farewell(run.close())
 
     def _over(self, run: NodeRun) -> None:
         if self._runs.get(run.name) is run:
             del self._runs[run.name]
-        farewell = asyncio.create_task(run.farewell(), name=f"last answers of {run.name}")
+        self._farewell(run.farewell())
+
+    def _farewell(self, last: Coroutine[None, None, None]) -> None:
+        farewell = asyncio.create_task(last, name="last answers of a run")
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
 
@@ -126,6 +146,25 @@ def check_sender(session: Session) -> None:
             f"{Role.AGGREGATOR.value} may",
             metadata={"role": session.peer.role, "identity": session.peer.spiffe},
         )
+
+
+def longest_ended(directory: Path, aggregator: str, going_on: Collection[str]) -> str | None:
+    """The run that an aggregator needs no more and that was worked on longest ago; None where there is none.
+
+    Args:
+        directory: Where runs are kept.
+        aggregator: Whose runs may be forgotten, by SPIFFE name.
+        going_on: Those of its runs that go on; where none is named, nothing is known.
+    """
+    if not going_on:
+        return None
+    ended = []
+    for path in directory.glob("*"):
+        with suppress(IntegrityError, OSError):
+            joined = RunFiles(path).joined()
+            if joined is not None and joined.aggregator == aggregator and path.name not in going_on:
+                ended.append((path.stat().st_mtime_ns, path.name))
+    return min(ended)[1] if ended else None
 
 
 def _joined(files: RunFiles, kind: int | None) -> Joined | None:

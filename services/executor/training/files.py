@@ -23,8 +23,8 @@ from pathlib import Path
 
 from google.protobuf.message import DecodeError
 
+from orbitmesh.durable import write_durably
 from orbitmesh.errors import IntegrityError
-from orbitmesh.pack.store import write_durably
 from orbitmesh.v1 import training_pb2
 from services.executor.training.contribution import UNPUBLISHED, ContributionFile
 from services.executor.training.weights import WeightsFile

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from orbitmesh.durable import write_durably
 from orbitmesh.errors import InvalidInputError
-from orbitmesh.pack.store import write_durably
 from orbitmesh.v1 import training_pb2
 from services.executor.training.bench import Bench
 from services.executor.training.contribution import ContributionFile, ContributionWriter, Facts

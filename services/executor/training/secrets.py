@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import InvalidInputError, SealError
-from orbitmesh.pack.store import put_in_place
 from orbitmesh.trust import Identity
 from orbitmesh.v1 import training_pb2
 from services.executor.training.terms import budget, is_private, is_secure

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from orbitmesh.pack.store import hash_file, put_in_place
+from orbitmesh.durable import put_in_place
+from orbitmesh.pack.store import hash_file
 from services.updates.spans import SPAN_VALUES, Floats, span_count, span_length
 
 VALUE_BYTES = 4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,30 @@ async def test_so_many_runs_and_no_more(ca: Ca, tmp_path: Path) -> None:
         await runs[0].order(END, b"")
         await until(lambda: not (tmp_path / "training" / "run-0").exists())
         await runs[-1].join(work_of())
+
+
+async def test_a_run_that_has_ended_makes_room(ca: Ca, tmp_path: Path) -> None:
+    """At the bound the node forgets the run of the same aggregator that was worked on longest ago and does not go on; a
+    node that is told of none that goes on forgets none, and neither does one all of whose runs do."""
+    async with running(ca, tmp_path) as node, session_with(ca, node) as session:
+        runs = [Aggregator(session, f"run-{index}") for index in range(RUNS_MAX + 2)]
+        for index, agg in enumerate(runs[:RUNS_MAX]):
+            await agg.join(work_of())
+            os.utime(tmp_path / "training" / f"run-{index}", (index, index))
+        work = work_of()
+        work.going_on.extend(agg.run for agg in runs[: RUNS_MAX + 1])
+        await runs[-2].order(JOIN, work)
+        await runs[-2].refused("CAPACITY_EXHAUSTED")
+        del work.going_on[3:5]
+        await runs[-2].join(work)
+        assert not (tmp_path / "training" / "run-3").exists()
+        assert (tmp_path / "training" / "run-4").exists()
+        await runs[3].order(TRAIN, on(work_of(), WEIGHTS))
+        await runs[3].refused("FAILED_PRECONDITION")
+        work.going_on.append(runs[-1].run)
+        await runs[-1].join(work)
+        assert not (tmp_path / "training" / "run-4").exists()
+        assert (await runs[5].train(work_of(), WEIGHTS)).info.spans == 1
 
 
 async def test_what_a_task_raises_is_told_and_the_node_lives_on(ca: Ca, tmp_path: Path) -> None:

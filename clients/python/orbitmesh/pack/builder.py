@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
+from orbitmesh.durable import flush
 from orbitmesh.errors import InvalidInputError, TransportError, UnknownModelError
 from orbitmesh.pack.manifest import (
     CONFIG_NAME,
@@ -113,10 +113,11 @@ def build_pack(
     try:
         files = _write_files(model, directory, partial, progress)
         manifest = _describe(model, files, name or Path(str(source)).name, dtype, now())
-        _write_synced(partial / MANIFEST_NAME, manifest.to_bytes())
-        _sync_directory(partial)
+        (partial / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+        flush(partial / MANIFEST_NAME)
+        flush(partial)
         partial.rename(dest)
-        _sync_directory(dest.parent)
+        flush(dest.parent)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -250,7 +251,7 @@ def _write_files(model: Any, source: Path, dest: Path, progress: Progress | None
         if progress is not None:
             progress(file_name, done, total)
     # Written from the loaded configuration: whatever spelling the source had, stages read this release's.
-    _write_synced(dest / CONFIG_NAME, (model.config.to_json_string(use_diff=False)).encode())
+    (dest / CONFIG_NAME).write_bytes(model.config.to_json_string(use_diff=False).encode())
     for file_name in TOKENIZER_FILES:
         if (source / file_name).is_file():
             shutil.copyfile(source / file_name, dest / file_name)
@@ -268,7 +269,7 @@ def _entry(path: Path) -> PackFile:
         while chunk := file.read(READ_CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
-        os.fsync(file.fileno())
+    flush(path)
     return PackFile(name=path.name, size_bytes=size, sha256=digest.hexdigest())
 
 
@@ -304,18 +305,3 @@ def _kv_bytes_per_token(model: Any) -> tuple[int, ...]:
     return tuple(
         sum(part.numel() * part.element_size() for part in (layer.keys, layer.values)) for layer in past.layers
     )
-
-
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import threading
 from pathlib import Path
 
+from orbitmesh.durable import put_in_place
 from orbitmesh.errors import IntegrityError, InvalidInputError, PackError
 
 HASH_CHUNK_BYTES = 1 << 20
@@ -123,31 +123,6 @@ class ContentStore:
                 "send the file again"
             )
         put_in_place(part, self.directory / _name(sha256))
-
-
-def write_durably(path: Path, data: bytes | memoryview) -> None:
-    """Writes a file that is whole and on the disk on return, whoever else writes it at the same time."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        file.write(data)
-    put_in_place(Path(file.name), path)
-
-
-def put_in_place(written: Path, path: Path) -> None:
-    """Makes a file that was written and closed the one at `path`, of the same directory; durable on return.
-
-    Whatever a crash leaves there is the old file or the whole new one.
-    """
-    _flush(written)
-    written.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def hash_file(path: Path) -> bytes:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
 import stat
 from pathlib import Path
 
@@ -23,28 +21,6 @@ def make_directory(path: Path) -> None:
     """Make `path` and its parents; the last one is closed to other users where it is new."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.mkdir(mode=DIRECTORY_MODE, exist_ok=True)
-
-
-def write_atomic(path: Path, data: bytes, mode: int) -> None:
-    """Replace `path` by `data`, durably: a reader sees the old bytes or the new ones, never a part."""
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
-    descriptor = os.open(staging, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        # The umask may have taken bits away that a certificate needs for readers of another group.
-        staging.chmod(mode)
-        staging.replace(path)
-    except BaseException:
-        staging.unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def read_public(path: Path, cure: str) -> bytes:

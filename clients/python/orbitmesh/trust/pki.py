@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
+from orbitmesh.durable import write_durably
 from orbitmesh.errors import IdentityError, InvalidInputError
 from orbitmesh.trust.certificates import Usage, build_ca, build_leaf, parse_certificate, stamp
 from orbitmesh.trust.files import (
@@ -28,7 +29,6 @@ from orbitmesh.trust.files import (
     make_directory,
     read_private,
     read_public,
-    write_atomic,
 )
 from orbitmesh.trust.identity import REST_KEY, Identity, PrivateKey, load_identity
 from orbitmesh.trust.names import Role, check_name, parse_role
@@ -84,8 +84,8 @@ def init_mesh(
     make_directory(path)
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = build_ca(key, mesh, now or datetime.now(UTC), lifetime)
-    write_atomic(path / "ca.key", _key_pem(key), PRIVATE_MODE)
-    write_atomic(path / "ca.pem", certificate.public_bytes(Encoding.PEM), PUBLIC_MODE)
+    write_durably(path / "ca.key", _key_pem(key), mode=PRIVATE_MODE)
+    write_durably(path / "ca.pem", certificate.public_bytes(Encoding.PEM), mode=PUBLIC_MODE)
     return path
 
 
@@ -141,13 +141,13 @@ def issue(
     # Certificates last, and the TLS pair first: a reader that meets the gap sees a key that does not match
     # and waits.
     if rest is not None:
-        write_atomic(target / REST_KEY, rest, PRIVATE_MODE)
-    write_atomic(target / "ca.pem", ca_pem, PUBLIC_MODE)
+        write_durably(target / REST_KEY, rest, mode=PRIVATE_MODE)
+    write_durably(target / "ca.pem", ca_pem, mode=PUBLIC_MODE)
     for usage in Usage:
         key = _new_key(usage)
         certificate = build_leaf(ca, ca_key, key.public_key(), usage, role, name, begin, span)
-        write_atomic(target / f"{usage.value}.key", _key_pem(key), PRIVATE_MODE)
-        write_atomic(target / f"{usage.value}.pem", certificate.public_bytes(Encoding.PEM), PUBLIC_MODE)
+        write_durably(target / f"{usage.value}.key", _key_pem(key), mode=PRIVATE_MODE)
+        write_durably(target / f"{usage.value}.pem", certificate.public_bytes(Encoding.PEM), mode=PUBLIC_MODE)
     return load_identity(target, allow_expired=True)
 
 

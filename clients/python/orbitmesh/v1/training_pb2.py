@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1borbitmesh/v1/training.proto\x12\x0corbitmesh.v1\"\xda\x03\n\x0cTrainingSpec\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06rounds\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12I\n\x10strategy_options\x18\x06 \x03(\x0b\x32/.orbitmesh.v1.TrainingSpec.StrategyOptionsEntry\x12*\n\x05local\x18\x07 \x01(\x0b\x32\x1b.orbitmesh.v1.LocalTraining\x12\x13\n\x0b\x63ompression\x18\x08 \x01(\t\x12-\n\x0bsecure_sums\x18\t \x01(\x0b\x32\x18.orbitmesh.v1.SecureSums\x12&\n\x07privacy\x18\n \x01(\x0b\x32\x15.orbitmesh.v1.Privacy\x12\r\n\x05nodes\x18\x0b \x03(\t\x12\x0e\n\x06quorum\x18\x0c \x01(\r\x12\x12\n\npatience_s\x18\r \x01(\x01\x12\x0e\n\x06\x63ohort\x18\x0e \x01(\r\x12\x10\n\x08\x65valuate\x18\x0f \x01(\x08\x1a\x36\n\x14StrategyOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_alpha\"\xc7\x01\n\rLocalTraining\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12\x11\n\toptimiser\x18\x04 \x01(\t\x12\n\n\x02lr\x18\x05 \x01(\x01\x12\x10\n\x08momentum\x18\x06 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x07 \x01(\x01\x12\x15\n\rgradient_norm\x18\x08 \x01(\x01\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x16\n\x0ekeep_optimiser\x18\n \x01(\x08\"-\n\nSecureSums\x12\x11\n\tthreshold\x18\x01 \x01(\r\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\"z\n\x07Privacy\x12\'\n\x04unit\x18\x01 \x01(\x0e\x32\x19.orbitmesh.v1.PrivacyUnit\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\x0c\n\x04\x63lip\x18\x04 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x05 \x01(\x01\"\xdf\x04\n\x0cTrainingInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12,\n\x05order\x18\x03 \x01(\x0b\x32\x1b.orbitmesh.v1.TrainingOrderH\x00\x12&\n\x06joined\x18\x04 \x01(\x0b\x32\x14.orbitmesh.v1.JoinedH\x00\x12)\n\x04have\x18\x05 \x01(\x0b\x32\x19.orbitmesh.v1.WeightsHeldH\x00\x12)\n\x07weights\x18\x06 \x01(\x0b\x32\x16.orbitmesh.v1.SpanInfoH\x00\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1e.orbitmesh.v1.TrainingProgressH\x00\x12\x36\n\x0c\x63ontribution\x18\x08 \x01(\x0b\x32\x1e.orbitmesh.v1.ContributionInfoH\x00\x12(\n\x06update\x18\t \x01(\x0b\x32\x16.orbitmesh.v1.SpanInfoH\x00\x12\x32\n\x06stored\x18\n \x01(\x0b\x32 .orbitmesh.v1.ContributionStoredH\x00\x12\x30\n\x07refused\x18\x0b \x01(\x0b\x32\x1d.orbitmesh.v1.TrainingRefusalH\x00\x12-\n\tevaluated\x18\x0c \x01(\x0b\x32\x18.orbitmesh.v1.EvaluationH\x00\x12&\n\x04sums\x18\r \x01(\x0b\x32\x16.orbitmesh.v1.SumsInfoH\x00\x12,\n\tpredicted\x18\x0e \x01(\x0b\x32\x17.orbitmesh.v1.PredictedH\x00\x42\x06\n\x04what\"9\n\rTrainingOrder\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.orbitmesh.v1.TrainingKind\"\xa4\x02\n\x0cTrainingWork\x12(\n\x04spec\x18\x01 \x01(\x0b\x32\x1a.orbitmesh.v1.TrainingSpec\x12\x12\n\nnode_index\x18\x02 \x01(\r\x12\r\n\x05nodes\x18\x03 \x01(\r\x12*\n\x07weights\x18\x04 \x01(\x0b\x32\x19.orbitmesh.v1.WeightsInfo\x12\x12\n\nheld_spans\x18\x05 \x01(\r\x12\x10\n\x08\x65valuate\x18\x06 \x01(\x08\x12\x11\n\toverrides\x18\x07 \x01(\t\x12%\n\x04sums\x18\x08 \x01(\x0b\x32\x17.orbitmesh.v1.SumsRound\x12\x15\n\rpayload_bytes\x18\t \x01(\x04\x12$\n\x06inputs\x18\n \x01(\x0b\x32\x14.orbitmesh.v1.Inputs\"%\n\x06Inputs\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"-\n\x0bWeightsInfo\x12\x0e\n\x06values\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"`\n\tSumsRound\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x01\x12\x1a\n\x12\x65xamples_reference\x18\x03 \x01(\x04\x12\x1a\n\x12survivors_promised\x18\x04 \x01(\r\"A\n\x06Joined\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x01(\x04\x12\x15\n\rlayout_sha256\x18\x03 \x01(\x0c\",\n\x0bWeightsHeld\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05spans\x18\x02 \x01(\r\"\x19\n\x08SpanInfo\x12\r\n\x05index\x18\x01 \x01(\r\"K\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x07\n\x05_loss\"\xa6\x01\n\x10\x43ontributionInfo\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\r\n\x05spans\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05steps\x18\x05 \x01(\r\x12\x0f\n\x07train_s\x18\x06 \x01(\x01\x12\x14\n\x0csums_context\x18\x07 \x01(\x0c\x12\x0f\n\x07release\x18\x08 \x01(\tB\x07\n\x05_loss\"\x14\n\x12\x43ontributionStored\"\xa2\x01\n\x0fTrainingRefusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12=\n\x08metadata\x18\x03 \x03(\x0b\x32+.orbitmesh.v1.TrainingRefusal.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1b\n\tPredicted\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"\x84\x01\n\nEvaluation\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x36\n\x07\x66igures\x18\x02 \x03(\x0b\x32%.orbitmesh.v1.Evaluation.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"0\n\x08SumsInfo\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.orbitmesh.v1.SumsKind*[\n\x0bPrivacyUnit\x12\x1c\n\x18PRIVACY_UNIT_UNSPECIFIED\x10\x00\x12\x17\n\x13PRIVACY_UNIT_RECORD\x10\x01\x12\x15\n\x11PRIVACY_UNIT_NODE\x10\x02*\xca\x01\n\x0cTrainingKind\x12\x1d\n\x19TRAINING_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12TRAINING_KIND_JOIN\x10\x01\x12\x1c\n\x18TRAINING_KIND_INITIALISE\x10\x02\x12\x17\n\x13TRAINING_KIND_TRAIN\x10\x03\x12\x1a\n\x16TRAINING_KIND_EVALUATE\x10\x04\x12\x15\n\x11TRAINING_KIND_END\x10\x05\x12\x19\n\x15TRAINING_KIND_PREDICT\x10\x06*\x8f\x01\n\x08SumsKind\x12\x19\n\x15SUMS_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rSUMS_KIND_KEY\x10\x01\x12\x14\n\x10SUMS_KIND_ROSTER\x10\x02\x12\x13\n\x0fSUMS_KIND_OFFER\x10\x03\x12\x14\n\x10SUMS_KIND_OFFERS\x10\x04\x12\x14\n\x10SUMS_KIND_UNMASK\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1borbitmesh/v1/training.proto\x12\x0corbitmesh.v1\"\xda\x03\n\x0cTrainingSpec\x12\x0c\n\x04task\x18\x01 \x01(\t\x12\x0e\n\x06rounds\x18\x02 \x01(\r\x12\x0c\n\x04seed\x18\x03 \x01(\x04\x12\x12\n\x05\x61lpha\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x10\n\x08strategy\x18\x05 \x01(\t\x12I\n\x10strategy_options\x18\x06 \x03(\x0b\x32/.orbitmesh.v1.TrainingSpec.StrategyOptionsEntry\x12*\n\x05local\x18\x07 \x01(\x0b\x32\x1b.orbitmesh.v1.LocalTraining\x12\x13\n\x0b\x63ompression\x18\x08 \x01(\t\x12-\n\x0bsecure_sums\x18\t \x01(\x0b\x32\x18.orbitmesh.v1.SecureSums\x12&\n\x07privacy\x18\n \x01(\x0b\x32\x15.orbitmesh.v1.Privacy\x12\r\n\x05nodes\x18\x0b \x03(\t\x12\x0e\n\x06quorum\x18\x0c \x01(\r\x12\x12\n\npatience_s\x18\r \x01(\x01\x12\x0e\n\x06\x63ohort\x18\x0e \x01(\r\x12\x10\n\x08\x65valuate\x18\x0f \x01(\x08\x1a\x36\n\x14StrategyOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06_alpha\"\xc7\x01\n\rLocalTraining\x12\x0e\n\x06\x65pochs\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x12\n\nbatch_size\x18\x03 \x01(\r\x12\x11\n\toptimiser\x18\x04 \x01(\t\x12\n\n\x02lr\x18\x05 \x01(\x01\x12\x10\n\x08momentum\x18\x06 \x01(\x01\x12\x14\n\x0cweight_decay\x18\x07 \x01(\x01\x12\x15\n\rgradient_norm\x18\x08 \x01(\x01\x12\r\n\x05\x64type\x18\t \x01(\t\x12\x16\n\x0ekeep_optimiser\x18\n \x01(\x08\"-\n\nSecureSums\x12\x11\n\tthreshold\x18\x01 \x01(\r\x12\x0c\n\x04\x62its\x18\x02 \x01(\r\"z\n\x07Privacy\x12\'\n\x04unit\x18\x01 \x01(\x0e\x32\x19.orbitmesh.v1.PrivacyUnit\x12\x0f\n\x07\x65psilon\x18\x02 \x01(\x01\x12\r\n\x05\x64\x65lta\x18\x03 \x01(\x01\x12\x0c\n\x04\x63lip\x18\x04 \x01(\x01\x12\x18\n\x10noise_multiplier\x18\x05 \x01(\x01\"\xdf\x04\n\x0cTrainingInfo\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05round\x18\x02 \x01(\r\x12,\n\x05order\x18\x03 \x01(\x0b\x32\x1b.orbitmesh.v1.TrainingOrderH\x00\x12&\n\x06joined\x18\x04 \x01(\x0b\x32\x14.orbitmesh.v1.JoinedH\x00\x12)\n\x04have\x18\x05 \x01(\x0b\x32\x19.orbitmesh.v1.WeightsHeldH\x00\x12)\n\x07weights\x18\x06 \x01(\x0b\x32\x16.orbitmesh.v1.SpanInfoH\x00\x12\x32\n\x08progress\x18\x07 \x01(\x0b\x32\x1e.orbitmesh.v1.TrainingProgressH\x00\x12\x36\n\x0c\x63ontribution\x18\x08 \x01(\x0b\x32\x1e.orbitmesh.v1.ContributionInfoH\x00\x12(\n\x06update\x18\t \x01(\x0b\x32\x16.orbitmesh.v1.SpanInfoH\x00\x12\x32\n\x06stored\x18\n \x01(\x0b\x32 .orbitmesh.v1.ContributionStoredH\x00\x12\x30\n\x07refused\x18\x0b \x01(\x0b\x32\x1d.orbitmesh.v1.TrainingRefusalH\x00\x12-\n\tevaluated\x18\x0c \x01(\x0b\x32\x18.orbitmesh.v1.EvaluationH\x00\x12&\n\x04sums\x18\r \x01(\x0b\x32\x16.orbitmesh.v1.SumsInfoH\x00\x12,\n\tpredicted\x18\x0e \x01(\x0b\x32\x17.orbitmesh.v1.PredictedH\x00\x42\x06\n\x04what\"9\n\rTrainingOrder\x12(\n\x04kind\x18\x01 \x01(\x0e\x32\x1a.orbitmesh.v1.TrainingKind\"\xb6\x02\n\x0cTrainingWork\x12(\n\x04spec\x18\x01 \x01(\x0b\x32\x1a.orbitmesh.v1.TrainingSpec\x12\x12\n\nnode_index\x18\x02 \x01(\r\x12\r\n\x05nodes\x18\x03 \x01(\r\x12*\n\x07weights\x18\x04 \x01(\x0b\x32\x19.orbitmesh.v1.WeightsInfo\x12\x12\n\nheld_spans\x18\x05 \x01(\r\x12\x10\n\x08\x65valuate\x18\x06 \x01(\x08\x12\x11\n\toverrides\x18\x07 \x01(\t\x12%\n\x04sums\x18\x08 \x01(\x0b\x32\x17.orbitmesh.v1.SumsRound\x12\x15\n\rpayload_bytes\x18\t \x01(\x04\x12$\n\x06inputs\x18\n \x01(\x0b\x32\x14.orbitmesh.v1.Inputs\x12\x10\n\x08going_on\x18\r \x03(\t\"%\n\x06Inputs\x12\r\n\x05shape\x18\x01 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"-\n\x0bWeightsInfo\x12\x0e\n\x06values\x18\x01 \x01(\x04\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\"`\n\tSumsRound\x12\x0c\n\x04plan\x18\x01 \x01(\x0c\x12\r\n\x05scale\x18\x02 \x01(\x01\x12\x1a\n\x12\x65xamples_reference\x18\x03 \x01(\x04\x12\x1a\n\x12survivors_promised\x18\x04 \x01(\r\"A\n\x06Joined\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\x0e\n\x06values\x18\x02 \x01(\x04\x12\x15\n\rlayout_sha256\x18\x03 \x01(\x0c\",\n\x0bWeightsHeld\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\r\n\x05spans\x18\x02 \x01(\r\"\x19\n\x08SpanInfo\x12\r\n\x05index\x18\x01 \x01(\r\"K\n\x10TrainingProgress\x12\x0c\n\x04step\x18\x01 \x01(\r\x12\r\n\x05steps\x18\x02 \x01(\r\x12\x11\n\x04loss\x18\x03 \x01(\x01H\x00\x88\x01\x01\x42\x07\n\x05_loss\"\xa6\x01\n\x10\x43ontributionInfo\x12\x10\n\x08\x65xamples\x18\x01 \x01(\x04\x12\r\n\x05spans\x18\x02 \x01(\r\x12\x0e\n\x06sha256\x18\x03 \x01(\x0c\x12\x11\n\x04loss\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\r\n\x05steps\x18\x05 \x01(\r\x12\x0f\n\x07train_s\x18\x06 \x01(\x01\x12\x14\n\x0csums_context\x18\x07 \x01(\x0c\x12\x0f\n\x07release\x18\x08 \x01(\tB\x07\n\x05_loss\"\x14\n\x12\x43ontributionStored\"\xa2\x01\n\x0fTrainingRefusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12=\n\x08metadata\x18\x03 \x03(\x0b\x32+.orbitmesh.v1.TrainingRefusal.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x1b\n\tPredicted\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"\x84\x01\n\nEvaluation\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\x12\x36\n\x07\x66igures\x18\x02 \x03(\x0b\x32%.orbitmesh.v1.Evaluation.FiguresEntry\x1a.\n\x0c\x46iguresEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"0\n\x08SumsInfo\x12$\n\x04kind\x18\x01 \x01(\x0e\x32\x16.orbitmesh.v1.SumsKind*[\n\x0bPrivacyUnit\x12\x1c\n\x18PRIVACY_UNIT_UNSPECIFIED\x10\x00\x12\x17\n\x13PRIVACY_UNIT_RECORD\x10\x01\x12\x15\n\x11PRIVACY_UNIT_NODE\x10\x02*\xca\x01\n\x0cTrainingKind\x12\x1d\n\x19TRAINING_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12TRAINING_KIND_JOIN\x10\x01\x12\x1c\n\x18TRAINING_KIND_INITIALISE\x10\x02\x12\x17\n\x13TRAINING_KIND_TRAIN\x10\x03\x12\x1a\n\x16TRAINING_KIND_EVALUATE\x10\x04\x12\x15\n\x11TRAINING_KIND_END\x10\x05\x12\x19\n\x15TRAINING_KIND_PREDICT\x10\x06*\x8f\x01\n\x08SumsKind\x12\x19\n\x15SUMS_KIND_UNSPECIFIED\x10\x00\x12\x11\n\rSUMS_KIND_KEY\x10\x01\x12\x14\n\x10SUMS_KIND_ROSTER\x10\x02\x12\x13\n\x0fSUMS_KIND_OFFER\x10\x03\x12\x14\n\x10SUMS_KIND_OFFERS\x10\x04\x12\x14\n\x10SUMS_KIND_UNMASK\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,12 +37,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGREFUSAL_METADATAENTRY']._serialized_options = b'8\001'
   _globals['_EVALUATION_FIGURESENTRY']._loaded_options = None
   _globals['_EVALUATION_FIGURESENTRY']._serialized_options = b'8\001'
-  _globals['_PRIVACYUNIT']._serialized_start=2830
-  _globals['_PRIVACYUNIT']._serialized_end=2921
-  _globals['_TRAININGKIND']._serialized_start=2924
-  _globals['_TRAININGKIND']._serialized_end=3126
-  _globals['_SUMSKIND']._serialized_start=3129
-  _globals['_SUMSKIND']._serialized_end=3272
+  _globals['_PRIVACYUNIT']._serialized_start=2848
+  _globals['_PRIVACYUNIT']._serialized_end=2939
+  _globals['_TRAININGKIND']._serialized_start=2942
+  _globals['_TRAININGKIND']._serialized_end=3144
+  _globals['_SUMSKIND']._serialized_start=3147
+  _globals['_SUMSKIND']._serialized_end=3290
   _globals['_TRAININGSPEC']._serialized_start=46
   _globals['_TRAININGSPEC']._serialized_end=520
   _globals['_TRAININGSPEC_STRATEGYOPTIONSENTRY']._serialized_start=456
@@ -58,35 +58,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TRAININGORDER']._serialized_start=1505
   _globals['_TRAININGORDER']._serialized_end=1562
   _globals['_TRAININGWORK']._serialized_start=1565
-  _globals['_TRAININGWORK']._serialized_end=1857
-  _globals['_INPUTS']._serialized_start=1859
-  _globals['_INPUTS']._serialized_end=1896
-  _globals['_WEIGHTSINFO']._serialized_start=1898
-  _globals['_WEIGHTSINFO']._serialized_end=1943
-  _globals['_SUMSROUND']._serialized_start=1945
-  _globals['_SUMSROUND']._serialized_end=2041
-  _globals['_JOINED']._serialized_start=2043
-  _globals['_JOINED']._serialized_end=2108
-  _globals['_WEIGHTSHELD']._serialized_start=2110
-  _globals['_WEIGHTSHELD']._serialized_end=2154
-  _globals['_SPANINFO']._serialized_start=2156
-  _globals['_SPANINFO']._serialized_end=2181
-  _globals['_TRAININGPROGRESS']._serialized_start=2183
-  _globals['_TRAININGPROGRESS']._serialized_end=2258
-  _globals['_CONTRIBUTIONINFO']._serialized_start=2261
-  _globals['_CONTRIBUTIONINFO']._serialized_end=2427
-  _globals['_CONTRIBUTIONSTORED']._serialized_start=2429
-  _globals['_CONTRIBUTIONSTORED']._serialized_end=2449
-  _globals['_TRAININGREFUSAL']._serialized_start=2452
-  _globals['_TRAININGREFUSAL']._serialized_end=2614
-  _globals['_TRAININGREFUSAL_METADATAENTRY']._serialized_start=2567
-  _globals['_TRAININGREFUSAL_METADATAENTRY']._serialized_end=2614
-  _globals['_PREDICTED']._serialized_start=2616
-  _globals['_PREDICTED']._serialized_end=2643
-  _globals['_EVALUATION']._serialized_start=2646
-  _globals['_EVALUATION']._serialized_end=2778
-  _globals['_EVALUATION_FIGURESENTRY']._serialized_start=2732
-  _globals['_EVALUATION_FIGURESENTRY']._serialized_end=2778
-  _globals['_SUMSINFO']._serialized_start=2780
-  _globals['_SUMSINFO']._serialized_end=2828
+  _globals['_TRAININGWORK']._serialized_end=1875
+  _globals['_INPUTS']._serialized_start=1877
+  _globals['_INPUTS']._serialized_end=1914
+  _globals['_WEIGHTSINFO']._serialized_start=1916
+  _globals['_WEIGHTSINFO']._serialized_end=1961
+  _globals['_SUMSROUND']._serialized_start=1963
+  _globals['_SUMSROUND']._serialized_end=2059
+  _globals['_JOINED']._serialized_start=2061
+  _globals['_JOINED']._serialized_end=2126
+  _globals['_WEIGHTSHELD']._serialized_start=2128
+  _globals['_WEIGHTSHELD']._serialized_end=2172
+  _globals['_SPANINFO']._serialized_start=2174
+  _globals['_SPANINFO']._serialized_end=2199
+  _globals['_TRAININGPROGRESS']._serialized_start=2201
+  _globals['_TRAININGPROGRESS']._serialized_end=2276
+  _globals['_CONTRIBUTIONINFO']._serialized_start=2279
+  _globals['_CONTRIBUTIONINFO']._serialized_end=2445
+  _globals['_CONTRIBUTIONSTORED']._serialized_start=2447
+  _globals['_CONTRIBUTIONSTORED']._serialized_end=2467
+  _globals['_TRAININGREFUSAL']._serialized_start=2470
+  _globals['_TRAININGREFUSAL']._serialized_end=2632
+  _globals['_TRAININGREFUSAL_METADATAENTRY']._serialized_start=2585
+  _globals['_TRAININGREFUSAL_METADATAENTRY']._serialized_end=2632
+  _globals['_PREDICTED']._serialized_start=2634
+  _globals['_PREDICTED']._serialized_end=2661
+  _globals['_EVALUATION']._serialized_start=2664
+  _globals['_EVALUATION']._serialized_end=2796
+  _globals['_EVALUATION_FIGURESENTRY']._serialized_start=2750
+  _globals['_EVALUATION_FIGURESENTRY']._serialized_end=2796
+  _globals['_SUMSINFO']._serialized_start=2798
+  _globals['_SUMSINFO']._serialized_end=2846
 # @@protoc_insertion_point(module_scope)

@@ -174,7 +174,7 @@ class TrainingOrder(_message.Message):
     def __init__(self, kind: _Optional[_Union[TrainingKind, str]] = ...) -> None: ...
 
 class TrainingWork(_message.Message):
-    __slots__ = ("spec", "node_index", "nodes", "weights", "held_spans", "evaluate", "overrides", "sums", "payload_bytes", "inputs")
+    __slots__ = ("spec", "node_index", "nodes", "weights", "held_spans", "evaluate", "overrides", "sums", "payload_bytes", "inputs", "going_on")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_INDEX_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +185,7 @@ class TrainingWork(_message.Message):
     SUMS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    GOING_ON_FIELD_NUMBER: _ClassVar[int]
     spec: TrainingSpec
     node_index: int
     nodes: int
@@ -195,7 +196,8 @@ class TrainingWork(_message.Message):
     sums: SumsRound
     payload_bytes: int
     inputs: Inputs
-    def __init__(self, spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., node_index: _Optional[int] = ..., nodes: _Optional[int] = ..., weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., held_spans: _Optional[int] = ..., evaluate: _Optional[bool] = ..., overrides: _Optional[str] = ..., sums: _Optional[_Union[SumsRound, _Mapping]] = ..., payload_bytes: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ...) -> None: ...
+    going_on: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., node_index: _Optional[int] = ..., nodes: _Optional[int] = ..., weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., held_spans: _Optional[int] = ..., evaluate: _Optional[bool] = ..., overrides: _Optional[str] = ..., sums: _Optional[_Union[SumsRound, _Mapping]] = ..., payload_bytes: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., going_on: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Inputs(_message.Message):
     __slots__ = ("shape", "data")

@@ -1,0 +1,47 @@
+"""Files that outlive a crash: whoever reads sees the old bytes or all of the new ones."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def write_durably(path: Path, data: bytes | memoryview, *, mode: int | None = None) -> None:
+    """Writes a file that is whole and on the disk on return, whoever else writes it at the same time.
+
+    Args:
+        path: Where; a file there is replaced.
+        data: What.
+        mode: Its permission bits, whatever the umask says; its owner's alone where left out.
+    """
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        written = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            if mode is not None:
+                written.chmod(mode)
+        except BaseException:
+            written.unlink(missing_ok=True)
+            raise
+    put_in_place(written, path)
+
+
+def put_in_place(written: Path, path: Path) -> None:
+    """Makes a file that was written and closed the one at `path`, of the same directory; durable on return.
+
+    Whatever a crash leaves there is the old file or the whole new one.
+    """
+    flush(written)
+    written.replace(path)
+    flush(path.parent)
+
+
+def flush(path: Path) -> None:
+    """Has what was written to a file, or the names in a directory, on the disk on return."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
