@@ -15,8 +15,8 @@ from services.executor.training.thread import TrainingThread
 from services.executor.training.weights import WeightsFile
 from services.executor.training.worker import Reports, Worker
 
-PROGRESS_S = 0.5
-"""Seconds between two reports of progress, at least."""
+PROGRESS_S = 1.0
+"""Seconds between two reports of progress, at least: over a thin link they may be as large as what was learnt."""
 
 
 class Assignment:
@@ -45,6 +45,7 @@ class Assignment:
         self.gap_at = -1
         """Where a missing span was last pointed out."""
         self.progress: training_pb2.TrainingProgress | None = None
+        self.told_s = time.monotonic()
         self.figures: dict[str, float] = {}
         self._changed = changed
         self._stop = threading.Event()
@@ -121,6 +122,7 @@ class Assignment:
     def _progressed(self, step: int, steps: int, loss: float | None) -> None:
         said = None if has_secrets(self.work.spec) else loss
         self.progress = training_pb2.TrainingProgress(step=step, steps=steps, loss=said)
+        self.told_s = time.monotonic()
         self._changed(self, training_pb2.TrainingInfo(progress=self.progress))
 
     def _measured(self, figures: dict[str, float]) -> None:

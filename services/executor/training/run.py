@@ -8,6 +8,7 @@ again finds out how far it is.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +33,7 @@ MAILBOX_MAX = 32
 FAREWELL_S = 60.0
 """How long the last answers of a run that is over may take to leave."""
 ALIVE_S = 1.0
-"""How often a node that trains says so, also within a step."""
+"""How often a node that trains says so where its steps say nothing."""
 WEIGHTS_TRIES = 3
 """How often weights are asked for whose bytes are not what their digest says."""
 
@@ -351,6 +352,8 @@ class NodeRun:
     async def _job(self, current: Assignment) -> None:
         ended = asyncio.ensure_future(current.ended())
         while not (await asyncio.wait([ended], timeout=ALIVE_S))[0]:
+            if time.monotonic() - current.told_s < ALIVE_S:
+                continue
             # A step may take longer than the aggregator's patience: that the node works on it is said meanwhile.
             progress = current.progress or training_pb2.TrainingProgress()
             self._report(current, training_pb2.TrainingInfo(progress=progress))
