@@ -53,6 +53,11 @@ Spools = Callable[[str], Spool]
 """The spool of a run that has that name."""
 
 
+def wire_name(record: RunRecord) -> str:
+    """What a run is called where nodes keep it: another run of the same name is another one."""
+    return f"{record.name}.{hashlib.sha256(record.request_id.encode()).hexdigest()[:8]}"
+
+
 class RunDriver:
     """One run.
 
@@ -90,7 +95,7 @@ class RunDriver:
         self._store = store
         self._spool = spools("contributions")
         self._accounting: Accounting | None = None
-        run = self.wire_name = f"{record.name}.{hashlib.sha256(record.request_id.encode()).hexdigest()[:8]}"
+        run = self.wire_name = wire_name(record)
         self._events = Listening(self)
         links = {
             node: NodeLink(run, node, partial(dial, node), partial(members.away_s, node), self._events, log)

@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
-from orbitmesh.errors import CapacityError, InvalidInputError, MeshError, NodeLostError
+from orbitmesh.errors import CapacityError, IntegrityError, InvalidInputError, MeshError, NodeLostError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import aggregator_pb2, wire_pb2
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, StreamCall, dial
-from services.aggregator.driver import ROUNDS_BYTES, RunDriver
+from services.aggregator.driver import ROUNDS_BYTES, RunDriver, wire_name
 from services.aggregator.members import Members
 from services.aggregator.serving import Serving
 from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
@@ -64,12 +64,19 @@ class Runs:
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endings: set[asyncio.Task[None]] = set()
+        self._unreadable: dict[str, tuple[str, str]] = {}
         self._serving = Serving(self._dial, log)
 
     async def restore(self) -> None:
-        """Takes up every run that was going on."""
+        """Takes up every run that was going on. One whose files are damaged keeps nobody else from going on."""
         for record in await asyncio.to_thread(self._store.all):
-            driver = await self._driver(record)
+            try:
+                await self._driver(record)
+            except (MeshError, OSError, ValueError, KeyError) as error:
+                self._unreadable[record.name] = (wire_name(record), f"{type(error).__name__}: {error}")
+                self._log.error("run_not_readable", run=record.name, error=error)
+        # All of them are known before the first one speaks: nodes may forget a run that is not among those that go on.
+        for driver in self._drivers.values():
             if not driver.book.ended:
                 self._lead(driver)
 
@@ -104,7 +111,13 @@ class Runs:
 
         Raises:
             InvalidInputError: `NOT_FOUND`.
+            IntegrityError: It is there, but what was written down of it cannot be read.
         """
+        if name in self._unreadable:
+            raise IntegrityError(
+                f"the files of the run {name!r} could not be read when the aggregator started: "
+                f"{self._unreadable[name][1]}; restore them and start it again, or delete the run"
+            )
         found = self._drivers.get(name)
         if found is None:
             there = ", ".join(sorted(self._drivers)) or "none"
@@ -159,6 +172,10 @@ class Runs:
         Raises:
             InvalidInputError: `NOT_FOUND`, or `FAILED_PRECONDITION` where it goes on.
         """
+        if name in self._unreadable:
+            await asyncio.to_thread(self._store.remove, name)
+            del self._unreadable[name]
+            return aggregator_pb2.DeleteRunResponse()
         driver = self.get(name)
         if not driver.book.ended:
             raise InvalidInputError(f"{name!r} goes on: cancel it first", reason="FAILED_PRECONDITION")
@@ -289,7 +306,8 @@ class Runs:
             said.add_done_callback(self._endings.discard)
 
     def _going_on(self) -> list[str]:
-        return [driver.wire_name for driver in self._drivers.values() if not driver.book.ended]
+        unreadable = [name for name, _ in self._unreadable.values()]
+        return [driver.wire_name for driver in self._drivers.values() if not driver.book.ended] + unreadable
 
     async def _halt(self, name: str) -> None:
         task = self._tasks.pop(name, None)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orbitmesh import LocalTraining, Mesh, SecureSums
+from orbitmesh import IntegrityError, LocalTraining, Mesh, SecureSums
 from orbitmesh.trust import issue
 from services.training.plan import LocalPlan
 from tests.mesh.support import until
@@ -159,6 +159,26 @@ def test_identities_are_renewed_within_a_run(fragile: Mesh, nodes: list[str], un
     for process in (AGGREGATOR, *nodes):
         fragile.local.restart(process)
     expect_undisturbed(fragile, nodes, training, "secret", calm)
+
+
+def test_one_run_with_damaged_files_keeps_nobody_else_from_going_on(fragile: Mesh, nodes: list[str]) -> None:
+    """The aggregator starts, other runs are there, and whoever asks for that one is told what is wrong; it can be
+    deleted, and its name taken again."""
+    local, asked = LocalTraining(steps=1), {"task": "digits", "rounds": 1, "nodes": nodes, "evaluate": False}
+    runs = [fragile.train(name, local=local, **asked) for name in ("hurt", "sound")]
+    for run in runs:
+        run.wait(timeout=WITHIN_S)
+    strike(fragile, AGGREGATOR)
+    (weights,) = (fragile.local.directory / "state" / AGGREGATOR / "hurt").glob("*.weights")
+    weights.write_bytes(b"")
+    fragile.local.restart(AGGREGATOR)
+    assert runs[1].status().state == "done"
+    assert runs[1].weights().size
+    with pytest.raises(IntegrityError, match="'hurt' could not be read"):
+        runs[0].status()
+    runs[0].delete()
+    assert [run.name for run in fragile.trainings() if run.name == "hurt"] == []
+    assert fragile.train("hurt", local=local, **asked).wait(timeout=WITHIN_S).state == "done"
 
 
 @pytest.mark.soak
