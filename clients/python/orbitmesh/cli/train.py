@@ -49,7 +49,9 @@ def _register_start(commands: Subparsers) -> None:
         summary="begin a run: every node trains on what it has, and what they learn becomes one model, round by round",
         examples="""orbitmesh train start digits --rounds 20 --watch
         orbitmesh train start mnist5k --name thin --rounds 60 --compression topk:0.01 --alpha 0.3
-        orbitmesh train start digits --name hidden --rounds 30 --secure-sums --privacy node --epsilon 8
+        orbitmesh train start mnist5k --name sums --rounds 20 --secure-sums --compression int8
+        orbitmesh train start mnist5k --name hidden --rounds 20 --secure-sums --privacy record --epsilon 2 --steps 1 \
+--lr 3.33 --clip 0.3 --strategy fedadam:server_lr=0.02,tau=0.0001
         orbitmesh train start pydoc-small --rounds 10 --strategy diloco --steps 50 --optimiser adamw --lr 0.001""",
     )
     start.add_argument(

@@ -100,7 +100,7 @@ def rounds_table(run: TrainingStatus, last: int | None, *, without: bool = True)
             size(each.up_bytes),
             size(each.down_bytes),
             "goes on" if each.done_at is None else format_seconds(each.seconds),
-            *([spent(each.epsilon)] if private else []),
+            *([spent(each.epsilon) if each.done_at else "-"] if private else []),
             f"{len(each.contributed)} of {len(each.cohort)}",
             *([_without(each.given_up)] if without else []),
         )
