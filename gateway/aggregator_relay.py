@@ -22,6 +22,8 @@ from services.runtime.caller import current_call, time_left_s
 
 WEIGHTS_DEADLINE_S = 7200.0
 """How long giving a run's weights may take where the caller sets no deadline."""
+MARGIN_S = 1.0
+"""What is left of a caller's deadline, at most, when the aggregator is given up."""
 ENDED = frozenset({aggregator_pb2.RUN_STATE_DONE, aggregator_pb2.RUN_STATE_CANCELLED, aggregator_pb2.RUN_STATE_FAILED})
 """States after which there is nothing more to tell of a run."""
 
@@ -126,4 +128,6 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
     async def _unary(self, method: str, request: Any) -> Any:
         call: grpc.aio.UnaryUnaryMultiCallable = getattr(self._stub(), method)
         with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
-            return await call(request, timeout=time_left_s(CONTROL_DEADLINE_S))
+            left_s = time_left_s(CONTROL_DEADLINE_S)
+            # A little less than the caller has: an aggregator that hangs is named by us, not guessed at by the caller.
+            return await call(request, timeout=left_s - min(MARGIN_S, left_s / 4))

@@ -102,6 +102,11 @@ class Crew:
         for name in cohort:
             self._asked[name] = (self._asked.get(name, (0, -1))[0] + 1, round_index)
 
+    def named(self, nodes: Iterable[str]) -> str:
+        """Nodes for people, with what is known of why they are not there."""
+        up = set(self._members.up())
+        return ", ".join(name if name in up else f"{name} (not up: is its executor started?)" for name in nodes)
+
     def payload_bytes(self, node: str) -> int:
         """What a node's contribution may take so that a contact carries it; 0 where nothing is planned."""
         return self._members.payload_bytes(node)

@@ -206,7 +206,7 @@ class RunDriver:
         while (waiting := self.crew.undecided) and (clock() < patience or len(self.crew.joined) < self.spec.quorum):
             self._check_possible()
             late = clock() >= patience
-            await self.book.say("paused" if late else "running", f"waits for {', '.join(waiting)} to join")
+            await self.book.say("paused" if late else "running", f"waits for {self.crew.named(waiting)} to join")
             await self.book.wait(TICK_S)
         self.crew.settle()
         if self.crew.model is not None:

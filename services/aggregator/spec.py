@@ -169,8 +169,11 @@ def _check_nodes(spec: training_pb2.TrainingSpec, up: list[str]) -> None:
         )
     for name in spec.nodes:
         check_name(name)
-    if len(set(spec.nodes)) != len(spec.nodes) or len(spec.nodes) > COHORT_MAX:
-        raise InvalidInputError(f"a run takes at most {COHORT_MAX} nodes, each once; {len(spec.nodes)} were named")
+    twice = sorted({name for name in spec.nodes if list(spec.nodes).count(name) > 1})
+    if twice:
+        raise InvalidInputError(f"each node is named once; more than once: {', '.join(twice[:10])}")
+    if len(spec.nodes) > COHORT_MAX:
+        raise InvalidInputError(f"a run takes at most {COHORT_MAX} nodes; {len(spec.nodes)} were named")
     spec.cohort = spec.cohort or len(spec.nodes)
     _within("cohort", spec.cohort, 1, len(spec.nodes))
 

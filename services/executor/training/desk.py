@@ -13,9 +13,11 @@ from orbitmesh.v1 import training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from services.executor.training.files import Joined, RunFiles
+from services.executor.training.forgotten import Forgotten
 from services.executor.training.predicting import PREFIX, Predictor
 from services.executor.training.refusals import not_joined, refusal
 from services.executor.training.run import NodeRun
+from services.executor.training.terms import has_secrets
 from services.executor.training.thread import TrainingThread
 from services.executor.training.work import RUN_CHARACTERS, check_run, parse_work
 from services.executor.training.worker import Surroundings
@@ -23,6 +25,9 @@ from services.runtime.logs import EventLog
 
 RUNS_MAX = 16
 """Runs that a node has on its disk at most: the oldest that has ended makes room for a new one."""
+
+FORGOTTEN = ".forgotten"
+"""The file that says which runs were let go of."""
 
 _JOIN = training_pb2.TRAINING_KIND_JOIN
 _END = training_pb2.TRAINING_KIND_END
@@ -42,7 +47,9 @@ class TrainingDesk:
         self._directory = directory
         self._log = log
         self._thread = TrainingThread()
-        self._around = Surroundings(identities.current().name, identities.current, self._thread, device, log)
+        self._around = Surroundings(
+            identities.current().name, identities.current, self._thread, device, log, Forgotten(directory / FORGOTTEN)
+        )
         self._predictor = Predictor(self._thread, device, log)
         self._runs: dict[str, NodeRun] = {}
         self._farewells: set[asyncio.Task[None]] = set()
@@ -94,6 +101,7 @@ class TrainingDesk:
                 raise not_joined(name)
             return None
         if joined is None and kind == _JOIN:
+            self._around.forgotten.check(name)
             self._make_room(name, data, session.peer.spiffe)
         if kind == _END and not files.directory.exists():
             return None
@@ -118,6 +126,9 @@ class TrainingDesk:
         self._log.info("run_forgotten", run=ended, why="there was no room for another one")
         # In the same turn of the loop, so that nothing takes it up again.
         files = RunFiles(self._directory / ended)
+        joined = files.joined()
+        if joined is not None and has_secrets(joined.spec):
+            self._around.forgotten.add(ended)
         files.remove()
         run = self._runs.pop(ended, None)
         if run is not None:

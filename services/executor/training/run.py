@@ -296,6 +296,8 @@ class NodeRun:
         self._give_up()
         if self._jobs:
             await asyncio.wait(self._jobs)
+        if self._joined is not None and has_secrets(self._joined.spec):
+            await asyncio.to_thread(self._around.forgotten.add, self.name)
         self._joined, self._worker = None, Worker(self.name, self._files, self._around)
         await asyncio.to_thread(self._files.remove)
         self._log.info("run_ended", run=self.name)

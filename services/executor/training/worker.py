@@ -13,6 +13,7 @@ from orbitmesh.errors import MeshError
 from orbitmesh.trust import Identity
 from orbitmesh.v1 import training_pb2
 from services.executor.training.files import RunFiles
+from services.executor.training.forgotten import Forgotten
 from services.executor.training.refusals import TASK_ERRORS, typed
 from services.executor.training.secrets import RunSecrets
 from services.executor.training.terms import hides_records
@@ -40,6 +41,8 @@ class Surroundings:
     """Where torch computes."""
     log: EventLog
     """Where to say what happened."""
+    forgotten: Forgotten
+    """Runs that it must not join again."""
 
 
 @dataclass(frozen=True)

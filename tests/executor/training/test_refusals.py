@@ -207,6 +207,31 @@ async def test_a_run_that_has_ended_makes_room(ca: Ca, tmp_path: Path) -> None:
         assert (await runs[5].train(work_of(), WEIGHTS)).info.spans == 1
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_a_run_with_secrets_is_joined_once(ca: Ca, tmp_path: Path, damaged: bool) -> None:
+    """Once a node has let go of the keys of a run, or of its account, it does not join that run again, also after a
+    restart: fresh ones would reveal what the first ones hid. A damaged note of such runs lets nobody in."""
+    secret = work_of(compression="int8", secure_sums=training_pb2.SecureSums())
+    async with running(ca, tmp_path) as node, aggregating(ca, node) as agg:
+        await agg.join(secret)
+        await agg.order(END, b"")
+        await until(lambda: not agg_directory(tmp_path, agg).exists())
+        await agg.order(JOIN, secret)
+        assert "begin a new run" in (await agg.refused("FAILED_PRECONDITION")).message
+    if damaged:
+        (tmp_path / "training" / ".forgotten").write_text("[1")
+    async with running(ca, tmp_path) as node, session_with(ca, node) as session:
+        again, other = Aggregator(session), Aggregator(session, "another")
+        await again.order(JOIN, secret)
+        await again.refused("INTEGRITY" if damaged else "FAILED_PRECONDITION")
+        if not damaged:
+            await other.join(secret)
+
+
+def agg_directory(root: Path, agg: Aggregator) -> Path:
+    return root / "training" / agg.run
+
+
 async def test_what_a_task_raises_is_told_and_the_node_lives_on(ca: Ca, tmp_path: Path) -> None:
     """An error of torch that no code of ours expects becomes a typed refusal, its text stays in the node's log, and
     other runs train on."""
