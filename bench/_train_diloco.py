@@ -52,7 +52,8 @@ def measure(steps: int, seeds: int, tell: Tell) -> dict[str, Any]:
     sent = 4.0 * values * steps
     found |= {"values": values, "in step": {"loss": summary(peers), "bytes_per_node": sent}}
     tell(f"diloco, in step: loss {found['in step']['loss']['median']:.4f}, {sent / 1e6:,.0f} MB from each node")
-    with mesh_of(NODES, LINK) as mesh:
+    # The node on the ground is where the aggregator is: no link between them could be cut.
+    with mesh_of(NODES + 1, LINK) as mesh:
         for case, (inner, lost) in CASES.items():
             outcomes = [_through_mesh(mesh, case, steps, inner, lost, seed) for seed in range(seeds)]
             found[case] = row = _row(outcomes, peers, sent)
@@ -101,6 +102,7 @@ def _through_mesh(mesh: Mesh, case: str, steps: int, inner: int, lost: float, se
         f"diloco-{inner}-{int(100 * lost)}-{seed}",
         task=TASK,
         rounds=steps // inner,
+        nodes=[name for name in mesh.local.processes() if name.startswith("sat-")],
         local=LocalTraining(steps=inner, batch_size=BATCH, optimiser="adamw", lr=RATE),
         strategy="diloco",
         strategy_options={"inner_steps": inner, **OUTER},
