@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from orbitmesh.durable import put_in_place, write_durably
+from orbitmesh.durable import made_beside, put_in_place, write_durably
 
 
 def test_writers_of_one_file_at_once_leave_it_whole(tmp_path: Path) -> None:
@@ -51,3 +51,14 @@ def test_permission_bits_are_those_asked_for(tmp_path: Path, mode: int) -> None:
     finally:
         os.umask(before)
     assert (path.read_bytes(), path.stat().st_mode & 0o777) == (b"new", mode)
+
+
+def test_a_file_for_the_user_has_the_permissions_of_his_other_files(tmp_path: Path) -> None:
+    """As `open` would make it under the same umask."""
+    before = os.umask(0o027)
+    try:
+        (tmp_path / "other").write_bytes(b"")
+        put_in_place(made_beside(tmp_path / "mine"), tmp_path / "mine")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "mine").stat().st_mode == (tmp_path / "other").stat().st_mode

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from safetensors.torch import save_file
 
-from orbitmesh.durable import put_in_place
+from orbitmesh.durable import made_beside, put_in_place
 from orbitmesh.errors import InvalidInputError, MeshError
 from services.training.arrays import FloatArray
 from services.training.flat import load_flat
@@ -36,13 +35,12 @@ def write_tensors(task: Task, name: str, weights: FloatArray, path: Path) -> Non
     # safetensors refuses tensors that share memory, as tied weights do.
     tensors = {key: tensor.detach().clone().contiguous() for key, tensor in model.state_dict().items()}
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as beside:
-            pass
+        beside = made_beside(path)
         try:
-            save_file(tensors, beside.name, metadata={"format": "pt", "task": name})
-            put_in_place(Path(beside.name), path)
+            save_file(tensors, beside, metadata={"format": "pt", "task": name})
+            put_in_place(beside, path)
         finally:
-            Path(beside.name).unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
     except OSError as error:
         raise InvalidInputError(f"cannot write {path}: {error.strerror}; give another path") from None
 

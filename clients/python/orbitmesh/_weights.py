@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orbitmesh._resuming import LOST, PAUSE_MAX_S, PAUSE_MIN_S, RESUME_S
 from orbitmesh._streams import next_message
-from orbitmesh.durable import put_in_place
+from orbitmesh.durable import made_beside, put_in_place
 from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError, TransportError
 from orbitmesh.rpc import keep_status
 from orbitmesh.training_results import SavedWeights
@@ -91,10 +90,9 @@ async def to_file(open_stream: Open, name: str, address: str | None, path: Path)
 
     async def take() -> SavedWeights:
         async with _Stream(await open_stream(), name, address, FILE_BYTES) as stream:
-            file = await asyncio.to_thread(_beside, place)
-            written = Path(file.name)
+            written = await asyncio.to_thread(made_beside, place)
             try:
-                with file:
+                with await asyncio.to_thread(written.open, "wb") as file:
                     await asyncio.to_thread(file.write, npy_header(stream.head.values))
                     async for piece in stream:
                         await asyncio.to_thread(file.write, piece)
@@ -115,10 +113,6 @@ def npy_header(values: int) -> bytes:
     unpadded = len(b"\x93NUMPY\x01\x00") + 2 + len(said) + 1
     padded = said + " " * (-unpadded % _NPY_ALIGNMENT) + "\n"
     return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded.encode("ascii")
-
-
-def _beside(path: Path) -> BinaryIO:
-    return tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)  # type: ignore[return-value]
 
 
 class _Stream:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,14 @@ def write_durably(path: Path, data: bytes | memoryview, *, mode: int | None = No
             written.unlink(missing_ok=True)
             raise
     put_in_place(written, path)
+
+
+def made_beside(path: Path) -> Path:
+    """An empty file of another name in the same directory, for `put_in_place`: with permissions as the user's other new
+    files have them."""
+    made = path.with_name(f".{path.name}.{secrets.token_hex(6)}")
+    os.close(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    return made
 
 
 def put_in_place(written: Path, path: Path) -> None:
