@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from orbitmesh.v1 import aggregator_pb2, training_pb2
@@ -110,6 +111,17 @@ class Crew:
     def payload_bytes(self, node: str) -> int:
         """What a node's contribution may take so that a contact carries it; 0 where nothing is planned."""
         return self._members.payload_bytes(node)
+
+    def address(self, node: str) -> str:
+        """host:port of a node; empty where it was never there."""
+        known = self._members.address(node)
+        return "" if known is None else known.address
+
+    def as_head(self, node: str) -> tuple[float, ...]:
+        """How good a node would be at adding up the contributions of its group: the least for one that is reached, and
+        whose contact carries most."""
+        payload = self._members.payload_bytes(node) or math.inf
+        return float(not self.links[node].attached), self._members.away_s(node), -payload
 
     def evaluator(self, but: Collection[str] = ()) -> str | None:
         """Who measures weights, or gives the first: the first that is reached.

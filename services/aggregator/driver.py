@@ -22,12 +22,14 @@ from services.aggregator.accounting import Accounting, none_promised
 from services.aggregator.book import RunBook
 from services.aggregator.combining import Combining, PlainCombining
 from services.aggregator.crew import Crew
+from services.aggregator.groups import Groups
 from services.aggregator.link import NodeLink
 from services.aggregator.listening import Listening
 from services.aggregator.members import Members
+from services.aggregator.patience import TICK_S, Patience
 from services.aggregator.plain import OutlierError
 from services.aggregator.report import RoundReport
-from services.aggregator.rounds import Arrived, Contact, GivenUp, Phase, Progress, Rejected, Round, Stored, advance
+from services.aggregator.rounds import Arrived, GivenUp, Phase, Rejected, Round, Stored, advance
 from services.aggregator.secure import SecureCombining
 from services.aggregator.spec import RunSpec
 from services.aggregator.spool import Spool
@@ -36,8 +38,6 @@ from services.aggregator.tasks import EVALUATE, INITIALISE, JOIN, Tasks, end_ord
 from services.runtime.logs import EventLog
 from services.runtime.tracing import SpanSink
 
-TICK_S = 1.0
-"""How often contact is counted."""
 EVALUATION_S = 120.0
 """Seconds that the last measuring may take before the run ends without it."""
 ROUNDS_BYTES = 2 << 20
@@ -89,7 +89,7 @@ class RunDriver:
     ) -> None:
         self.book = RunBook(record, spec, store, sinks, log)
         self.spec = spec
-        self._members = members
+        self.members = members
         self._log = log
         self._notes = RunNotes(store, record.name)
         self._store = store
@@ -109,9 +109,12 @@ class RunDriver:
                 self._revealed, lambda why: self.book.say("running", why), log,
             )  # fmt: skip
         self.first_spool = spools("initial")
-        self.tasks = Tasks(self.book, self.crew, self.combining, self._spool, self.first_spool, going_on)
+        self.groups = Groups([each.nodes for each in spec.message.secure_sums.groups], self.crew.as_head)
+        self.tasks = Tasks(
+            self.book, self.crew, self.combining, self._spool, self.first_spool, going_on, self.groups
+        )
+        self.patience = Patience(self)
         self.losses: dict[str, tuple[float, int]] = {}
-        self.moved: set[str] = set()
         self.is_ending = False
 
     # What others ask.
@@ -174,7 +177,7 @@ class RunDriver:
         """Goes on until the last round is in the weights."""
         links = self.crew.links.values()
         running = [asyncio.create_task(link.run(), name=f"{self.name}: {link.node}") for link in links]
-        running.append(asyncio.create_task(self._count_contact(), name=f"{self.name}: contact"))
+        running.append(asyncio.create_task(self.patience.count(), name=f"{self.name}: contact"))
         try:
             for link in links:
                 link.assign(self.tasks.assignment(link.node, JOIN, 0))
@@ -287,11 +290,24 @@ class RunDriver:
             await self.book.open(state)
         # In buffers the record itself says what has arrived: a contribution may have begun in an earlier round.
         if state.phase is not Phase.READY and not self.book.takes_late:
-            for node in state.waiting:
-                stored = await asyncio.to_thread(self._durable, index, node)
-                if stored is not None:
-                    state = advance(state, Arrived(node, index, replace(stored, begun=index)))
+            found = {node: await asyncio.to_thread(self._durable, index, node) for node in state.waiting}
+            # Sums first: where one of the nodes in it has come by itself, too, the sum holds that, and its others.
+            for node in sorted(found, key=lambda each: -len(stored.others) if (stored := found[each]) else 1):
+                if (stored := found[node]) is not None and node in state.waiting:
+                    state = await self._found(state, node, replace(stored, begun=index))
         return state
+
+    async def _found(self, state: Round, node: str, stored: Stored) -> Round:
+        """The round with what was found on disk."""
+        try:
+            return advance(state, Arrived(node, state.index, stored))
+        except InvalidInputError as error:
+            if not stored.others:
+                raise
+            # One of those in it is in another sum, which was found first: only one of both counts.
+            self._log.warning("sum_not_taken", node=node, reason=error.reason, detail=error.message)
+            await asyncio.to_thread(self._spool.drop, state.index, node)
+            return state
 
     def _durable(self, index: int, node: str) -> Stored | None:
         try:
@@ -363,29 +379,6 @@ class RunDriver:
                 asked = node
             await self.book.wait(TICK_S)
 
-    async def _count_contact(self) -> None:
-        """Counts for every node that is waited for the seconds in which it could have moved and did not."""
-        clock = asyncio.get_running_loop().time
-        last = clock()
-        while True:
-            await asyncio.sleep(TICK_S)
-            passed, last = clock() - last, clock()
-            moved, self.moved = self.moved, set()
-            before = state = self.book.round
-            self.book.changed.tell()
-            if state is None or state.done:
-                continue
-            for node in state.cohort:
-                if node in moved:
-                    state = advance(state, Progress(node))
-                elif self._members.in_contact(node):
-                    state = advance(state, Contact(node, passed))
-                    if state.given_up.get(node) == "DEADLINE":
-                        self.crew.lost(node)
-            if state is not before:
-                self.book.put(state)
-                self.tasks.give_out()
-
     # Privacy.
 
     async def announced(self, node: str, round_index: int, info: training_pb2.ContributionInfo) -> None:
@@ -395,7 +388,12 @@ class RunDriver:
             InvalidInputError: It is not for this round, or not what was asked.
         """
         self.combining.check_header(info)
-        if self._accounting is not None and self._accounting.announced(round_index, node, info.release):
+        if self._accounting is None:
+            return
+        news = self._accounting.announced(round_index, node, info.release)
+        for part in info.summed:
+            news |= self._accounting.announced(round_index, part.node, part.release)
+        if news:
             await self._notes.write(LEDGER, self._accounting.to_json())
 
     async def _revealed(self, state: Round, survivors: int, clip_steps: float) -> None:
