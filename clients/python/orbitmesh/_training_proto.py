@@ -275,10 +275,9 @@ def _sums_message(sums: SecureSums) -> training_pb2.SecureSums:
     if not isinstance(sums.groups, Sequence) or isinstance(sums.groups, str):
         raise InvalidInputError(f"secure_sums.groups is {sums.groups!r:.80}; expected lists of names of nodes")
     for group in sums.groups:
-        names = checked_nodes(group)
-        if not names:
-            raise InvalidInputError("a group of secure_sums.groups names no node; expected two or more")
-        message.groups.add(nodes=names)
+        if isinstance(group, str) or not isinstance(group, Sequence) or not group:
+            raise InvalidInputError(f"a group of secure_sums.groups is {group!r:.80}; expected names of nodes")
+        message.groups.add(nodes=checked_nodes(group))
     return message
 
 

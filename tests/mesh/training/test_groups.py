@@ -25,10 +25,11 @@ from services.securesum.fields import join_fields, split_fields
 from services.training.plan import LocalPlan
 from tests.mesh.support import until
 from tests.mesh.surviving import strike
+from tests.mesh.training.blows import deal, random_blows
 from tests.mesh.training.puppet import Puppet, in_the_mesh
 from tests.mesh.training.support import Plain, Weights, digest, each_once, spooled, task_of
 
-COUNT, ROUNDS, SEED = 6, 4, 11
+COUNT, ROUNDS, SOAK_ROUNDS, SEED = 6, 4, 15, 11
 LOCAL, PLAN = LocalTraining(steps=4, lr=0.1), LocalPlan(steps=4, lr=0.1)
 SUMS: dict[str, Any] = {"bits": 24}
 CLOSE = 2e-4
@@ -220,3 +221,18 @@ def test_a_head_that_speaks_for_nodes_of_another_group_is_refused(
     assert sorted(status.rounds[0].contributed) == nodes
     heads = {each.node for each in status.rounds[0].contributions if not each.via}
     assert len(heads & set(mine[:2])) == len(heads & set(others)) == 1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("seed", range(4))
+def test_many_kills_change_nothing(mesh: Mesh, nodes: list[str], planes: list[list[str]], seed: int) -> None:
+    """Twenty in one run, half of them of the aggregator, the others of heads and members."""
+    calm, name = begin(mesh, nodes, f"calm-{seed}", [], rounds=SOAK_ROUNDS), f"kills-{seed}"
+    calm.wait(timeout=WITHIN_S)
+    training = begin(mesh, nodes, name, planes, rounds=SOAK_ROUNDS)
+    deal(mesh, training, random_blows(seed, nodes, SOAK_ROUNDS, 10, 10, 0.4))
+    status = training.wait(timeout=300.0)
+    assert digest(training.weights()) == digest(calm.weights())
+    each_once(status, nodes)
+    assert not spooled(mesh, name)
