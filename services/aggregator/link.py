@@ -122,8 +122,9 @@ class NodeLink:
         self._ordered.set()
 
     def amend(self, assignment: Assignment) -> None:
-        """Gives the node the same order with other particulars: how far it is stays as it is."""
+        """Gives the node the same order with other particulars, for which it may have to send other spans."""
         self._assignment = assignment
+        self.progress.begin()
         self._ordered.set()
 
     async def acknowledge(self, round_index: int) -> None:
@@ -249,7 +250,10 @@ class NodeLink:
         elif what == "evaluated":
             await self._events.evaluated(self.node, info.evaluated)
         elif assignment is None or info.round != assignment.round_index:
-            if what == "contribution":
+            if what == "contribution" and self._events.counts(self.node, info.round):
+                # It came in the sum of a head, and the node could not be told.
+                await self._say_stored(session, info.round)
+            elif what == "contribution":
                 late = f"{self.node} contributes to round {info.round}, which is over"
                 await self._refuse(session, info.round, InvalidInputError(late, reason="STALE_ROUND"))
         else:
@@ -346,6 +350,9 @@ class NodeLink:
             if error.reason == "CONTRIBUTION_REPLAYED" and assignment.spool is not None:
                 # It is in a sum by another way, or one of those in this sum is: it must not count after a restart.
                 await asyncio.to_thread(assignment.spool.drop, assignment.round_index, self.node)
+                if self._events.counts(self.node, assignment.round_index):
+                    await self._say_stored(session, assignment.round_index)
+                    return
                 if stored.others:
                     # Its head is welcome with another sum: an order without that node is on its way.
                     self._log.warning("sum_not_taken", node=self.node, reason=error.reason, detail=error.message)
@@ -353,8 +360,12 @@ class NodeLink:
                     return
             await self._refuse(session, assignment.round_index, error)
             return
+        await self._say_stored(session, assignment.round_index)
+
+    async def _say_stored(self, session: Session, round_index: int) -> None:
         self.state = _STORED
-        await self._send(session, self._info(assignment, stored=training_pb2.ContributionStored()))
+        stored = training_pb2.ContributionStored()
+        await self._send(session, training_pb2.TrainingInfo(run=self._run, round=round_index, stored=stored))
 
     async def _not_taken(self, session: Session, assignment: Assignment, error: MeshError) -> None:
         """What came cannot be used: it is asked for anew where it may have been damaged, and refused else."""
@@ -384,11 +395,8 @@ class NodeLink:
         *,
         order: training_pb2.TrainingOrder | None = None,
         weights: training_pb2.SpanInfo | None = None,
-        stored: training_pb2.ContributionStored | None = None,
     ) -> training_pb2.TrainingInfo:
-        return training_pb2.TrainingInfo(
-            run=self._run, round=assignment.round_index, order=order, weights=weights, stored=stored
-        )
+        return training_pb2.TrainingInfo(run=self._run, round=assignment.round_index, order=order, weights=weights)
 
     def _close_incoming(self) -> None:
         self._header = None

@@ -184,6 +184,12 @@ class Listening:
         book.news.set()
         book.changed.tell()
 
+    def counts(self, node: str, round_index: int) -> bool:
+        """Whether a node's contribution to a round is durable in a sum that was made on the way."""
+        state = self._driver.book.known(round_index)
+        stored = None if state is None else state.stored.get(node)
+        return stored is not None and bool(stored.via or stored.others)
+
     def collected(self, node: str, nodes: Sequence[str]) -> None:
         """The head of a group has the contributions of these nodes."""
         if self._driver.groups.collected(node, nodes):

@@ -63,5 +63,8 @@ class Events(Protocol):
     async def sums(self, node: str, round_index: int, kind: int, body: bytes) -> None:
         """A message of secure sums."""
 
+    def counts(self, node: str, round_index: int) -> bool:
+        """Whether a node's contribution to a round is durable in a sum that was made on the way."""
+
     def collected(self, node: str, nodes: Sequence[str]) -> None:
         """The head of a group has the contributions of these nodes."""

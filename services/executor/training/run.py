@@ -50,6 +50,7 @@ Event = Callable[[], Awaitable[None]]
 class _Message:
     info: training_pb2.TrainingInfo
     data: memoryview
+    session: Session
     sender: str
 
 
@@ -79,7 +80,7 @@ class NodeRun:
         self._log = around.log
         self._over = over
         self._outbox = Outbox(name, around.log)
-        self.uplink = Uplink(name, files, around, self._outbox, self._report, self._reconsider)
+        self.uplink = Uplink(name, files, around, self._outbox, self._report, self._post)
         """Where contributions go, and where those of others of the node's group come."""
         self._mail: asyncio.Queue[_Message | Event] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAILBOX_MAX)
@@ -98,7 +99,7 @@ class NodeRun:
         if self.aggregator in (None, session.peer.spiffe):
             self._outbox.heard(session)
         await self._room.acquire()
-        self._mail.put_nowait(_Message(info, data, session.peer.spiffe))
+        self._mail.put_nowait(_Message(info, data, session, session.peer.spiffe))
 
     async def close(self) -> None:
         """Stops everything; what is on disk stays."""
@@ -129,6 +130,10 @@ class NodeRun:
             if self._joined is None and self._mail.empty():
                 self._over(self)  # in the same turn of the loop: nothing can come in between
                 return
+
+    def _post(self, round_index: int, act: Event) -> None:
+        """Has something done once what came before is handled."""
+        self._mail.put_nowait(partial(self._answered, round_index, act))
 
     async def _answered(self, round_index: int, act: Event) -> None:
         try:
@@ -185,7 +190,7 @@ class NodeRun:
             if kind == _TRAIN:
                 await asyncio.to_thread(self._files.drop_initial)
         current.work = work
-        await self.uplink.follow(current)
+        await self.uplink.follow(current, mail.session)
         await self._go_on(current, joined)
 
     async def _join(self, round_index: int, work: training_pb2.TrainingWork, sender: str) -> None:
@@ -290,17 +295,6 @@ class NodeRun:
         await asyncio.to_thread(self._files.remove)
         self._log.info("run_ended", run=self.name)
 
-    def _reconsider(self) -> None:
-        """There is more of what an order waits for."""
-        current = self._assignment
-        if current is not None:
-            self._mail.put_nowait(partial(self._answered, current.round_index, partial(self._resume, current)))
-
-    async def _resume(self, current: Assignment) -> None:
-        if current is self._assignment and not current.running:
-            self._outbox.interrupt()
-            await self.uplink.contributed(current)
-
     def _give_up(self) -> None:
         self.uplink.stop()
         if self._assignment is not None:
@@ -360,7 +354,7 @@ class NodeRun:
             progress = current.progress or training_pb2.TrainingProgress()
             self._report(current, training_pb2.TrainingInfo(progress=progress))
         error = ended.result()
-        self._mail.put_nowait(partial(self._answered, current.round_index, partial(self._finished, current, error)))
+        self._post(current.round_index, partial(self._finished, current, error))
 
     async def _finished(self, current: Assignment, error: MeshError | None) -> None:
         current.noticed()

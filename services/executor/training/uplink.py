@@ -9,7 +9,7 @@ to the aggregator itself: of two that arrive one counts.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 from orbitmesh.errors import InvalidInputError
@@ -43,7 +43,7 @@ class Uplink:
         around: What all runs of the node share.
         outbox: What leaves for the aggregator.
         report: Says something about an order that is being followed.
-        reconsider: Has `contributed` called again, where everything else is handled.
+        post: Has something done for a round once what came before is handled.
     """
 
     def __init__(
@@ -53,19 +53,20 @@ class Uplink:
         around: Surroundings,
         outbox: Outbox,
         report: Report,
-        reconsider: Callable[[], None],
+        post: Callable[[int, Callable[[], Awaitable[None]]], None],
     ) -> None:
         self._run, self._files, self._around = run, files, around
-        self._outbox, self._report, self._reconsider = outbox, report, reconsider
+        self._outbox, self._report, self._post = outbox, report, post
         self._order: Assignment | None = None
+        self._session: Session | None = None
         self._collection: Collection | None = None
         self._lock = asyncio.Lock()
         self._delivery: asyncio.Task[None] | None = None
         self._target = ""
 
-    async def follow(self, order: Assignment) -> None:
-        """Takes note of an order, the same again with other particulars, or another one."""
-        self._order = order
+    async def follow(self, order: Assignment, session: Session) -> None:
+        """Takes note of an order, the same again with other particulars, or another one, and where it was given."""
+        self._order, self._session = order, session
         if order.work.deliver_to.name != self._target:
             self._end_delivery()
         if order.kind != _TRAIN or not order.work.collect:
@@ -97,7 +98,7 @@ class Uplink:
 
     def stop(self) -> None:
         """Nothing is under way any more: what was ordered is over."""
-        self._order = self._collection = None
+        self._order = self._session = self._collection = None
         self._end_delivery()
 
     async def close(self) -> None:
@@ -168,12 +169,18 @@ class Uplink:
             answer.stored.SetInParent()
             if order is self._order and not was_whole:
                 await self._say_collected(order)
-                self._reconsider()
+                self._post(order.round_index, partial(self._resume, order))
         elif info.HasField("contribution"):
             answer.held.spans = held
         else:
             return
         await session.send(wire_pb2.TransferInfo(training=answer))
+
+    async def _resume(self, order: Assignment) -> None:
+        """There is more of what an order waits for."""
+        if order is self._order and not order.running:
+            self._outbox.interrupt()
+            await self.contributed(order)
 
     def _expected(self, round_index: int, node: str) -> tuple[Assignment, Collection]:
         order, collection = self._order, self._collection
@@ -221,6 +228,9 @@ class Uplink:
             self._stream(order, summed)
 
     def _stream(self, order: Assignment, file: ContributionFile) -> None:
+        if self._session is not self._outbox.session:
+            # The aggregator has come back and has yet to say what it asks for: unasked it would refuse this for good.
+            return
         first = order.work.held_spans
         tell = partial(self._files.tell, order.round_index) if order.kind == _TRAIN else None
         self._outbox.stream(lambda: parcels(self._run, file, first, tell))
