@@ -30,6 +30,8 @@ class Crew:
         self.excluded: dict[str, str] = {}
         self.why: dict[str, str] = {}
         self.model: Model | None = None
+        self.told: dict[str, int] = {}
+        """How many examples each node had that a round has asked, also before a restart."""
         self._members = members
         self._asked: dict[str, tuple[int, int]] = {}
         self._lost: set[str] = set()
@@ -37,6 +39,12 @@ class Crew:
     def examples(self) -> dict[str, int]:
         """How many examples each node has that takes part."""
         return {node: joined.examples for node, joined in self.joined.items()}
+
+    def examples_of(self, node: str) -> int:
+        """How many examples a node contributes from: as it says, or has said before it was lost; 0 where it never
+        did."""
+        joined = self.joined.get(node)
+        return self.told.get(node, 0) if joined is None else joined.examples
 
     def join(self, node: str, joined: training_pb2.Joined, values: int | None) -> str:
         """A node takes part; why it may not, or nothing.

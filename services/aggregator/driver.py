@@ -44,6 +44,8 @@ ROUNDS_BYTES = 2 << 20
 """What the rounds of one message may take: half of the largest one."""
 LEDGER = "ledger"
 """Where the ledger of privacy is written down."""
+EXAMPLES = "examples"
+"""Where it is written down how many examples each node has."""
 MODEL = "model"
 """Where it is written down what the run's model is."""
 
@@ -170,6 +172,7 @@ class RunDriver:
         model = await self._notes.read(MODEL)
         if model is not None and self.book.weights is not None:
             self.crew.model = (bytes.fromhex(model["layout"]), model["values"])
+        self.crew.told = dict(await self._notes.read(EXAMPLES) or {})
         if self.spec.private:
             self._accounting = await asyncio.to_thread(Accounting, self.spec, await self._notes.read(LEDGER))
 
@@ -286,6 +289,7 @@ class RunDriver:
         if state is None:
             cohort = self.crew.choose(self.spec.message.cohort, index)
             quorum, patience_s = min(self.spec.quorum, len(cohort)), self.spec.message.patience_s
+            await self._note_examples()
             state = Round(index, cohort, quorum, patience_s, enough=self.book.strategy.buffer_size or 0)
             await self.book.open(state)
         # In buffers the record itself says what has arrived: a contribution may have begun in an earlier round.
@@ -296,6 +300,13 @@ class RunDriver:
                 if (stored := found[node]) is not None and node in state.waiting:
                     state = await self._found(state, node, replace(stored, begun=index))
         return state
+
+    async def _note_examples(self) -> None:
+        """Those of a node may come in the sum of another before the node is back itself."""
+        told = {**self.crew.told, **self.crew.examples()}
+        if self.groups and told != self.crew.told:
+            self.crew.told = told
+            await self._notes.write(EXAMPLES, told)
 
     async def _found(self, state: Round, node: str, stored: Stored) -> Round:
         """The round with what was found on disk."""

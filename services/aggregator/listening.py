@@ -77,8 +77,7 @@ class Listening:
             await self._driver.announced(node, assignment.round_index, info)
 
     def _check_examples(self, node: str, examples: int) -> None:
-        joined = self._driver.crew.joined.get(node)
-        known = 0 if joined is None else joined.examples
+        known = self._driver.crew.examples_of(node)
         if examples != known:
             # It would weigh more, or less, in the mean than everybody was told.
             raise InvalidInputError(
