@@ -11,10 +11,9 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 
-from orbitmesh.errors import InvalidInputError, MeshError, SealError
+from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import aggregator_pb2, training_pb2
 from orbitmesh.wire.session import Session
@@ -28,8 +27,9 @@ from services.aggregator.listening import Listening
 from services.aggregator.members import Members
 from services.aggregator.patience import TICK_S, Patience
 from services.aggregator.plain import OutlierError
+from services.aggregator.recovered import recovered
 from services.aggregator.report import RoundReport
-from services.aggregator.rounds import Arrived, GivenUp, Phase, Rejected, Round, Stored, advance
+from services.aggregator.rounds import GivenUp, Phase, Rejected, Round, advance
 from services.aggregator.secure import SecureCombining
 from services.aggregator.spec import RunSpec
 from services.aggregator.spool import Spool
@@ -294,11 +294,7 @@ class RunDriver:
             await self.book.open(state)
         # In buffers the record itself says what has arrived: a contribution may have begun in an earlier round.
         if state.phase is not Phase.READY and not self.book.takes_late:
-            found = {node: await asyncio.to_thread(self._durable, index, node) for node in state.waiting}
-            # Sums first: where one of the nodes in it has come by itself, too, the sum holds that, and its others.
-            for node in sorted(found, key=lambda each: -len(stored.others) if (stored := found[each]) else 1):
-                if (stored := found[node]) is not None and node in state.waiting:
-                    state = await self._found(state, node, replace(stored, begun=index))
+            state = await asyncio.to_thread(recovered, state, self._spool, self._log)
         return state
 
     async def _note_examples(self) -> None:
@@ -307,26 +303,6 @@ class RunDriver:
         if self.groups and told != self.crew.told:
             self.crew.told = told
             await self._notes.write(EXAMPLES, told)
-
-    async def _found(self, state: Round, node: str, stored: Stored) -> Round:
-        """The round with what was found on disk."""
-        try:
-            return advance(state, Arrived(node, state.index, stored))
-        except InvalidInputError as error:
-            if not stored.others:
-                raise
-            # One of those in it is in another sum, which was found first: only one of both counts.
-            self._log.warning("sum_not_taken", node=node, reason=error.reason, detail=error.message)
-            await asyncio.to_thread(self._spool.drop, state.index, node)
-            return state
-
-    def _durable(self, index: int, node: str) -> Stored | None:
-        try:
-            return self._spool.stored(index, node)
-        except SealError as error:
-            self._log.warning("contribution_dropped", node=node, round=index, detail=error.message)
-            self._spool.drop(index, node)
-            return None
 
     async def _until_ready(self) -> str:
         """Waits until the round can be summed; why it never will, where nodes have spent their promise of privacy."""
