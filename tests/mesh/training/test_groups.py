@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orbitmesh import LocalTraining, Mesh, SecureSums
+from orbitmesh import LocalTraining, Mesh, Privacy, SecureSums
 from orbitmesh.training_results import TrainingStatus
 from orbitmesh.trust import load_identity
 from orbitmesh.v1 import training_pb2
@@ -54,9 +54,10 @@ def planes(nodes: list[str]) -> list[list[str]]:
 
 
 def begin(mesh: Mesh, nodes: list[str], name: str, groups: list[list[str]], **how: Any) -> Any:
+    sums = SecureSums(groups=groups, **how.pop("secure", SUMS))
     return mesh.train(
-        name, task="mnist5k", nodes=nodes, seed=SEED, local=LOCAL, compression="int8", evaluate=False,
-        secure_sums=SecureSums(groups=groups, **how.pop("secure", SUMS)), **{"rounds": ROUNDS, **how},
+        name, nodes=nodes, seed=SEED, local=LOCAL, compression="int8", evaluate=False, secure_sums=sums,
+        **{"task": "mnist5k", "rounds": ROUNDS, **how},
     )  # fmt: skip
 
 
@@ -105,6 +106,22 @@ def plain(nodes: list[str]) -> Any:
     return weights
 
 
+def test_what_is_released_in_a_group_is_accounted_for_as_without(
+    mesh: Mesh, nodes: list[str], planes: list[list[str]]
+) -> None:
+    """Each node's noise and rate, round by round, though the aggregator hears of them from the heads."""
+    told = []
+    for name, groups in (("open", []), ("closed", planes)):
+        training = begin(
+            mesh, nodes, name, groups, rounds=2, task="digits", privacy=Privacy(unit="record", epsilon=8.0)
+        )
+        status = training.wait(timeout=WITHIN_S)
+        each_once(status, nodes)
+        told.append((training.ledger().entries, [each.epsilon for each in status.rounds]))
+    assert told[0] == told[1]
+    assert {(each.round, each.node) for each in told[1][0]} == {(index, node) for index in range(2) for node in nodes}
+
+
 def collected(mesh: Mesh, head: str, run: str) -> set[str]:
     """Whose contributions a head has on its disk."""
     kept = (mesh.local.directory / "state" / head / "training").glob(f"{run}.*/train-*.from-*")
@@ -147,7 +164,7 @@ def test_without_its_head_a_group_has_another_and_a_member_that_is_away_is_left_
     """In one plane the head dies with a contribution on its disk, in a later round a member of the other plane: the
     others of each go on with one upload, and every contribution is in the weights once."""
     head, member, late = planes[0]
-    training = begin(mesh, nodes, "orphans", planes, rounds=5, patience_s=4.0, secure=SUMS | {"threshold": 4})
+    training = begin(mesh, nodes, "orphans", planes, rounds=5, patience_s=5.0, secure=SUMS | {"threshold": 4})
     until(lambda: training.status().rounds_done >= 1, "a round is done")
     with held_up(mesh, late):
         until(lambda: collected(mesh, head, "orphans") == {member}, "one of two has brought its contribution")
