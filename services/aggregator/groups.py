@@ -30,6 +30,10 @@ class _Sum:
     """Whose contributions the head is to add to its own, in order."""
     held: set[str] = field(default_factory=set)
     """Whose contributions it has; itself once its own is ready."""
+    ever: set[str] = field(default_factory=set)
+    """Whose it has had."""
+    lost: set[str] = field(default_factory=set)
+    """Whose it has had and lost, at some time."""
 
 
 class Groups:
@@ -82,14 +86,18 @@ class Groups:
         """Whether a node was told something else than what holds now."""
         return (work.deliver_to.name, tuple(work.collect)) != (self.head_of(node), self.collect(node))
 
-    def collected(self, head: str, nodes: Collection[str]) -> bool:
-        """A head has these contributions; whether they are more than it had."""
+    def collected(self, head: str, nodes: Collection[str]) -> tuple[bool, list[str]]:
+        """A head has these contributions; whether there are some that it never had, and whose it has lost for the
+        first time: they have to bring them again."""
         for each in self._open():
             if each.head == head:
-                held = each.held & {head, *each.collect}
                 each.held = {node for node in nodes if node == head or node in each.collect}
-                return not each.held <= held
-        return False
+                is_more = not each.held <= each.ever
+                each.ever |= each.held
+                lost = [node for node in each.collect if node in each.ever - each.held - each.lost]
+                each.lost |= {*lost}
+                return is_more, lost
+        return False, []
 
     def rests(self, node: str, state: Round, attached: Callable[[str], bool]) -> bool:
         """Whether a node has done what it can and others are waited for: a member whose contribution is with its

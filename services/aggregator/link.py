@@ -225,7 +225,8 @@ class NodeLink:
             self._incoming = incoming
             work.held_spans = incoming.spans
         self.step = self.steps = 0
-        info = self._info(assignment, order=training_pb2.TrainingOrder(kind=assignment.kind))
+        info = training_pb2.TrainingInfo(run=self._run, round=assignment.round_index)
+        info.order.kind = assignment.kind
         self.state = _RECEIVING if assignment.weights is not None else _TRAINING
         await self._send(session, info, work.SerializeToString())
 
@@ -299,7 +300,8 @@ class NodeLink:
         with suppress(MeshError):  # whoever reads hears of it
             for index in range(first, weights.spans):
                 data = weights.span(index)
-                info = self._info(assignment, weights=training_pb2.SpanInfo(index=index))
+                span = training_pb2.SpanInfo(index=index)
+                info = training_pb2.TrainingInfo(run=self._run, round=assignment.round_index, weights=span)
                 await self._send(session, info, data)
                 self.progress.reached(weights=index + 1)
                 if index % SPANS_UNDER_WAY == SPANS_UNDER_WAY - 1:
@@ -388,15 +390,6 @@ class NodeLink:
     async def _send(self, session: Session, info: training_pb2.TrainingInfo, body: bytes = b"") -> None:
         report = await session.send(wire_pb2.TransferInfo(training=info), body)
         self.down_bytes += report.wire_bytes
-
-    def _info(
-        self,
-        assignment: Assignment,
-        *,
-        order: training_pb2.TrainingOrder | None = None,
-        weights: training_pb2.SpanInfo | None = None,
-    ) -> training_pb2.TrainingInfo:
-        return training_pb2.TrainingInfo(run=self._run, round=assignment.round_index, order=order, weights=weights)
 
     def _close_incoming(self) -> None:
         self._header = None

@@ -191,8 +191,13 @@ class Listening:
 
     def collected(self, node: str, nodes: Sequence[str]) -> None:
         """The head of a group has the contributions of these nodes."""
-        if self._driver.groups.collected(node, nodes):
+        is_more, lost = self._driver.groups.collected(node, nodes)
+        if is_more:
             self._driver.patience.moved(node)
+        for each in lost:
+            link = self._driver.crew.links[each]
+            if link.assignment is not None:
+                link.amend(link.assignment)
 
     async def evaluated(self, node: str, evaluation: training_pb2.Evaluation) -> None:
         """Weights were measured."""

@@ -94,15 +94,26 @@ def test_who_has_done_what_it_can_loses_no_patience() -> None:
         return [node for node in NODES if groups.rests(node, state, lambda _: attached)]
 
     assert resting() == []
-    assert groups.collected("sat-1", ["sat-2"]) and resting() == ["sat-2"]
-    assert groups.collected("sat-1", ["sat-2", "sat-1"]) and resting() == ["sat-1", "sat-2"]
-    assert not groups.collected("sat-1", ["sat-2", "sat-1"]), "no news"
-    assert not groups.collected("sat-1", ["sat-1", "sat-2", "sat-5", "sat-9"]), "not its group"
-    assert not groups.collected("sat-3", ["sat-2"]), "no head"
+    assert groups.collected("sat-1", ["sat-2"]) == (True, []) and resting() == ["sat-2"]
+    assert groups.collected("sat-1", ["sat-2", "sat-1"]) == (True, []) and resting() == ["sat-1", "sat-2"]
+    assert groups.collected("sat-1", ["sat-2", "sat-1"]) == (False, []), "no news"
+    assert groups.collected("sat-1", ["sat-1", "sat-2", "sat-5", "sat-9"]) == (False, []), "not its group"
+    assert groups.collected("sat-3", ["sat-2"]) == (False, []), "no head"
     assert resting(attached=False) == ["sat-2"]
-    assert groups.collected("sat-1", PLANE) and resting() == ["sat-2", "sat-3"]
+    assert groups.collected("sat-1", PLANE) == (True, []) and resting() == ["sat-2", "sat-3"]
     given_up = MappingProxyType({"sat-1": "DEADLINE"})
     assert resting(Round(2, NODES, 4, 5.0, given_up=given_up)) == []
+
+
+def test_what_a_head_has_lost_is_brought_again_and_getting_it_back_is_no_news() -> None:
+    """Once: a head that loses and finds things in turns gains no patience by it."""
+    groups = made("sat-1")
+    assert groups.collected("sat-1", ["sat-1", "sat-2"]) == (True, [])
+    for lost in (["sat-2"], []):
+        assert groups.collected("sat-1", ["sat-1"]) == (False, lost)
+        assert not groups.rests("sat-2", OPEN, lambda _: True)
+        assert groups.collected("sat-1", ["sat-1", "sat-2"]) == (False, [])
+        assert groups.rests("sat-2", OPEN, lambda _: True)
 
 
 def test_a_sum_of_other_nodes_than_ordered_is_of_an_older_order_and_strangers_are_refused() -> None:

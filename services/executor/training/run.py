@@ -24,7 +24,7 @@ from services.executor.training.refusals import not_joined, refusal, typed
 from services.executor.training.secrets import RunSecrets
 from services.executor.training.sums import SumsDesk
 from services.executor.training.terms import check_group, has_secrets, same_terms
-from services.executor.training.uplink import NAMES, Uplink
+from services.executor.training.uplink import ALIVE_S, NAMES, Uplink
 from services.executor.training.work import check_terms, check_weights, parse_work
 from services.executor.training.worker import Surroundings, Worker
 
@@ -32,8 +32,6 @@ MAILBOX_MAX = 32
 """Messages of a run that wait for those before them at most; the session that brings more has to wait."""
 FAREWELL_S = 60.0
 """How long the last answers of a run that is over may take to leave."""
-ALIVE_S = 1.0
-"""How often a node that trains says so where its steps say nothing."""
 WEIGHTS_TRIES = 3
 """How often weights are asked for whose bytes are not what their digest says."""
 
@@ -51,7 +49,6 @@ class _Message:
     info: training_pb2.TrainingInfo
     data: memoryview
     session: Session
-    sender: str
 
 
 class NodeRun:
@@ -99,7 +96,7 @@ class NodeRun:
         if self.aggregator in (None, session.peer.spiffe):
             self._outbox.heard(session)
         await self._room.acquire()
-        self._mail.put_nowait(_Message(info, data, session, session.peer.spiffe))
+        self._mail.put_nowait(_Message(info, data, session))
 
     async def close(self) -> None:
         """Stops everything; what is on disk stays."""
@@ -145,10 +142,10 @@ class NodeRun:
             self._refuse(round_index, typed(error, f"a message of {self.name} was handled"))
 
     async def _handle(self, mail: _Message) -> None:
-        info = mail.info
-        if self.aggregator not in (None, mail.sender):
+        info, sender = mail.info, mail.session.peer.spiffe
+        if self.aggregator not in (None, sender):
             raise PermissionError_(
-                f"{mail.sender} may not order in the run {self.name}, which was joined for {self.aggregator}",
+                f"{sender} may not order in the run {self.name}, which was joined for {self.aggregator}",
                 reason="NOT_YOURSELF",
             )
         match info.WhichOneof("what"):
@@ -173,7 +170,7 @@ class NodeRun:
             return
         work = parse_work(mail.data)
         if kind == _JOIN:
-            await self._join(round_index, work, mail.sender)
+            await self._join(round_index, work, mail.session.peer.spiffe)
             return
         joined = self._require(work)
         await self._open_secrets(joined)

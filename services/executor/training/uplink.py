@@ -26,7 +26,8 @@ from services.executor.training.worker import Surroundings
 from services.securesum import RoundPlan
 
 ALIVE_S = 1.0
-"""How often a node says that it is there while it brings its contribution to its head."""
+"""How often a node says that it is there while it brings its contribution to its head, or trains and its steps say
+nothing."""
 _TRAIN = training_pb2.TRAINING_KIND_TRAIN
 NAMES: dict[int, str] = {training_pb2.TRAINING_KIND_INITIALISE: INITIALISE, _TRAIN: TRAIN}
 """The kinds of orders that are followed with a contribution, and what its file is called."""

@@ -12,6 +12,7 @@ import pytest
 
 from orbitmesh.v1 import training_pb2
 from services.executor.training import delivering
+from services.executor.training.files import RunFiles
 from services.executor.training.work import local_seed
 from services.securesum import RoundSum
 from services.securesum.packing import lane, pack
@@ -131,6 +132,30 @@ async def test_a_sum_is_made_anew_without_whoever_the_next_order_leaves_out(ca: 
         info = (await made.aggs[MEMBERS[1]].next("contribution", passing=PASSING)).contribution
         for span, data in (await made.aggs[MEMBERS[1]].spans(0, info.spans)).items():
             round_sum.take_span(MEMBERS[1], info.sums_context, span, data)
+        await made.contribute(ALONE, WEIGHTS, round_sum)
+        np.testing.assert_array_equal(await made.unmask(round_sum), plain_sum())
+
+
+async def test_what_is_damaged_on_a_heads_disk_is_not_in_its_sum(ca: Ca, tmp_path: Path) -> None:
+    """The head says what it has left; what is brought again is in the sum."""
+    async with summing(ca, tmp_path, **SPEC) as made:
+        await made.set_up()
+        round_sum = made.begin(0, WEIGHTS.size)
+        await order(made, HEAD, round_sum, collect=MEMBERS)
+        await order(made, MEMBERS[0], round_sum, **to_head(made))
+        path = RunFiles(tmp_path / HEAD / "training" / RUN).collected(0, MEMBERS[0])
+        await until(path.exists)
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.write_bytes(data)
+        await order(made, MEMBERS[1], round_sum, **to_head(made))
+        said = {MEMBERS[0]}
+        while MEMBERS[1] not in said or MEMBERS[0] in said:
+            said = {*(await made.aggs[HEAD].next("collected", passing=PASSING)).collected.nodes}
+        work = made.ordered(MEMBERS[0], WEIGHTS, round_sum)
+        work.MergeFrom(training_pb2.TrainingWork(**to_head(made)))
+        await made.aggs[MEMBERS[0]].order(TRAIN, work)
+        await take_sum(made, round_sum, MEMBERS)
         await made.contribute(ALONE, WEIGHTS, round_sum)
         np.testing.assert_array_equal(await made.unmask(round_sum), plain_sum())
 
