@@ -21,6 +21,7 @@ from services.executor.training.contribution import ContributionFile
 from services.executor.training.delivering import Delivery
 from services.executor.training.files import INITIALISE, TRAIN, RunFiles
 from services.executor.training.outbox import Outbox
+from services.executor.training.refusals import typed
 from services.executor.training.sending import parcels
 from services.executor.training.worker import Surroundings
 from services.securesum import RoundPlan
@@ -63,6 +64,7 @@ class Uplink:
         self._collection: Collection | None = None
         self._lock = asyncio.Lock()
         self._delivery: asyncio.Task[None] | None = None
+        self._ending: set[asyncio.Task[None]] = set()
         self._target = ""
 
     async def follow(self, order: Assignment, session: Session) -> None:
@@ -74,6 +76,10 @@ class Uplink:
             self._collection = None
             return
         plan = RoundPlan.from_bytes(order.work.sums.plan)
+        if plan.round_index != order.round_index:
+            raise InvalidInputError(
+                f"the plan of a sum is for round {plan.round_index}, ordered was round {order.round_index}"
+            )
         if self._collection is None or self._collection.plan != plan:
             self._collection = Collection(self._files, plan)
         await self._say_collected(order)
@@ -104,10 +110,9 @@ class Uplink:
 
     async def close(self) -> None:
         """Stops, and waits for what was under way."""
-        delivery = self._delivery
         self.stop()
-        if delivery is not None:
-            await asyncio.wait([delivery])
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     # As one of a group.
 
@@ -144,6 +149,8 @@ class Uplink:
         self._target = ""
         if self._delivery is not None:
             self._delivery.cancel()
+            self._ending.add(self._delivery)
+            self._delivery.add_done_callback(self._ending.discard)
             self._delivery = None
 
     # As its head.
@@ -154,17 +161,21 @@ class Uplink:
         Raises:
             InvalidInputError: This node was not told to collect it: from nobody (`FAILED_PRECONDITION`), in another
                 round (`STALE_ROUND`), from others (`NOT_IN_COHORT`). Or as `Collection` does.
+            MeshError: It cannot be written down.
         """
-        node = session.peer.name
+        node, was_whole, held = session.peer.name, False, 0
         async with self._lock:
             order, collection = self._expected(info.round, node)
-            if info.HasField("contribution"):
-                was_whole = bool(await asyncio.to_thread(collection.there, [node]))
-                held = await asyncio.to_thread(collection.announce, node, info.contribution)
-                is_whole = held == info.contribution.spans
-            else:
-                was_whole = False
-                is_whole = await asyncio.to_thread(collection.add, node, info.update.index, data)
+            try:
+                if info.HasField("contribution"):
+                    was_whole = bool(await asyncio.to_thread(collection.there, [node]))
+                    held = await asyncio.to_thread(collection.announce, node, info.contribution)
+                    is_whole = held == info.contribution.spans
+                else:
+                    is_whole = await asyncio.to_thread(collection.add, node, info.update.index, data)
+            except OSError as error:
+                self._around.log.error("contribution_not_collected", error=error, run=self._run, node=node)
+                raise typed(error, f"a contribution of {node} was written down") from error
         answer = training_pb2.TrainingInfo(run=self._run, round=info.round)
         if is_whole:
             answer.stored.SetInParent()

@@ -250,6 +250,26 @@ async def test_a_head_takes_nothing_that_it_was_not_told_to_collect(ca: Ca, tmp_
         assert not [name for name in files(tmp_path, HEAD) if "from" in name]
 
 
+async def test_a_head_that_cannot_write_says_so_and_serves_the_others(ca: Ca, tmp_path: Path) -> None:
+    """A directory stands where the file should be: whoever brings that contribution is refused, and nobody else."""
+    async with summing(ca, tmp_path, **SPEC) as made:
+        await made.set_up()
+        round_sum = made.begin(0, WEIGHTS.size)
+        await order(made, HEAD, round_sum, collect=MEMBERS)
+        RunFiles(tmp_path / HEAD / "training" / RUN).collected(0, f"{MEMBERS[0]}.part").mkdir()
+        for name, answers in ((MEMBERS[0], False), (MEMBERS[1], True)):
+            async with aggregating(ca, made.nodes[HEAD], f"executor/{name}") as peer:
+                one = Peer(peer, round_sum)
+                await one.announce()
+                await peer.next("held")
+                await one.bring(0)
+                if not answers:
+                    assert name in (await peer.refused("INTERNAL")).message
+                    continue
+                await one.bring(1, 2)
+                await peer.next("stored")
+
+
 @pytest.mark.parametrize("case", ["not there", "refuses"])
 async def test_a_contribution_that_no_head_takes_goes_to_the_aggregator(
     case: str, ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
