@@ -6,7 +6,7 @@ import asyncio
 from typing import Protocol
 
 from orbitmesh.v1 import training_pb2
-from services.aggregator.link import CheckSpan
+from services.aggregator.orders import CheckSpan
 from services.aggregator.plain import Part, check_span, each_of, mean_of
 from services.aggregator.rounds import Round
 from services.aggregator.spec import RunSpec

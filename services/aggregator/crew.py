@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from orbitmesh.v1 import aggregator_pb2, training_pb2
@@ -29,6 +30,8 @@ class Crew:
         self.excluded: dict[str, str] = {}
         self.why: dict[str, str] = {}
         self.model: Model | None = None
+        self.told: dict[str, int] = {}
+        """How many examples each node had that a round has asked, also before a restart."""
         self._members = members
         self._asked: dict[str, tuple[int, int]] = {}
         self._lost: set[str] = set()
@@ -36,6 +39,12 @@ class Crew:
     def examples(self) -> dict[str, int]:
         """How many examples each node has that takes part."""
         return {node: joined.examples for node, joined in self.joined.items()}
+
+    def examples_of(self, node: str) -> int:
+        """How many examples a node contributes from: as it says, or has said before it was lost; 0 where it never
+        did."""
+        joined = self.joined.get(node)
+        return self.told.get(node, 0) if joined is None else joined.examples
 
     def join(self, node: str, joined: training_pb2.Joined, values: int | None) -> str:
         """A node takes part; why it may not, or nothing.
@@ -110,6 +119,17 @@ class Crew:
     def payload_bytes(self, node: str) -> int:
         """What a node's contribution may take so that a contact carries it; 0 where nothing is planned."""
         return self._members.payload_bytes(node)
+
+    def address(self, node: str) -> str:
+        """host:port of a node; empty where it was never there."""
+        known = self._members.address(node)
+        return "" if known is None else known.address
+
+    def as_head(self, node: str) -> tuple[float, ...]:
+        """How good a node would be at adding up the contributions of its group: the least for one that is reached, and
+        whose contact carries most."""
+        payload = self._members.payload_bytes(node) or math.inf
+        return float(not self.links[node].attached), self._members.away_s(node), -payload
 
     def evaluator(self, but: Collection[str] = ()) -> str | None:
         """Who measures weights, or gives the first: the first that is reached.

@@ -11,10 +11,9 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import partial
 
-from orbitmesh.errors import InvalidInputError, MeshError, SealError
+from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import aggregator_pb2, training_pb2
 from orbitmesh.wire.session import Session
@@ -22,12 +21,15 @@ from services.aggregator.accounting import Accounting, none_promised
 from services.aggregator.book import RunBook
 from services.aggregator.combining import Combining, PlainCombining
 from services.aggregator.crew import Crew
+from services.aggregator.groups import Groups
 from services.aggregator.link import NodeLink
 from services.aggregator.listening import Listening
 from services.aggregator.members import Members
+from services.aggregator.patience import TICK_S, Patience
 from services.aggregator.plain import OutlierError
+from services.aggregator.recovered import recovered
 from services.aggregator.report import RoundReport
-from services.aggregator.rounds import Arrived, Contact, GivenUp, Phase, Progress, Rejected, Round, Stored, advance
+from services.aggregator.rounds import GivenUp, Phase, Rejected, Round, advance
 from services.aggregator.secure import SecureCombining
 from services.aggregator.spec import RunSpec
 from services.aggregator.spool import Spool
@@ -36,14 +38,14 @@ from services.aggregator.tasks import EVALUATE, INITIALISE, JOIN, Tasks, end_ord
 from services.runtime.logs import EventLog
 from services.runtime.tracing import SpanSink
 
-TICK_S = 1.0
-"""How often contact is counted."""
 EVALUATION_S = 120.0
 """Seconds that the last measuring may take before the run ends without it."""
 ROUNDS_BYTES = 2 << 20
 """What the rounds of one message may take: half of the largest one."""
 LEDGER = "ledger"
 """Where the ledger of privacy is written down."""
+EXAMPLES = "examples"
+"""Where it is written down how many examples each node has."""
 MODEL = "model"
 """Where it is written down what the run's model is."""
 
@@ -89,7 +91,7 @@ class RunDriver:
     ) -> None:
         self.book = RunBook(record, spec, store, sinks, log)
         self.spec = spec
-        self._members = members
+        self.members = members
         self._log = log
         self._notes = RunNotes(store, record.name)
         self._store = store
@@ -109,9 +111,12 @@ class RunDriver:
                 self._revealed, lambda why: self.book.say("running", why), log,
             )  # fmt: skip
         self.first_spool = spools("initial")
-        self.tasks = Tasks(self.book, self.crew, self.combining, self._spool, self.first_spool, going_on)
+        self.groups = Groups([each.nodes for each in spec.message.secure_sums.groups], self.crew.as_head)
+        self.tasks = Tasks(
+            self.book, self.crew, self.combining, self._spool, self.first_spool, going_on, self.groups
+        )
+        self.patience = Patience(self)
         self.losses: dict[str, tuple[float, int]] = {}
-        self.moved: set[str] = set()
         self.is_ending = False
 
     # What others ask.
@@ -167,6 +172,7 @@ class RunDriver:
         model = await self._notes.read(MODEL)
         if model is not None and self.book.weights is not None:
             self.crew.model = (bytes.fromhex(model["layout"]), model["values"])
+        self.crew.told = dict(await self._notes.read(EXAMPLES) or {})
         if self.spec.private:
             self._accounting = await asyncio.to_thread(Accounting, self.spec, await self._notes.read(LEDGER))
 
@@ -174,7 +180,7 @@ class RunDriver:
         """Goes on until the last round is in the weights."""
         links = self.crew.links.values()
         running = [asyncio.create_task(link.run(), name=f"{self.name}: {link.node}") for link in links]
-        running.append(asyncio.create_task(self._count_contact(), name=f"{self.name}: contact"))
+        running.append(asyncio.create_task(self.patience.count(), name=f"{self.name}: contact"))
         try:
             for link in links:
                 link.assign(self.tasks.assignment(link.node, JOIN, 0))
@@ -283,23 +289,20 @@ class RunDriver:
         if state is None:
             cohort = self.crew.choose(self.spec.message.cohort, index)
             quorum, patience_s = min(self.spec.quorum, len(cohort)), self.spec.message.patience_s
+            await self._note_examples()
             state = Round(index, cohort, quorum, patience_s, enough=self.book.strategy.buffer_size or 0)
             await self.book.open(state)
         # In buffers the record itself says what has arrived: a contribution may have begun in an earlier round.
         if state.phase is not Phase.READY and not self.book.takes_late:
-            for node in state.waiting:
-                stored = await asyncio.to_thread(self._durable, index, node)
-                if stored is not None:
-                    state = advance(state, Arrived(node, index, replace(stored, begun=index)))
+            state = await asyncio.to_thread(recovered, state, self._spool, self._log)
         return state
 
-    def _durable(self, index: int, node: str) -> Stored | None:
-        try:
-            return self._spool.stored(index, node)
-        except SealError as error:
-            self._log.warning("contribution_dropped", node=node, round=index, detail=error.message)
-            self._spool.drop(index, node)
-            return None
+    async def _note_examples(self) -> None:
+        """Those of a node may come in the sum of another before the node is back itself."""
+        told = {**self.crew.told, **self.crew.examples()}
+        if self.groups and told != self.crew.told:
+            self.crew.told = told
+            await self._notes.write(EXAMPLES, told)
 
     async def _until_ready(self) -> str:
         """Waits until the round can be summed; why it never will, where nodes have spent their promise of privacy."""
@@ -363,29 +366,6 @@ class RunDriver:
                 asked = node
             await self.book.wait(TICK_S)
 
-    async def _count_contact(self) -> None:
-        """Counts for every node that is waited for the seconds in which it could have moved and did not."""
-        clock = asyncio.get_running_loop().time
-        last = clock()
-        while True:
-            await asyncio.sleep(TICK_S)
-            passed, last = clock() - last, clock()
-            moved, self.moved = self.moved, set()
-            before = state = self.book.round
-            self.book.changed.tell()
-            if state is None or state.done:
-                continue
-            for node in state.cohort:
-                if node in moved:
-                    state = advance(state, Progress(node))
-                elif self._members.in_contact(node):
-                    state = advance(state, Contact(node, passed))
-                    if state.given_up.get(node) == "DEADLINE":
-                        self.crew.lost(node)
-            if state is not before:
-                self.book.put(state)
-                self.tasks.give_out()
-
     # Privacy.
 
     async def announced(self, node: str, round_index: int, info: training_pb2.ContributionInfo) -> None:
@@ -395,7 +375,12 @@ class RunDriver:
             InvalidInputError: It is not for this round, or not what was asked.
         """
         self.combining.check_header(info)
-        if self._accounting is not None and self._accounting.announced(round_index, node, info.release):
+        if self._accounting is None:
+            return
+        news = self._accounting.announced(round_index, node, info.release)
+        for part in info.summed:
+            news |= self._accounting.announced(round_index, part.node, part.release)
+        if news:
             await self._notes.write(LEDGER, self._accounting.to_json())
 
     async def _revealed(self, state: Round, survivors: int, clip_steps: float) -> None:

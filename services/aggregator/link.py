@@ -11,15 +11,15 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
 
 from orbitmesh.errors import InvalidInputError, MeshError, SealError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import aggregator_pb2, training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
+from services.aggregator.groups import examples_of, is_outdated
+from services.aggregator.orders import Assignment, Events
 from services.aggregator.progress import Progress
 from services.aggregator.report import Timing
 from services.aggregator.rounds import Stored
@@ -43,8 +43,6 @@ DIGEST_TRIES = 3
 INLINE_BYTES = 64 << 10
 """Spans up to here are written without the detour through a thread."""
 
-CheckSpan = Callable[[int, memoryview], None]
-"""Raises where a span of a contribution is none."""
 _AWAY = aggregator_pb2.RUN_NODE_STATE_AWAY
 _IDLE = aggregator_pb2.RUN_NODE_STATE_IDLE
 _RECEIVING = aggregator_pb2.RUN_NODE_STATE_RECEIVING
@@ -52,55 +50,6 @@ _TRAINING = aggregator_pb2.RUN_NODE_STATE_TRAINING
 _SENDING = aggregator_pb2.RUN_NODE_STATE_SENDING
 _STORED = aggregator_pb2.RUN_NODE_STATE_STORED
 _CONTRIBUTING = (training_pb2.TRAINING_KIND_INITIALISE, training_pb2.TRAINING_KIND_TRAIN)
-
-
-@dataclass(frozen=True)
-class Assignment:
-    """What a node is to do now."""
-
-    kind: training_pb2.TrainingKind
-    """What."""
-    round_index: int
-    """The round."""
-    work: training_pb2.TrainingWork
-    """What the node has to know."""
-    weights: SentWeights | None = None
-    """The weights to work on."""
-    spool: Spool | None = None
-    """Where its contribution goes."""
-    check: CheckSpan | None = None
-    """What each span has to be."""
-
-
-class Events(Protocol):
-    """What a link tells: the run's driver."""
-
-    def connected(self, node: str) -> None:
-        """The node is reached."""
-
-    def joined(self, node: str, joined: training_pb2.Joined) -> None:
-        """It takes part."""
-
-    def moved(self, node: str) -> None:
-        """The node got further than it was."""
-
-    async def announced(self, node: str, assignment: Assignment, info: training_pb2.ContributionInfo) -> None:
-        """A contribution is about to come; raises where it is not to be taken. What it gives away is accounted for
-        on return."""
-
-    async def arrived(
-        self, node: str, assignment: Assignment, stored: Stored, info: training_pb2.ContributionInfo
-    ) -> None:
-        """Its contribution is durable; raises where it does not count."""
-
-    async def refused(self, node: str, assignment: Assignment, refusal: training_pb2.TrainingRefusal) -> None:
-        """It will not do what it was asked, or what it sent was not taken."""
-
-    async def evaluated(self, node: str, evaluation: training_pb2.Evaluation) -> None:
-        """It has measured weights."""
-
-    async def sums(self, node: str, round_index: int, kind: int, body: bytes) -> None:
-        """A message of secure sums."""
 
 
 class NodeLink:
@@ -171,6 +120,17 @@ class NodeLink:
         self._weights_ns = self._announced_ns = 0
         self.progress.begin()
         self._ordered.set()
+
+    def amend(self, assignment: Assignment) -> None:
+        """Gives the node the same order with other particulars, for which it may have to send other spans."""
+        self._assignment = assignment
+        self.progress.begin()
+        self._ordered.set()
+
+    async def acknowledge(self, round_index: int) -> None:
+        """Tells the node that its contribution is durable, which came in the sum of another."""
+        if await self.tell(training_pb2.TrainingInfo(round=round_index, stored=training_pb2.ContributionStored())):
+            self.state = _STORED
 
     async def tell(self, info: training_pb2.TrainingInfo, body: bytes = b"") -> bool:
         """Sends a message beside the assignment; False where the node is not reached: it is to be told when it is."""
@@ -256,7 +216,7 @@ class NodeLink:
         work = training_pb2.TrainingWork()
         work.CopyFrom(assignment.work)
         if assignment.kind in _CONTRIBUTING and assignment.spool is not None:
-            incoming = await self._open(assignment.spool, assignment.round_index)
+            incoming = await self._open(assignment.spool, assignment)
             if incoming.stored is not None:
                 # It was durable before we were started anew, and the round does not know yet.
                 incoming.close()
@@ -265,17 +225,19 @@ class NodeLink:
             self._incoming = incoming
             work.held_spans = incoming.spans
         self.step = self.steps = 0
-        info = self._info(assignment, order=training_pb2.TrainingOrder(kind=assignment.kind))
+        info = training_pb2.TrainingInfo(run=self._run, round=assignment.round_index)
+        info.order.kind = assignment.kind
         self.state = _RECEIVING if assignment.weights is not None else _TRAINING
         await self._send(session, info, work.SerializeToString())
 
-    async def _open(self, spool: Spool, round_index: int) -> Incoming:
+    async def _open(self, spool: Spool, assignment: Assignment) -> Incoming:
+        round_index, others = assignment.round_index, assignment.work.collect
         try:
-            return await asyncio.to_thread(spool.open, round_index, self.node)
+            return await asyncio.to_thread(spool.open, round_index, self.node, others)
         except SealError as error:
             self._log.warning("contribution_dropped", node=self.node, round=round_index, detail=error.message)
             await asyncio.to_thread(spool.drop, round_index, self.node)
-            return await asyncio.to_thread(spool.open, round_index, self.node)
+            return await asyncio.to_thread(spool.open, round_index, self.node, others)
 
     async def _take(self, received: Received, session: Session) -> None:
         info = received.info.training
@@ -289,10 +251,21 @@ class NodeLink:
         elif what == "evaluated":
             await self._events.evaluated(self.node, info.evaluated)
         elif assignment is None or info.round != assignment.round_index:
-            if what == "contribution":
+            if what == "contribution" and self._events.counts(self.node, info.round):
+                # It came in the sum of a head, and the node could not be told.
+                await self._say_stored(session, info.round)
+            elif what == "contribution":
                 late = f"{self.node} contributes to round {info.round}, which is over"
                 await self._refuse(session, info.round, InvalidInputError(late, reason="STALE_ROUND"))
-        elif what == "joined":
+        else:
+            await self._take_answer(session, assignment, info, received.data)
+
+    async def _take_answer(
+        self, session: Session, assignment: Assignment, info: training_pb2.TrainingInfo, data: memoryview
+    ) -> None:
+        """Takes what answers the order of the assignment."""
+        what = info.WhichOneof("what")
+        if what == "joined":
             self.state = _IDLE
             self._events.joined(self.node, info.joined)
         elif what == "have":
@@ -301,10 +274,12 @@ class NodeLink:
             self.state = _TRAINING
             self.step, self.steps = info.progress.step, info.progress.steps
             self.progress.works(info.progress.step)
+        elif what == "collected":
+            self._events.collected(self.node, info.collected.nodes)
         elif what == "refused":
             await self._events.refused(self.node, assignment, info.refused)
         elif what in ("contribution", "update"):
-            await self._contribution(session, assignment, info, received.data)
+            await self._contribution(session, assignment, info, data)
 
     def _have(self, session: Session, assignment: Assignment, held: training_pb2.WeightsHeld) -> None:
         weights = assignment.weights
@@ -325,7 +300,8 @@ class NodeLink:
         with suppress(MeshError):  # whoever reads hears of it
             for index in range(first, weights.spans):
                 data = weights.span(index)
-                info = self._info(assignment, weights=training_pb2.SpanInfo(index=index))
+                span = training_pb2.SpanInfo(index=index)
+                info = training_pb2.TrainingInfo(run=self._run, round=assignment.round_index, weights=span)
                 await self._send(session, info, data)
                 self.progress.reached(weights=index + 1)
                 if index % SPANS_UNDER_WAY == SPANS_UNDER_WAY - 1:
@@ -342,6 +318,8 @@ class NodeLink:
             return  # refused, or durable already
         try:
             if info.HasField("contribution"):
+                if is_outdated(assignment.work, self.node, info.contribution):
+                    return  # what is asked for now follows
                 await self._events.announced(self.node, assignment, info.contribution)
                 self._header = info.contribution
                 self._announced_ns = self._announced_ns or time.time_ns()
@@ -357,7 +335,8 @@ class NodeLink:
             header = self._header
             if header is None or incoming.spans < header.spans:
                 return
-            stored = await asyncio.to_thread(incoming.finish, header.spans, header.sha256.hex(), header.examples)
+            said = header.spans, header.sha256.hex(), header.examples, examples_of(header)
+            stored = await asyncio.to_thread(incoming.finish, *said)
         except MeshError as error:
             await self._not_taken(session, assignment, error)
             return
@@ -370,10 +349,25 @@ class NodeLink:
         try:
             await self._events.arrived(self.node, assignment, stored, header)
         except InvalidInputError as error:
+            if error.reason == "CONTRIBUTION_REPLAYED" and assignment.spool is not None:
+                # It is in a sum by another way, or one of those in this sum is: it must not count after a restart.
+                await asyncio.to_thread(assignment.spool.drop, assignment.round_index, self.node)
+                if self._events.counts(self.node, assignment.round_index):
+                    await self._say_stored(session, assignment.round_index)
+                    return
+                if stored.others:
+                    # Its head is welcome with another sum: an order without that node is on its way.
+                    self._log.warning("sum_not_taken", node=self.node, reason=error.reason, detail=error.message)
+                    self._ordered.set()
+                    return
             await self._refuse(session, assignment.round_index, error)
             return
+        await self._say_stored(session, assignment.round_index)
+
+    async def _say_stored(self, session: Session, round_index: int) -> None:
         self.state = _STORED
-        await self._send(session, self._info(assignment, stored=training_pb2.ContributionStored()))
+        stored = training_pb2.ContributionStored()
+        await self._send(session, training_pb2.TrainingInfo(run=self._run, round=round_index, stored=stored))
 
     async def _not_taken(self, session: Session, assignment: Assignment, error: MeshError) -> None:
         """What came cannot be used: it is asked for anew where it may have been damaged, and refused else."""
@@ -396,18 +390,6 @@ class NodeLink:
     async def _send(self, session: Session, info: training_pb2.TrainingInfo, body: bytes = b"") -> None:
         report = await session.send(wire_pb2.TransferInfo(training=info), body)
         self.down_bytes += report.wire_bytes
-
-    def _info(
-        self,
-        assignment: Assignment,
-        *,
-        order: training_pb2.TrainingOrder | None = None,
-        weights: training_pb2.SpanInfo | None = None,
-        stored: training_pb2.ContributionStored | None = None,
-    ) -> training_pb2.TrainingInfo:
-        return training_pb2.TrainingInfo(
-            run=self._run, round=assignment.round_index, order=order, weights=weights, stored=stored
-        )
 
     def _close_incoming(self) -> None:
         self._header = None

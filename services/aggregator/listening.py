@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from orbitmesh.errors import REASONS, InvalidInputError
 from orbitmesh.v1 import training_pb2
-from services.aggregator.link import Assignment
+from services.aggregator.orders import Assignment
 from services.aggregator.rounds import Arrived, GivenUp, Phase, Round, Stored, advance
 from services.aggregator.tasks import INITIALISE, JOIN, TRAIN
 from services.updates.faults import malformed
@@ -44,7 +45,7 @@ class Listening:
 
     def moved(self, node: str) -> None:
         """It got further."""
-        self._driver.moved.add(node)
+        self._driver.patience.moved(node)
 
     def joined(self, node: str, joined: training_pb2.Joined) -> None:
         """A node takes part, or may not."""
@@ -69,14 +70,20 @@ class Listening:
             raise InvalidInputError(f"{node} takes no part in this run", reason="NOT_IN_COHORT")
         if info.spans != span_count(joined.values):
             raise malformed(f"{joined.values} values come as {info.spans} spans, expected {span_count(joined.values)}")
-        if info.examples != joined.examples:
-            # It would weigh more, or less, in the mean than everybody was told.
-            raise InvalidInputError(
-                f"{node} contributes from {info.examples} examples and has joined with {joined.examples}: its data may "
-                "not change during a run"
-            )
+        self._check_examples(node, info.examples)
+        for part in info.summed:
+            self._check_examples(part.node, part.examples)
         if assignment.kind == TRAIN:
             await self._driver.announced(node, assignment.round_index, info)
+
+    def _check_examples(self, node: str, examples: int) -> None:
+        known = self._driver.crew.examples_of(node)
+        if examples != known:
+            # It would weigh more, or less, in the mean than everybody was told.
+            raise InvalidInputError(
+                f"{node} contributes from {examples} examples and has joined with {known}: its data may not change "
+                "during a run"
+            )
 
     async def arrived(
         self, node: str, assignment: Assignment, stored: Stored, info: training_pb2.ContributionInfo
@@ -95,12 +102,12 @@ class Listening:
             raise InvalidInputError(f"no round of {book.name!r} is open", reason="STALE_ROUND")
         if info.HasField("loss") and math.isfinite(info.loss):
             self._driver.losses[node] = (info.loss, stored.examples)
-        if info.spans:  # else it was found on disk: nobody knows its times
-            timing = self._driver.crew.links[node].timing(info.train_s)
-            book.report(state.index).timings[node] = timing
         stored = replace(stored, begun=assignment.round_index)
         if not book.takes_late:
             book.put(advance(state, Arrived(node, assignment.round_index, stored)))
+        self._note_times(node, state.index, info)
+        if not book.takes_late:
+            await self._in_sum(stored, state.index)
             return
         # Whether it counts or comes too late: what is awaited of the node next is another contribution.
         self._driver.crew.links[node].assign(None)
@@ -113,6 +120,20 @@ class Listening:
         book.put(state)
         # It cannot be told from its file which buffer it is in.
         await book.write(state)
+
+    def _note_times(self, node: str, index: int, info: training_pb2.ContributionInfo) -> None:
+        if info.spans:  # else it was found on disk: nobody knows its times
+            links, timings = self._driver.crew.links, self._driver.book.report(index).timings
+            timings[node] = links[node].timing(info.train_s)
+            for part in info.summed:
+                timings[part.node] = links[part.node].timing(part.train_s)
+
+    async def _in_sum(self, stored: Stored, index: int) -> None:
+        """Tells those that came in the sum of another, and whoever else of a group has to know what arrived."""
+        for other in stored.others:
+            await self._driver.crew.links[other].acknowledge(index)
+        if self._driver.groups:
+            self._driver.tasks.give_out()
 
     async def _buffer(self) -> Round | None:
         """The round that takes contributions: while one is being summed, the one that follows.
@@ -156,9 +177,27 @@ class Listening:
         elif assignment.kind == TRAIN and state is not None and not state.done and node in state.cohort:
             book.put(advance(state, GivenUp(node, state.index, reason)))
         crew.links[node].assign(None)
+        if self._driver.groups:
+            self._driver.tasks.give_out()
         crew.why[node] = message
         book.news.set()
         book.changed.tell()
+
+    def counts(self, node: str, round_index: int) -> bool:
+        """Whether a node's contribution to a round is durable in a sum that was made on the way."""
+        state = self._driver.book.known(round_index)
+        stored = None if state is None else state.stored.get(node)
+        return stored is not None and bool(stored.via or stored.others)
+
+    def collected(self, node: str, nodes: Sequence[str]) -> None:
+        """The head of a group has the contributions of these nodes."""
+        is_more, lost = self._driver.groups.collected(node, nodes)
+        if is_more:
+            self._driver.patience.moved(node)
+        for each in lost:
+            link = self._driver.crew.links[each]
+            if link.assignment is not None:
+                link.amend(link.assignment)
 
     async def evaluated(self, node: str, evaluation: training_pb2.Evaluation) -> None:
         """Weights were measured."""

@@ -100,7 +100,11 @@ def round_message(state: Round, report: RoundReport) -> aggregator_pb2.RunRound:
 def _contribution(state: Round, node: str, timing: Timing | None) -> aggregator_pb2.RunContribution:
     stored = state.stored[node]
     message = aggregator_pb2.RunContribution(
-        node=node, examples=stored.examples, size_bytes=stored.size_bytes, staleness=max(0, state.index - stored.begun)
+        node=node,
+        examples=stored.examples,
+        size_bytes=stored.size_bytes,
+        staleness=max(0, state.index - stored.begun),
+        via=stored.via,
     )
     if timing is not None:
         message.train_s = timing.train_s

@@ -44,11 +44,22 @@ class Stored:
     """Its encoded spans."""
     begun: int = 0
     """The round whose weights it began from; another than that of the sum where a strategy takes late ones."""
+    others: Mapping[str, int] = field(default_factory=dict)
+    """The further nodes whose contributions are in it, with their examples: it is a sum that was made on the way."""
+    via: str = ""
+    """The node in whose sum it came, which has the digest and the size of all; empty where it came by itself."""
+
+    def parts(self, node: str) -> dict[str, Stored]:
+        """What each node has contributed with it, `node` being the one that sent it."""
+        found = {node: self}
+        for name, examples in self.others.items():
+            found[name] = replace(self, examples=examples, size_bytes=0, others={}, via=node)
+        return found
 
 
 @dataclass(frozen=True, slots=True)
 class Arrived:
-    """A contribution became durable."""
+    """A contribution became durable; where it is a sum that was made on the way, those of all nodes in it at once."""
 
     node: str
     round_index: int
@@ -163,7 +174,7 @@ def advance(state: Round, event: Event) -> Round:
 
     Raises:
         InvalidInputError: `STALE_ROUND` for another round; `NOT_IN_COHORT`; `CONTRIBUTION_REPLAYED` where a node
-            contributes something else than before.
+            contributes something else than before, or a sum holds what has come by another way.
     """
     match event:
         case Arrived(node, index, stored):
@@ -201,15 +212,18 @@ def _check(state: Round, node: str, index: int) -> None:
 
 
 def _arrived(state: Round, node: str, stored: Stored) -> Round:
-    before = state.stored.get(node)
-    if before is not None:
-        if before == stored:
-            return state
-        raise InvalidInputError(
-            f"{node} has contributed to round {state.index} already, something else",
-            reason="CONTRIBUTION_REPLAYED",
-            metadata={"node": node, "round": state.index},
-        )
+    parts = stored.parts(node)
+    if all(state.stored.get(each) == part for each, part in parts.items()):
+        return state
+    for each in parts:
+        _check(state, each, state.index)
+        if each in state.stored:
+            how = "something else" if each == node else f"by another way than in the sum of {node}"
+            raise InvalidInputError(
+                f"{each} has contributed to round {state.index} already, {how}",
+                reason="CONTRIBUTION_REPLAYED",
+                metadata={"node": each, "round": state.index},
+            )
     if state.phase in (Phase.READY, Phase.DONE):
         # The sum may be under way without it: counting it now would make the sum depend on timing.
         raise InvalidInputError(
@@ -217,12 +231,13 @@ def _arrived(state: Round, node: str, stored: Stored) -> Round:
             reason="STALE_ROUND",
             metadata={"node": node, "round": state.index, "current": state.index},
         )
-    if stored.examples <= 0:
-        raise InvalidInputError(f"{node} contributes {stored.examples} examples; at least one is needed")
-    given_up = {each: reason for each, reason in state.given_up.items() if each != node}
+    for each, part in parts.items():
+        if part.examples <= 0:
+            raise InvalidInputError(f"{each} contributes {part.examples} examples; at least one is needed")
+    given_up = {each: reason for each, reason in state.given_up.items() if each not in parts}
     return replace(
         state,
-        stored=MappingProxyType({**state.stored, node: stored}),
+        stored=MappingProxyType({**state.stored, **parts}),
         given_up=MappingProxyType(given_up),
     )
 
@@ -230,8 +245,10 @@ def _arrived(state: Round, node: str, stored: Stored) -> Round:
 def _rejected(state: Round, node: str, reason: str) -> Round:
     if state.done or node not in state.stored:
         return state
-    kept = {each: stored for each, stored in state.stored.items() if each != node}
-    given_up = MappingProxyType({**state.given_up, node: reason})
+    whole = state.stored[node].via or node  # nobody can take a single part out of a sum
+    gone = [each for each, stored in state.stored.items() if whole in (each, stored.via)]
+    kept = {each: stored for each, stored in state.stored.items() if each not in gone}
+    given_up = MappingProxyType({**state.given_up, **dict.fromkeys(gone, reason)})
     return replace(state, stored=MappingProxyType(kept), given_up=given_up)
 
 

@@ -16,7 +16,8 @@ from typing import Any
 from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import training_pb2
-from services.aggregator.link import CheckSpan, NodeLink
+from services.aggregator.link import NodeLink
+from services.aggregator.orders import CheckSpan
 from services.aggregator.rounds import Round
 from services.aggregator.scaling import Scaling
 from services.aggregator.spec import RunSpec
@@ -305,9 +306,11 @@ class SecureCombining:
 
     def _add_all(self, round_sum: RoundSum, state: Round) -> None:
         for node in state.cohort:
-            if node in state.stored:
-                for span, data in enumerate(self._spool.spans(state.index, node)):
-                    round_sum.take_span(node, round_sum.context, span, data)
+            stored = state.stored.get(node)
+            if stored is not None and not stored.via:
+                summed = tuple(stored.others)
+                for span, data in enumerate(self._spool.spans(state.index, node, summed)):
+                    round_sum.take_span(node, round_sum.context, span, data, summed)
 
     def _mean(self, round_sum: RoundSum, state: Round, strategy: Strategy, out: Floats) -> Mean:
         """The mean over the survivors from the plain sum of their integers."""

@@ -65,17 +65,26 @@ def round_spans(run: str, state: Round, report: RoundReport) -> Iterator[Readabl
 def _contribution(
     trace_id: str, node: str, state: Round, timing: Timing, context: SpanContext, root: SpanContext
 ) -> Iterator[ReadableSpan]:
+    stored = state.stored[node]
     trained_ns = timing.weights_ns + int(timing.train_s * 1e9)
-    parts = (
+    parts = [
         ("weights", timing.ordered_ns, timing.weights_ns, SERVICE),
         # The node says how long it trained; where in the time between both messages is not known.
         ("train", timing.weights_ns, min(trained_ns, timing.announced_ns), node),
-        ("upload", timing.announced_ns, timing.stored_ns, node),
-    )
+    ]
+    attributes: dict[str, Any] = {}
+    links = []
+    if stored.via:
+        # What was sent is with the one in whose sum it came.
+        attributes["orbitmesh.via"] = stored.via
+        links = [Link(span_context(trace_id, f"contribution {stored.via}"), {"orbitmesh.node": stored.via})]
+    else:
+        parts.append(("upload", timing.announced_ns, timing.stored_ns, node))
+    if stored.others:
+        attributes["orbitmesh.summed"] = tuple(sorted(stored.others))
     for name, begun, ended, place in parts:
         what = span_context(trace_id, f"{name} {node}")
         yield _span(f"contribution.{name}", what, context, (begun, max(begun, ended)), place, {"orbitmesh.node": node})
-    stored = state.stored[node]
     yield _span(
         "contribution",
         context,
@@ -87,7 +96,9 @@ def _contribution(
             "orbitmesh.examples": stored.examples,
             "orbitmesh.bytes": stored.size_bytes,
             "orbitmesh.staleness": max(0, state.index - stored.begun),
+            **attributes,
         },
+        links,
     )
 
 

@@ -11,6 +11,7 @@ from google.protobuf import json_format
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.trust.names import check_name
 from orbitmesh.v1 import training_pb2
+from services.aggregator.groups import check_groups
 from services.aggregator.rounds import COHORT_MAX
 from services.aggregator.strategies.base import Need, Strategy
 from services.aggregator.strategies.registry import parse
@@ -214,6 +215,7 @@ def _check_secure(spec: training_pb2.TrainingSpec, scheme: Scheme, strategy: Str
         )
     if spec.cohort < 3:
         raise InvalidInputError(f"secure sums take 3 nodes or more: a sum over {spec.cohort} hides nobody")
+    check_groups(sums, spec.nodes)
     sums.threshold = sums.threshold or default_threshold(len(spec.nodes))
     _within("threshold", sums.threshold, 2, spec.cohort)
     sums.bits = sums.bits or SUM_BITS.get(scheme.number, 8)

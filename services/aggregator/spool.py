@@ -2,7 +2,8 @@
 
 A span is on its way to the disk before the next one is asked for, so a transfer that was cut goes on where it stopped,
 also after a restart. A contribution counts once its end is durable; that is when it may be acknowledged. Files live
-below `DIRECTORY/RUN/ROUND/NODE.spans`; those of a round are removed when its sum is in the model.
+below `DIRECTORY/RUN/ROUND/NODE.spans`; those of a round are removed when its sum is in the model. Where a node sends a
+sum with the contributions of others, who they are is in the file's name: what came of another sum is not gone on with.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import json
 import shutil
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,6 +24,8 @@ from services.journal.sealed_file import SealedReader, SealedWriter
 PURPOSE = b"contribution"
 SPANS_MAX = 1 << 20
 """How many spans one contribution may have: 2**36 values."""
+SUM_MARK, DIGITS = "+", 32
+"""In the name of a sum's file: what no name of a node has, and digits of the digest of the nodes in it."""
 _SPAN = struct.Struct(">cI")
 _SPAN_MARK, _END_MARK = b"S", b"E"
 
@@ -67,18 +70,19 @@ class Incoming:
         self._file.append(_SPAN.pack(_SPAN_MARK, index) + bytes(data))
         self._count(index, data)
 
-    def finish(self, spans: int, digest: str, examples: int) -> Stored:
+    def finish(self, spans: int, digest: str, examples: int, others: Mapping[str, int] | None = None) -> Stored:
         """Ends it; durable on return. Once ended it stays as it was.
 
         Args:
             spans: How many the sender says that there are.
             digest: SHA-256 of all of them in order, hex, by the sender.
             examples: What it was computed from.
+            others: Further nodes in it, with their examples; those that it was opened for.
 
         Raises:
             InvalidInputError: Spans are missing, or what is here is something else than was sent.
         """
-        found = Stored(self._digest.hexdigest(), examples, self.size_bytes)
+        found = Stored(self._digest.hexdigest(), examples, self.size_bytes, others=dict(others or {}))
         if self.stored is not None:
             return self.stored
         if (self.spans, found.digest) != (spans, digest):
@@ -115,13 +119,18 @@ class Spool:
         self._directory = directory
         self._identity = identity
 
-    def open(self, round_index: int, node: str) -> Incoming:
+    def open(self, round_index: int, node: str, others: Collection[str] = ()) -> Incoming:
         """A contribution to write down, as far as it is here. Blocks.
+
+        Args:
+            round_index: The round.
+            node: Who sends it.
+            others: The further nodes whose contributions are in it.
 
         Raises:
             SealError: Its file was changed, or is of another key: `drop` it and ask for all of it.
         """
-        return Incoming(self._path(round_index, node), self._identity())
+        return Incoming(self._path(round_index, node, others), self._identity())
 
     def stored(self, round_index: int, node: str) -> Stored | None:
         """What is known of a contribution that is whole and durable; None where it is not. Blocks.
@@ -129,25 +138,29 @@ class Spool:
         Raises:
             SealError: Its file was changed, or is of another key.
         """
-        path = self._path(round_index, node)
-        if not path.exists():
-            return None
-        for kind, _, data in _records(SealedReader(path, self._identity(), PURPOSE + path.stem.encode())):
-            if kind == _END_MARK:
-                return Stored(**json.loads(data))
+        for path in self._paths(round_index, node):
+            for kind, _, data in _records(SealedReader(path, self._identity(), PURPOSE + path.stem.encode())):
+                if kind == _END_MARK:
+                    return Stored(**json.loads(data))
         return None
 
     def drop(self, round_index: int, node: str) -> None:
-        """Removes what is here of a contribution. Blocks."""
-        self._path(round_index, node).unlink(missing_ok=True)
+        """Removes what is here of what a node sends. Blocks."""
+        for path in self._paths(round_index, node):
+            path.unlink(missing_ok=True)
 
-    def spans(self, round_index: int, node: str) -> Iterator[bytes]:
+    def spans(self, round_index: int, node: str, others: Collection[str] = ()) -> Iterator[bytes]:
         """The spans of a contribution in order, one at a time in memory. Blocks.
+
+        Args:
+            round_index: The round.
+            node: Who sent it.
+            others: The further nodes in it.
 
         Raises:
             SealError: The file was changed.
         """
-        path = self._path(round_index, node)
+        path = self._path(round_index, node, others)
         for kind, _, data in _records(SealedReader(path, self._identity(), PURPOSE + path.stem.encode())):
             if kind == _SPAN_MARK:
                 yield data
@@ -158,8 +171,13 @@ class Spool:
             if path.name.isdecimal() and int(path.name) < before_round:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _path(self, round_index: int, node: str) -> Path:
-        return self._directory / str(round_index) / f"{node}.spans"
+    def _path(self, round_index: int, node: str, others: Collection[str]) -> Path:
+        among = hashlib.sha256(" ".join(sorted(others)).encode()).hexdigest()[:DIGITS]
+        return self._directory / str(round_index) / (f"{node}{SUM_MARK}{among}.spans" if others else f"{node}.spans")
+
+    def _paths(self, round_index: int, node: str) -> list[Path]:
+        alone = self._path(round_index, node, ())
+        return [path for path in (alone, *sorted(alone.parent.glob(f"{node}{SUM_MARK}*.spans"))) if path.exists()]
 
 
 def _records(reader: SealedReader) -> Iterator[tuple[bytes, int, bytes]]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orbitmesh.v1 import training_pb2
 from services.aggregator.book import RunBook
 from services.aggregator.combining import Combining
 from services.aggregator.crew import Crew
-from services.aggregator.link import Assignment
+from services.aggregator.groups import Groups, tell
+from services.aggregator.orders import Assignment
 from services.aggregator.rounds import Round
 from services.aggregator.spool import Spool
 
@@ -42,6 +43,7 @@ class Tasks:
         spool: Where contributions go.
         first_spool: Where the first weights go.
         going_on: What all runs are called on the wire that have not ended.
+        groups: Who adds up whose contributions.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Tasks:
         spool: Spool,
         first_spool: Spool,
         going_on: Callable[[], Iterable[str]],
+        groups: Groups,
     ) -> None:
         self.measuring: Measuring | None = None
         self._book = book
@@ -60,12 +63,14 @@ class Tasks:
         self._going_on = going_on
         self._spool = spool
         self._first = first_spool
+        self._groups = groups
 
     def give_out(self) -> None:
         """Gives every node of the round that has not contributed its work, and rest to the others."""
         state = self._book.round
         if state is None or state.done:
             return
+        self._groups.plan(state)
         for node, link in self._crew.links.items():
             held = link.assignment
             if node not in self._crew.joined:
@@ -74,6 +79,11 @@ class Tasks:
                 link.assign(None)
             elif held is None or held.kind != TRAIN or self._is_over(held, state):
                 link.assign(self.assignment(node, TRAIN, state.index))
+            elif self._groups.differs(held.work, node):
+                work = training_pb2.TrainingWork()
+                work.CopyFrom(held.work)
+                tell(work, self._groups, node, self._crew.address)
+                link.amend(replace(held, work=work))
 
     def _is_over(self, held: Assignment, state: Round) -> bool:
         """Whether what a node was told to do is of no use any more: in buffers a late contribution still is, but not
@@ -105,6 +115,7 @@ class Tasks:
             self.measuring = Measuring(weights.sha256, index - 1, node)
         work.payload_bytes = self._crew.payload_bytes(node)
         self._combining.fill(work, node)
+        tell(work, self._groups, node, self._crew.address)
         return Assignment(kind, index, work, weights, self._spool, self._combining.check(index))
 
     def oldest_at_work(self, default: int) -> int:

@@ -63,7 +63,9 @@ class ExecutorNode:
         self.engine = StepEngine()
         self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost)
         self.snapshots = Snapshots(settings.state, identities, log)
-        self.training = TrainingDesk(settings.state / "training", identities, log, device=settings.device)
+        self.training = TrainingDesk(
+            settings.state / "training", identities, log, self.peers.open_node, device=settings.device
+        )
         self._files = StageFiles(settings.state)
         self._journals = JournalRoom(JOURNAL_BYTES)
         self._loading = asyncio.Lock()

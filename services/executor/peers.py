@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from orbitmesh.errors import MeshError, NodeLostError
 from orbitmesh.trust import IdentitySource, Role
@@ -24,6 +24,7 @@ GATEWAY_SESSION_WAIT_S = 1.0
 
 Dispatch = Callable[[Received, Session], Awaitable[None]]
 PeerLost = Callable[[str, NodeLostError], None]
+Addresses = Callable[[], Mapping[str, executor_pb2.PeerAddress]]
 
 
 class Peers:
@@ -60,6 +61,7 @@ class Peers:
         self._accepted_changed = asyncio.Event()
         self._watches: set[asyncio.Task[None]] = set()
         self._addresses: dict[str, executor_pb2.PeerAddress] = {}
+        self._members: Addresses = dict
 
     def learn(self, peers: Iterable[executor_pb2.PeerAddress]) -> None:
         """Takes note of where executors are reached: a peer that came back may have another address."""
@@ -86,9 +88,31 @@ class Peers:
             found = self._outbounds[spiffe] = Outbound(spiffe, lambda: self._from_gateway(spiffe))
         return found
 
+    def follow(self, members: Addresses) -> None:
+        """Takes note of who tells where the members of the mesh are reached now."""
+        self._members = members
+
     async def open_source(self, source: executor_pb2.PeerAddress) -> Session:
         """A session with whom a pack's files are fetched from."""
         return await self._dial(Role(source.role), source, TRANSFER, SOURCE_GIVE_UP_S)
+
+    async def open_node(self, name: str, address: str) -> Session:
+        """A session with another node that is nobody else's; whoever asks for it closes it.
+
+        Args:
+            name: The node.
+            address: host:port where it was; the scheduler's word goes first.
+
+        Raises:
+            NodeLostError: It is not reached, or is another.
+        """
+        peer = self._members().get(name) or executor_pb2.PeerAddress(name=name, address=address)
+        if not peer.address:
+            raise NodeLostError(f"{self._name} was never told where {name} is reached", metadata={"node": name})
+        try:
+            return await self._dial(Role.EXECUTOR, peer, EXCHANGE, SESSION_GIVE_UP_S, self._members)
+        except MeshError as error:
+            raise _lost(self._name, name, error) from error
 
     async def close(self) -> None:
         """Ends every session."""
@@ -139,10 +163,18 @@ class Peers:
             raise NodeLostError(f"{spiffe} has no session with {self._name}") from None
         return self._accepted[spiffe]
 
-    async def _dial(self, role: Role, peer: executor_pb2.PeerAddress, method: str, give_up_after_s: float) -> Session:
+    async def _dial(
+        self,
+        role: Role,
+        peer: executor_pb2.PeerAddress,
+        method: str,
+        give_up_after_s: float,
+        addresses: Addresses | None = None,
+    ) -> Session:
         def open_wire() -> StreamCall:
             # Each attempt goes to where the peer is said to be by then.
-            now = self._addresses.get(peer.name, peer) if role is Role.EXECUTOR else peer
+            known = self._addresses if addresses is None else addresses()
+            now = known.get(peer.name, peer) if role is Role.EXECUTOR else peer
             return self._channels.exchange(role, peer.name, now.address, method, via=now.via)()
 
         return await dial(

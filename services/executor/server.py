@@ -124,6 +124,7 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     address = advertise or f"127.0.0.1:{port}"
     node.peers.learn_own(address)
     membership = Membership(node, address)
+    node.peers.follow(lambda: membership.peers)
     host.on_drain(membership.drain)
     host.on_drain(node.drain)
     host.on_drain(relays.drain)

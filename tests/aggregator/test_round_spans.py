@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import MappingProxyType
 
 from services.aggregator.report import RoundReport, Timing, report_from, round_message
@@ -40,6 +41,23 @@ def test_it_is_one_tree_with_the_parts_of_each_contribution_that_counts() -> Non
     assert train.end_time - train.start_time == int(2.5 * S)
     links = {link.context.span_id for link in spans["round.sum "].links}
     assert links == {spans[f"contribution {node}"].context.span_id for node in NODES[:2]}
+
+
+def test_what_came_in_a_sum_has_no_upload_of_its_own_and_points_to_the_sum() -> None:
+    """The head's upload says who is in it."""
+    state, report = story()
+    stored = {**Stored("0" * 64, 100, 2000, others={"sat-2": 300}).parts("sat-1")}
+    made = list(round_spans("r", replace(state, stored=MappingProxyType(stored)), report))
+    spans = {f"{span.name} {(span.attributes or {}).get('orbitmesh.node', '')}": span for span in made}
+    head, member = spans["contribution sat-1"], spans["contribution sat-2"]
+    assert (head.attributes or {})["orbitmesh.summed"] == ("sat-2",)
+    assert (member.attributes or {})["orbitmesh.via"] == "sat-1"
+    assert [link.context.span_id for link in member.links] == [head.context.span_id]
+    assert "contribution.upload sat-1" in spans and "contribution.upload sat-2" not in spans
+    told = round_message(replace(state, stored=MappingProxyType(stored)), report).contributions
+    assert [(each.node, each.via, each.size_bytes, each.examples) for each in told] == [
+        ("sat-1", "", 2000, 100), ("sat-2", "sat-1", 0, 300),
+    ]  # fmt: skip
 
 
 def test_the_same_times_are_told_in_seconds() -> None:

@@ -110,6 +110,51 @@ def test_what_comes_after_the_close_is_late_and_not_counted() -> None:
     assert late.value.reason == "STALE_ROUND"
 
 
+def summed(*others: str, salt: int = 7) -> Stored:
+    return replace(stored(salt), others={name: 100 + number for number, name in enumerate(others)})
+
+
+def test_a_sum_made_on_the_way_brings_all_in_it_at_once() -> None:
+    """Each with its own examples; the bytes are those of whoever sent it; told twice it is no news."""
+    state = after(OPEN, Contact("sat-3", 11.0), Arrived("sat-2", 3, summed("sat-3", "sat-1")))
+    assert state.waiting == ("sat-4",) and not state.given_up
+    assert [state.stored[node].examples for node in ("sat-2", "sat-3", "sat-1")] == [500, 100, 101]
+    assert [state.stored[node].size_bytes for node in ("sat-2", "sat-3", "sat-1")] == [1000, 0, 0]
+    assert [state.stored[node].via for node in ("sat-2", "sat-3", "sat-1")] == ["", "sat-2", "sat-2"]
+    assert after(state, Arrived("sat-2", 3, summed("sat-3", "sat-1"))) == state
+    assert from_json(json.loads(json.dumps(to_json(state)))) == state
+    assert after(state, Arrived("sat-4", 3, stored(4))).phase is Phase.READY
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        (Arrived("sat-2", 3, summed("sat-1")), "CONTRIBUTION_REPLAYED"),
+        (Arrived("sat-1", 3, summed("sat-2")), "CONTRIBUTION_REPLAYED"),
+        (Arrived("sat-2", 3, summed("sat-9")), "NOT_IN_COHORT"),
+        (Arrived("sat-2", 3, replace(summed("sat-3"), others={"sat-3": 0})), "INVALID_INPUT"),
+        (Arrived("sat-2", 2, summed("sat-3")), "STALE_ROUND"),
+    ],
+)
+def test_a_sum_counts_with_all_in_it_or_not_at_all(event: Event, reason: str) -> None:
+    """Where one in it has contributed by another way, or is no node of the round, nothing of it counts."""
+    state = after(OPEN, Arrived("sat-1", 3, stored(1)))
+    with pytest.raises(InvalidInputError) as refused:
+        advance(state, event)
+    assert refused.value.reason == reason
+
+
+def test_whoever_is_in_a_sum_cannot_contribute_again_and_is_not_rejected_alone() -> None:
+    """One part cannot be taken out of a sum."""
+    state = after(OPEN, Arrived("sat-2", 3, summed("sat-3")))
+    with pytest.raises(InvalidInputError) as refused:
+        advance(state, Arrived("sat-3", 3, stored(3)))
+    assert refused.value.reason == "CONTRIBUTION_REPLAYED"
+    assert after(state, Rejected("sat-3", 3, "NORM_OUTLIER")).given_up == dict.fromkeys(
+        ("sat-2", "sat-3"), "NORM_OUTLIER"
+    )
+
+
 def test_a_round_with_enough_closes_though_others_are_awaited() -> None:
     """As buffers do: the K-th contribution closes it, and what comes later belongs to the next."""
     state = after(replace(OPEN, quorum=1, enough=2), Arrived("sat-1", 3, stored(1)))

@@ -47,6 +47,24 @@ def test_a_contribution_goes_on_behind_its_last_span_after_any_restart(spool: Ca
     assert list(spool().spans(0, "sat-1")) == SPANS
 
 
+def test_what_came_of_a_sum_is_gone_on_with_in_the_same_sum_alone(spool: Callable[[], Spool]) -> None:
+    """With other nodes in it, it begins anew; a whole one is found with who is in it, in any order of names."""
+    with closing(spool().open(0, "sat-1", ["sat-2", "sat-3"])) as incoming:
+        incoming.add(0, SPANS[0])
+    with closing(spool().open(0, "sat-1")) as alone, closing(spool().open(0, "sat-1", ["sat-2"])) as other:
+        assert alone.spans == other.spans == 0
+    with closing(spool().open(0, "sat-1", ["sat-3", "sat-2"])) as incoming:
+        assert incoming.spans == 1
+        for index, data in enumerate(SPANS):
+            incoming.add(index, data)
+        incoming.finish(len(SPANS), DIGEST, 500, {"sat-2": 30, "sat-3": 40})
+    stored = spool().stored(0, "sat-1")
+    assert stored is not None and stored.others == {"sat-2": 30, "sat-3": 40}
+    assert list(spool().spans(0, "sat-1", stored.others)) == SPANS
+    spool().drop(0, "sat-1")
+    assert spool().stored(0, "sat-1") is None
+
+
 def take(spool: Spool, node: str, spans: list[bytes]) -> None:
     with closing(spool.open(0, node)) as incoming:
         for index, data in enumerate(spans):

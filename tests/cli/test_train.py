@@ -413,6 +413,7 @@ def test_the_newest_round_is_seen_on_a_small_terminal(nodes: int) -> None:
     [
         ["--threshold", "3"],
         ["--bits", "8"],
+        ["--group", "sat-1,sat-2"],
         ["--epsilon", "3"],
         ["--clip", "1"],
         ["--privacy", "record"],

@@ -96,7 +96,7 @@ async def test_everything_that_is_asked_is_sent(aggregator: SmallAggregator, tra
             dtype="bf16", keep_optimiser=True,
         ),
         compression="blocks:0.25+int4",
-        secure_sums=SecureSums(threshold=3, bits=6),
+        secure_sums=SecureSums(threshold=3, bits=6, groups=[["sat-1", "sat-2"]]),
         privacy=Privacy(unit="node", epsilon=3.0, delta=1e-6, clip=0.5, noise_multiplier=1.25),
         alpha=0.3,
         seed=9,
@@ -114,7 +114,9 @@ async def test_everything_that_is_asked_is_sent(aggregator: SmallAggregator, tra
             dtype="bf16", keep_optimiser=True,
         ),
         compression="blocks:0.25+int4",
-        secure_sums=training_pb2.SecureSums(threshold=3, bits=6),
+        secure_sums=training_pb2.SecureSums(
+            threshold=3, bits=6, groups=[training_pb2.SumGroup(nodes=["sat-1", "sat-2"])]
+        ),
         privacy=training_pb2.Privacy(
             unit=training_pb2.PRIVACY_UNIT_NODE, epsilon=3.0, delta=1e-6, clip=0.5, noise_multiplier=1.25
         ),
@@ -161,6 +163,9 @@ async def test_what_is_not_asked_for_is_not_sent(aggregator: SmallAggregator, tr
         ({"local": LocalTraining(epochs=-1)}, "local.epochs"),
         ({"secure_sums": True}, "secure_sums"),
         ({"secure_sums": SecureSums(bits=0)}, "secure_sums.bits"),
+        ({"secure_sums": SecureSums(groups="sat-1,sat-2")}, "secure_sums.groups"),  # type: ignore[arg-type]
+        ({"secure_sums": SecureSums(groups=["sat-1", "sat-2"])}, "sat-1"),
+        ({"secure_sums": SecureSums(groups=[[]])}, "group"),
         ({"privacy": 3.0}, "privacy"),
         ({"privacy": Privacy("nobody", 1.0)}, "privacy.unit"),
         ({"privacy": Privacy("node", 0.0)}, "privacy.epsilon"),

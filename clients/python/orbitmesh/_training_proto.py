@@ -224,6 +224,7 @@ def _contribution(message: aggregator_pb2.RunContribution) -> TrainingContributi
         train_s=message.train_s,
         wait_s=message.wait_s,
         up_s=message.up_s,
+        via=message.via,
     )
 
 
@@ -261,18 +262,23 @@ def _local_message(local: LocalTraining) -> training_pb2.LocalTraining:
 
 
 def _sums(message: training_pb2.SecureSums) -> SecureSums:
-    return SecureSums(threshold=message.threshold or None, bits=message.bits or None)
+    groups = tuple(tuple(group.nodes) for group in message.groups)
+    return SecureSums(threshold=message.threshold or None, bits=message.bits or None, groups=groups)
 
 
 def _sums_message(sums: SecureSums) -> training_pb2.SecureSums:
-    given = {"threshold": sums.threshold, "bits": sums.bits}
-    return training_pb2.SecureSums(
-        **{
-            key: whole(value, f"secure_sums.{key}", 1, UINT32_MAX)
-            for key, value in given.items()
-            if value is not None
-        }
-    )
+    message = training_pb2.SecureSums()
+    if sums.threshold is not None:
+        message.threshold = whole(sums.threshold, "secure_sums.threshold", 1, UINT32_MAX)
+    if sums.bits is not None:
+        message.bits = whole(sums.bits, "secure_sums.bits", 1, UINT32_MAX)
+    if not isinstance(sums.groups, Sequence) or isinstance(sums.groups, str):
+        raise InvalidInputError(f"secure_sums.groups is {sums.groups!r:.80}; expected lists of names of nodes")
+    for group in sums.groups:
+        if isinstance(group, str) or not isinstance(group, Sequence) or not group:
+            raise InvalidInputError(f"a group of secure_sums.groups is {group!r:.80}; expected names of nodes")
+        message.groups.add(nodes=checked_nodes(group))
+    return message
 
 
 def _privacy(message: training_pb2.Privacy) -> Privacy:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -53,6 +53,10 @@ class SecureSums:
     """How many nodes are needed to unmask a sum; None takes two thirds of them and one."""
     bits: int | None = None
     """Bits of one node's integers, 2 to 24; None takes 8, or 4 where the compression says int4."""
+    groups: Sequence[Sequence[str]] = ()
+    """Nodes that reach each other better than the aggregator reaches them, such as those of an orbital plane: one of
+    each group adds up the masked contributions of the others, and one upload leaves the group. Two or more names each,
+    no node in two."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,9 @@ class TrainingContribution:
     """From the weights to its announcement, without the training: queue, codec, the way; in seconds."""
     up_s: float
     """From its announcement until it was durable, in seconds."""
+    via: str = ""
+    """The node of its group in whose sum it came, and which has the bytes of all in it; empty where it came by
+    itself."""
 
 
 @dataclass(frozen=True)

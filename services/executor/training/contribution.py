@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import struct
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from orbitmesh.durable import put_in_place
 from orbitmesh.errors import IntegrityError
@@ -57,6 +57,13 @@ class Facts:
     """Bytes of each span."""
     sha256: str = ""
     """Of all spans in order, in hexadecimal."""
+    summed: list[dict[str, Any]] = field(default_factory=list)
+    """Of a sum with contributions of others: the fields of each one's SummedContribution."""
+
+    def tail(self) -> bytes:
+        """What stands behind the spans in a file."""
+        text = json.dumps(asdict(self)).encode()
+        return text + _TAIL.pack(hashlib.sha256(text).digest(), len(text), MAGIC)
 
 
 class ContributionWriter:
@@ -83,9 +90,7 @@ class ContributionWriter:
 
     def finish(self, facts: Facts) -> None:
         """The end of it; durable on return, under no name yet."""
-        whole = asdict(facts) | {"sizes": self._sizes, "sha256": self._digest.hexdigest()}
-        text = json.dumps(whole).encode()
-        self._file.write(text + _TAIL.pack(hashlib.sha256(text).digest(), len(text), MAGIC))
+        self._file.write(replace(facts, sizes=self._sizes, sha256=self._digest.hexdigest()).tail())
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()

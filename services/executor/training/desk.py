@@ -20,7 +20,7 @@ from services.executor.training.run import NodeRun
 from services.executor.training.terms import has_secrets
 from services.executor.training.thread import TrainingThread
 from services.executor.training.work import RUN_CHARACTERS, check_run, parse_work
-from services.executor.training.worker import Surroundings
+from services.executor.training.worker import Reach, Surroundings
 from services.runtime.logs import EventLog
 
 RUNS_MAX = 16
@@ -40,15 +40,19 @@ class TrainingDesk:
         directory: Where runs are kept.
         identities: Who the node is.
         log: Where to say what happened.
+        reach: How other nodes are reached.
         device: Where torch computes.
     """
 
-    def __init__(self, directory: Path, identities: IdentitySource, log: EventLog, *, device: str = "cpu") -> None:
+    def __init__(
+        self, directory: Path, identities: IdentitySource, log: EventLog, reach: Reach, *, device: str = "cpu"
+    ) -> None:
         self._directory = directory
         self._log = log
         self._thread = TrainingThread()
+        forgotten = Forgotten(directory / FORGOTTEN)
         self._around = Surroundings(
-            identities.current().name, identities.current, self._thread, device, log, Forgotten(directory / FORGOTTEN)
+            identities.current().name, identities.current, self._thread, device, log, forgotten, reach
         )
         self._predictor = Predictor(self._thread, device, log)
         self._runs: dict[str, NodeRun] = {}
@@ -62,6 +66,9 @@ class TrainingDesk:
             if info.run.startswith(PREFIX):
                 check_sender(session)
                 await self._predictor.take(info, received.data, session)
+                return
+            if session.peer.role == Role.EXECUTOR and info.WhichOneof("what") in ("contribution", "update"):
+                await self._run_of_peer(info).uplink.take(info, received.data, session)
                 return
             run = self._addressed(info, received.data, session)
         except MeshError as error:
@@ -106,6 +113,17 @@ class TrainingDesk:
         if kind == _END and not files.directory.exists():
             return None
         run = self._runs[name] = NodeRun(name, files, joined, self._around, self._over)
+        return run
+
+    def _run_of_peer(self, info: training_pb2.TrainingInfo) -> NodeRun:
+        """The run that another node speaks of; none is taken up for it.
+
+        Raises:
+            InvalidInputError: It is not here, or not yet.
+        """
+        run = None if self._closed else self._runs.get(check_run(info.run))
+        if run is None:
+            raise not_joined(info.run)
         return run
 
     def _make_room(self, name: str, data: memoryview, aggregator: str) -> None:

@@ -7,6 +7,8 @@ STATE/training/RUN/
     train-R.contribution        the contribution of a round, until the aggregator has it
     train-R.told                its last span has left or is about to: it may count
     train-R.decoded             what a masked contribution stands for
+    train-R.from-NODE           the masked contribution of a node of the group, whole; NODE.part while it comes
+    train-R.sum                 this node's contribution and theirs, added up
     secrets                     sealed: masks, noise, what was released
     residual                    what encodings left out
     train-R.checkpoint          where the training of a round is
@@ -162,6 +164,20 @@ class RunFiles:
         if kind == TRAIN:
             self._told(round_index).unlink(missing_ok=True)
             self.decoded(round_index).unlink(missing_ok=True)
+            self._drop_collected(round_index)
+
+    def collected(self, round_index: int, node: str) -> Path:
+        """The contribution of another node of the group."""
+        return self.directory / f"{TRAIN}-{round_index}.from-{node}"
+
+    def summed(self, round_index: int) -> Path:
+        """This node's contribution with those of others, added up."""
+        return self.directory / f"{TRAIN}-{round_index}.sum"
+
+    def _drop_collected(self, round_index: int | str) -> None:
+        for pattern in ("from-*", "sum", f"sum{UNPUBLISHED}"):
+            for path in self.directory.glob(f"{TRAIN}-{round_index}.{pattern}"):
+                path.unlink(missing_ok=True)
 
     def drop_initial(self) -> None:
         """Removes the weights that the run begins with."""
@@ -188,6 +204,10 @@ class RunFiles:
                 self.checkpoint(each).unlink(missing_ok=True)
         for each in self._rounds("optimiser")[:-2]:
             self.optimiser(each).unlink(missing_ok=True)
+        for path in self.directory.glob(f"{TRAIN}-*.from-*"):
+            other = path.name.removeprefix(f"{TRAIN}-").partition(".")[0]
+            if other != str(round_index):
+                self._drop_collected(other)
 
     def _told(self, round_index: int) -> Path:
         return self.directory / f"{TRAIN}-{round_index}.told"

@@ -51,6 +51,11 @@ class Outbox:
         self._sending: asyncio.Task[None] | None = None
         self._worker: asyncio.Task[None] | None = None
 
+    @property
+    def session(self) -> Session | None:
+        """The newest session."""
+        return self._session
+
     def heard(self, session: Session) -> None:
         """The aggregator has spoken on this session: a new one takes the place of the one before."""
         if session is self._session or (session in self._known and self._session and not self._session.closed):

@@ -22,9 +22,9 @@ from services.executor.training.files import INITIALISE, TRAIN, Joined, RunFiles
 from services.executor.training.outbox import Outbox
 from services.executor.training.refusals import not_joined, refusal, typed
 from services.executor.training.secrets import RunSecrets
-from services.executor.training.sending import parcels
 from services.executor.training.sums import SumsDesk
-from services.executor.training.terms import has_secrets, same_terms
+from services.executor.training.terms import check_group, has_secrets, same_terms
+from services.executor.training.uplink import ALIVE_S, NAMES, Uplink
 from services.executor.training.work import check_terms, check_weights, parse_work
 from services.executor.training.worker import Surroundings, Worker
 
@@ -32,8 +32,6 @@ MAILBOX_MAX = 32
 """Messages of a run that wait for those before them at most; the session that brings more has to wait."""
 FAREWELL_S = 60.0
 """How long the last answers of a run that is over may take to leave."""
-ALIVE_S = 1.0
-"""How often a node that trains says so where its steps say nothing."""
 WEIGHTS_TRIES = 3
 """How often weights are asked for whose bytes are not what their digest says."""
 
@@ -42,7 +40,6 @@ _INITIALISE = training_pb2.TRAINING_KIND_INITIALISE
 _TRAIN = training_pb2.TRAINING_KIND_TRAIN
 _EVALUATE = training_pb2.TRAINING_KIND_EVALUATE
 _END = training_pb2.TRAINING_KIND_END
-_NAMES: dict[int, str] = {_INITIALISE: INITIALISE, _TRAIN: TRAIN}
 
 Event = Callable[[], Awaitable[None]]
 
@@ -51,7 +48,7 @@ Event = Callable[[], Awaitable[None]]
 class _Message:
     info: training_pb2.TrainingInfo
     data: memoryview
-    sender: str
+    session: Session
 
 
 class NodeRun:
@@ -80,6 +77,8 @@ class NodeRun:
         self._log = around.log
         self._over = over
         self._outbox = Outbox(name, around.log)
+        self.uplink = Uplink(name, files, around, self._outbox, self._report, self._post)
+        """Where contributions go, and where those of others of the node's group come."""
         self._mail: asyncio.Queue[_Message | Event] = asyncio.Queue()
         self._room = asyncio.Semaphore(MAILBOX_MAX)
         self._assignment: Assignment | None = None
@@ -97,13 +96,14 @@ class NodeRun:
         if self.aggregator in (None, session.peer.spiffe):
             self._outbox.heard(session)
         await self._room.acquire()
-        self._mail.put_nowait(_Message(info, data, session.peer.spiffe))
+        self._mail.put_nowait(_Message(info, data, session))
 
     async def close(self) -> None:
         """Stops everything; what is on disk stays."""
         self._give_up()
         self._reader.cancel()
         await asyncio.wait([self._reader])
+        await self.uplink.close()
         await self._outbox.close()
 
     async def farewell(self) -> None:
@@ -128,6 +128,10 @@ class NodeRun:
                 self._over(self)  # in the same turn of the loop: nothing can come in between
                 return
 
+    def _post(self, round_index: int, act: Event) -> None:
+        """Has something done once what came before is handled."""
+        self._mail.put_nowait(partial(self._answered, round_index, act))
+
     async def _answered(self, round_index: int, act: Event) -> None:
         try:
             await act()
@@ -138,10 +142,10 @@ class NodeRun:
             self._refuse(round_index, typed(error, f"a message of {self.name} was handled"))
 
     async def _handle(self, mail: _Message) -> None:
-        info = mail.info
-        if self.aggregator not in (None, mail.sender):
+        info, sender = mail.info, mail.session.peer.spiffe
+        if self.aggregator not in (None, sender):
             raise PermissionError_(
-                f"{mail.sender} may not order in the run {self.name}, which was joined for {self.aggregator}",
+                f"{sender} may not order in the run {self.name}, which was joined for {self.aggregator}",
                 reason="NOT_YOURSELF",
             )
         match info.WhichOneof("what"):
@@ -166,7 +170,7 @@ class NodeRun:
             return
         work = parse_work(mail.data)
         if kind == _JOIN:
-            await self._join(round_index, work, mail.sender)
+            await self._join(round_index, work, mail.session.peer.spiffe)
             return
         joined = self._require(work)
         await self._open_secrets(joined)
@@ -174,6 +178,7 @@ class NodeRun:
             raise InvalidInputError(f"an order of kind {kind} was given, which this version of a node does not know")
         if kind != _INITIALISE:
             check_weights(work.weights, joined.values)
+        check_group(work, joined.spec, self._around.node)
         self._outbox.interrupt()
         current = self._assignment
         if current is None or not current.is_for(kind, round_index, work):
@@ -182,6 +187,7 @@ class NodeRun:
             if kind == _TRAIN:
                 await asyncio.to_thread(self._files.drop_initial)
         current.work = work
+        await self.uplink.follow(current, mail.session)
         await self._go_on(current, joined)
 
     async def _join(self, round_index: int, work: training_pb2.TrainingWork, sender: str) -> None:
@@ -253,7 +259,7 @@ class NodeRun:
 
     async def _go_on(self, current: Assignment, joined: Joined) -> None:
         """Does the next thing that is to be done for an order."""
-        if not current.running and await self._contributed(current):
+        if not current.running and await self.uplink.contributed(current):
             if current.work.evaluate:
                 self._say(current.round_index, evaluated=current.evaluated())
             return
@@ -276,22 +282,6 @@ class NodeRun:
         if spans == weights.spans and not current.running:
             self._start(current)
 
-    async def _contributed(self, current: Assignment) -> bool:
-        """Sends the contribution that an order asks for, if it is here."""
-        if current.kind not in _NAMES:
-            return False
-        file = await asyncio.to_thread(self._files.contribution, _NAMES[current.kind], current.round_index)
-        if file is None or file.facts.weights != current.sha256.hex():
-            return False
-        figures = current.figures or file.facts.figures
-        if current.work.evaluate and not figures:
-            return False  # another node was to measure the weights when it was made
-        current.figures = figures
-        first = current.work.held_spans
-        tell = partial(self._files.tell, current.round_index) if current.kind == _TRAIN else None
-        self._outbox.stream(lambda: parcels(self.name, file, first, tell))
-        return True
-
     async def _end(self) -> None:
         self._give_up()
         if self._jobs:
@@ -303,6 +293,7 @@ class NodeRun:
         self._log.info("run_ended", run=self.name)
 
     def _give_up(self) -> None:
+        self.uplink.stop()
         if self._assignment is not None:
             self._assignment.stop()
         self._assignment = None
@@ -360,7 +351,7 @@ class NodeRun:
             progress = current.progress or training_pb2.TrainingProgress()
             self._report(current, training_pb2.TrainingInfo(progress=progress))
         error = ended.result()
-        self._mail.put_nowait(partial(self._answered, current.round_index, partial(self._finished, current, error)))
+        self._post(current.round_index, partial(self._finished, current, error))
 
     async def _finished(self, current: Assignment, error: MeshError | None) -> None:
         current.noticed()
@@ -369,7 +360,7 @@ class NodeRun:
         if error is not None:
             self._give_up()
             raise error
-        if current.kind in _NAMES and not await self._contributed(current):
+        if current.kind in NAMES and not await self.uplink.contributed(current):
             self._give_up()
             raise InvalidInputError(
                 f"the contribution to round {current.round_index} was damaged as soon as it was written: look at the "
@@ -397,7 +388,7 @@ class NodeRun:
     def _rest(self, round_index: int) -> None:
         """Stops what is under way for a contribution that is no longer waited for."""
         current = self._assignment
-        if current is not None and current.kind in _NAMES and current.round_index == round_index:
+        if current is not None and current.kind in NAMES and current.round_index == round_index:
             self._outbox.interrupt()
             self._give_up()
 

@@ -65,6 +65,32 @@ def check_protection(spec: training_pb2.TrainingSpec, plan: LocalPlan) -> None:
         )
 
 
+def check_group(work: training_pb2.TrainingWork, joined: training_pb2.TrainingSpec, node: str) -> None:
+    """Refuses an order that sends a contribution to another node than those of the group that the run was joined with,
+    or has others bring theirs.
+
+    Raises:
+        InvalidInputError: The run has no secure sums (`FAILED_PRECONDITION`): another node would see what this one
+            learned. Or a node is of another group (`NOT_IN_COHORT`).
+    """
+    named = [*work.collect, *([work.deliver_to.name] if work.HasField("deliver_to") else [])]
+    if not named:
+        return
+    if not is_secure(joined):
+        raise InvalidInputError(
+            "contributions are added up among nodes only where they are masked, and this run has no secure sums",
+            reason="FAILED_PRECONDITION",
+        )
+    group = next((set(each.nodes) for each in joined.secure_sums.groups if node in each.nodes), set[str]())
+    strangers = set(named) - (group - {node})
+    if strangers or len(set(named)) < len(named) or (work.collect and work.HasField("deliver_to")):
+        raise InvalidInputError(
+            f"{', '.join(sorted(strangers)) or 'a node twice'} was named for a sum on the way, and the group of {node} "
+            f"is {', '.join(sorted(group)) or 'empty'}: a node has one head, or is one, in its own group",
+            reason="NOT_IN_COHORT",
+        )
+
+
 def check_private_plan(plan: LocalPlan) -> None:
     """Refuses a plan by which single examples cannot be hidden.
 

@@ -5,13 +5,14 @@ The modules that import torch are imported by the first job.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from orbitmesh.errors import MeshError
 from orbitmesh.trust import Identity
 from orbitmesh.v1 import training_pb2
+from orbitmesh.wire.session import Session
 from services.executor.training.files import RunFiles
 from services.executor.training.forgotten import Forgotten
 from services.executor.training.refusals import TASK_ERRORS, typed
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from services.executor.training.shop import Shop
 
 T = TypeVar("T")
+Reach = Callable[[str, str], Awaitable[Session]]
+"""Opens a session with the node of a name; host:port says where it was, for where nobody here knows better."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Surroundings:
     """Where to say what happened."""
     forgotten: Forgotten
     """Runs that it must not join again."""
+    reach: Reach
+    """How another node is reached."""
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,8 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
         self.stored: list[int] = []
         self.sessions = 0
         self.ended = 0
+        self.body = b""
+        """Of the message that `heard` is told of."""
         self._kind = JOIN
         self._work: dict[str, tuple[int, training_pb2.TrainingWork]] = {}
         self._weights: dict[int, bytes] = {}
@@ -141,6 +143,7 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
                 self.refusals.append(info.refused)
             elif what == "stored" and self._kind == TRAIN:
                 self.stored.append(info.round)
+            self.body = bytes(received.data)
             await self.heard(session, info)
 
     async def _order(self, session: Session, info: training_pb2.TrainingInfo, body: bytes) -> None:

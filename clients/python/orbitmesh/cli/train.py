@@ -50,6 +50,7 @@ def _register_start(commands: Subparsers) -> None:
         examples="""orbitmesh train start digits --rounds 20 --watch
         orbitmesh train start mnist5k --name thin --rounds 60 --compression topk:0.01 --alpha 0.3
         orbitmesh train start mnist5k --name sums --rounds 20 --secure-sums --compression int8
+        orbitmesh train start mnist5k --name planes --rounds 20 --secure-sums --group sat-1,sat-2 --group sat-3,sat-4
         orbitmesh train start mnist5k --name hidden --rounds 20 --secure-sums --privacy record --epsilon 2 --steps 1 \
 --lr 3.33 --clip 0.3 --strategy fedadam:server_lr=0.02,tau=0.0001
         orbitmesh train start pydoc-small --rounds 10 --strategy diloco --steps 50 --optimiser adamw --lr 0.001""",
@@ -110,6 +111,13 @@ def _add_hiding_options(start: argparse.ArgumentParser) -> None:
     hiding.add_argument("--secure-sums", action="store_true", help="the aggregator sees sums, and no node's own part")
     hiding.add_argument("--threshold", type=int, metavar="N", help="nodes that it takes to unmask a sum")
     hiding.add_argument("--bits", type=int, metavar="N", help="bits of one node's integers, 2 to 24")
+    hiding.add_argument(
+        "--group",
+        action="append",
+        metavar="A,B,..",
+        help="with --secure-sums: nodes that reach each other well, such as those of an orbital plane: one of them "
+        "adds up the others' masked contributions, and one upload leaves the group; again for another group",
+    )
     hiding.add_argument("--privacy", choices=UNITS, help="hide the presence of each record, or of each node")
     hiding.add_argument("--epsilon", type=float, metavar="X", help="the most that may be spent")
     hiding.add_argument("--delta", type=float, metavar="X", help="the chance with which epsilon may not hold (1e-5)")
@@ -421,8 +429,9 @@ def _not_up(mesh: Mesh, names: list[str], arguments: argparse.Namespace) -> list
 
 def _secure_sums(arguments: argparse.Namespace) -> SecureSums | None:
     if arguments.secure_sums:
-        return SecureSums(threshold=arguments.threshold, bits=arguments.bits)
-    _alone(arguments, "--secure-sums", "threshold", "bits")
+        groups = [[node for node in group.split(",") if node] for group in arguments.group or ()]
+        return SecureSums(threshold=arguments.threshold, bits=arguments.bits, groups=groups)
+    _alone(arguments, "--secure-sums", "threshold", "bits", "group")
     return None
 
 

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from orbitmesh.cli.output import Output, size
 from orbitmesh.trace.render import format_seconds
-from orbitmesh.training_results import Ledger, TrainingNode, TrainingRound, TrainingStatus
+from orbitmesh.training_results import Ledger, SecureSums, TrainingNode, TrainingRound, TrainingStatus
 
 PREFERRED = ("accuracy", "loss")
 """The order of figures; others come after these, by name."""
@@ -24,7 +24,7 @@ def say_run(output: Output, run: TrainingStatus) -> None:
     """What a run is, and how it is, in two or three lines."""
     spec = run.spec
     hidden = [f"{spec.privacy.unit}s hidden within epsilon {spec.privacy.epsilon:g}"] if spec.privacy else []
-    hidden += ["secure sums"] if spec.secure_sums else []
+    hidden += ["secure sums" + _groups(spec.secure_sums)] if spec.secure_sums else []
     output.say(
         ", ".join(
             [
@@ -35,6 +35,10 @@ def say_run(output: Output, run: TrainingStatus) -> None:
         )
     )
     output.say(f"{run.state} after {run.rounds_done} rounds" + (f": {run.why}" if run.why else ""))
+
+
+def _groups(sums: SecureSums) -> str:
+    return f" in {len(sums.groups)} groups" if sums.groups else ""
 
 
 def runs_table(runs: Iterable[TrainingStatus]) -> Table:

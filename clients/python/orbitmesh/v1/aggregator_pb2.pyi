@@ -66,7 +66,7 @@ class RunNode(_message.Message):
     def __init__(self, name: _Optional[str] = ..., state: _Optional[_Union[RunNodeState, str]] = ..., examples: _Optional[int] = ..., step: _Optional[int] = ..., steps: _Optional[int] = ..., why: _Optional[str] = ..., up_bytes: _Optional[int] = ..., down_bytes: _Optional[int] = ...) -> None: ...
 
 class RunContribution(_message.Message):
-    __slots__ = ("node", "examples", "size_bytes", "staleness", "down_s", "train_s", "wait_s", "up_s")
+    __slots__ = ("node", "examples", "size_bytes", "staleness", "down_s", "train_s", "wait_s", "up_s", "via")
     NODE_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -75,6 +75,7 @@ class RunContribution(_message.Message):
     TRAIN_S_FIELD_NUMBER: _ClassVar[int]
     WAIT_S_FIELD_NUMBER: _ClassVar[int]
     UP_S_FIELD_NUMBER: _ClassVar[int]
+    VIA_FIELD_NUMBER: _ClassVar[int]
     node: str
     examples: int
     size_bytes: int
@@ -83,7 +84,8 @@ class RunContribution(_message.Message):
     train_s: float
     wait_s: float
     up_s: float
-    def __init__(self, node: _Optional[str] = ..., examples: _Optional[int] = ..., size_bytes: _Optional[int] = ..., staleness: _Optional[int] = ..., down_s: _Optional[float] = ..., train_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., up_s: _Optional[float] = ...) -> None: ...
+    via: str
+    def __init__(self, node: _Optional[str] = ..., examples: _Optional[int] = ..., size_bytes: _Optional[int] = ..., staleness: _Optional[int] = ..., down_s: _Optional[float] = ..., train_s: _Optional[float] = ..., wait_s: _Optional[float] = ..., up_s: _Optional[float] = ..., via: _Optional[str] = ...) -> None: ...
 
 class RunRound(_message.Message):
     __slots__ = ("index", "cohort", "contributed", "given_up", "up_bytes", "down_bytes", "figures", "train_loss", "seconds", "epsilon", "done_at", "trace_id", "contributions", "sum_s")

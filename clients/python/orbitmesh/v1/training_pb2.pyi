@@ -114,12 +114,20 @@ class LocalTraining(_message.Message):
     def __init__(self, epochs: _Optional[int] = ..., steps: _Optional[int] = ..., batch_size: _Optional[int] = ..., optimiser: _Optional[str] = ..., lr: _Optional[float] = ..., momentum: _Optional[float] = ..., weight_decay: _Optional[float] = ..., gradient_norm: _Optional[float] = ..., dtype: _Optional[str] = ..., keep_optimiser: _Optional[bool] = ...) -> None: ...
 
 class SecureSums(_message.Message):
-    __slots__ = ("threshold", "bits")
+    __slots__ = ("threshold", "bits", "groups")
     THRESHOLD_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     threshold: int
     bits: int
-    def __init__(self, threshold: _Optional[int] = ..., bits: _Optional[int] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[SumGroup]
+    def __init__(self, threshold: _Optional[int] = ..., bits: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[SumGroup, _Mapping]]] = ...) -> None: ...
+
+class SumGroup(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Privacy(_message.Message):
     __slots__ = ("unit", "epsilon", "delta", "clip", "noise_multiplier")
@@ -136,7 +144,7 @@ class Privacy(_message.Message):
     def __init__(self, unit: _Optional[_Union[PrivacyUnit, str]] = ..., epsilon: _Optional[float] = ..., delta: _Optional[float] = ..., clip: _Optional[float] = ..., noise_multiplier: _Optional[float] = ...) -> None: ...
 
 class TrainingInfo(_message.Message):
-    __slots__ = ("run", "round", "order", "joined", "have", "weights", "progress", "contribution", "update", "stored", "refused", "evaluated", "sums", "predicted")
+    __slots__ = ("run", "round", "order", "joined", "have", "weights", "progress", "contribution", "update", "stored", "refused", "evaluated", "sums", "predicted", "held", "collected")
     RUN_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     ORDER_FIELD_NUMBER: _ClassVar[int]
@@ -151,6 +159,8 @@ class TrainingInfo(_message.Message):
     EVALUATED_FIELD_NUMBER: _ClassVar[int]
     SUMS_FIELD_NUMBER: _ClassVar[int]
     PREDICTED_FIELD_NUMBER: _ClassVar[int]
+    HELD_FIELD_NUMBER: _ClassVar[int]
+    COLLECTED_FIELD_NUMBER: _ClassVar[int]
     run: str
     round: int
     order: TrainingOrder
@@ -165,7 +175,9 @@ class TrainingInfo(_message.Message):
     evaluated: Evaluation
     sums: SumsInfo
     predicted: Predicted
-    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., order: _Optional[_Union[TrainingOrder, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., have: _Optional[_Union[WeightsHeld, _Mapping]] = ..., weights: _Optional[_Union[SpanInfo, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., contribution: _Optional[_Union[ContributionInfo, _Mapping]] = ..., update: _Optional[_Union[SpanInfo, _Mapping]] = ..., stored: _Optional[_Union[ContributionStored, _Mapping]] = ..., refused: _Optional[_Union[TrainingRefusal, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluation, _Mapping]] = ..., sums: _Optional[_Union[SumsInfo, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ...) -> None: ...
+    held: ContributionHeld
+    collected: Collected
+    def __init__(self, run: _Optional[str] = ..., round: _Optional[int] = ..., order: _Optional[_Union[TrainingOrder, _Mapping]] = ..., joined: _Optional[_Union[Joined, _Mapping]] = ..., have: _Optional[_Union[WeightsHeld, _Mapping]] = ..., weights: _Optional[_Union[SpanInfo, _Mapping]] = ..., progress: _Optional[_Union[TrainingProgress, _Mapping]] = ..., contribution: _Optional[_Union[ContributionInfo, _Mapping]] = ..., update: _Optional[_Union[SpanInfo, _Mapping]] = ..., stored: _Optional[_Union[ContributionStored, _Mapping]] = ..., refused: _Optional[_Union[TrainingRefusal, _Mapping]] = ..., evaluated: _Optional[_Union[Evaluation, _Mapping]] = ..., sums: _Optional[_Union[SumsInfo, _Mapping]] = ..., predicted: _Optional[_Union[Predicted, _Mapping]] = ..., held: _Optional[_Union[ContributionHeld, _Mapping]] = ..., collected: _Optional[_Union[Collected, _Mapping]] = ...) -> None: ...
 
 class TrainingOrder(_message.Message):
     __slots__ = ("kind",)
@@ -174,7 +186,7 @@ class TrainingOrder(_message.Message):
     def __init__(self, kind: _Optional[_Union[TrainingKind, str]] = ...) -> None: ...
 
 class TrainingWork(_message.Message):
-    __slots__ = ("spec", "node_index", "nodes", "weights", "held_spans", "evaluate", "overrides", "sums", "payload_bytes", "inputs", "going_on")
+    __slots__ = ("spec", "node_index", "nodes", "weights", "held_spans", "evaluate", "overrides", "sums", "payload_bytes", "inputs", "deliver_to", "collect", "going_on")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     NODE_INDEX_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +197,8 @@ class TrainingWork(_message.Message):
     SUMS_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_BYTES_FIELD_NUMBER: _ClassVar[int]
     INPUTS_FIELD_NUMBER: _ClassVar[int]
+    DELIVER_TO_FIELD_NUMBER: _ClassVar[int]
+    COLLECT_FIELD_NUMBER: _ClassVar[int]
     GOING_ON_FIELD_NUMBER: _ClassVar[int]
     spec: TrainingSpec
     node_index: int
@@ -196,8 +210,18 @@ class TrainingWork(_message.Message):
     sums: SumsRound
     payload_bytes: int
     inputs: Inputs
+    deliver_to: GroupHead
+    collect: _containers.RepeatedScalarFieldContainer[str]
     going_on: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., node_index: _Optional[int] = ..., nodes: _Optional[int] = ..., weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., held_spans: _Optional[int] = ..., evaluate: _Optional[bool] = ..., overrides: _Optional[str] = ..., sums: _Optional[_Union[SumsRound, _Mapping]] = ..., payload_bytes: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., going_on: _Optional[_Iterable[str]] = ...) -> None: ...
+    def __init__(self, spec: _Optional[_Union[TrainingSpec, _Mapping]] = ..., node_index: _Optional[int] = ..., nodes: _Optional[int] = ..., weights: _Optional[_Union[WeightsInfo, _Mapping]] = ..., held_spans: _Optional[int] = ..., evaluate: _Optional[bool] = ..., overrides: _Optional[str] = ..., sums: _Optional[_Union[SumsRound, _Mapping]] = ..., payload_bytes: _Optional[int] = ..., inputs: _Optional[_Union[Inputs, _Mapping]] = ..., deliver_to: _Optional[_Union[GroupHead, _Mapping]] = ..., collect: _Optional[_Iterable[str]] = ..., going_on: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GroupHead(_message.Message):
+    __slots__ = ("name", "address")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    address: str
+    def __init__(self, name: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
 
 class Inputs(_message.Message):
     __slots__ = ("shape", "data")
@@ -262,7 +286,7 @@ class TrainingProgress(_message.Message):
     def __init__(self, step: _Optional[int] = ..., steps: _Optional[int] = ..., loss: _Optional[float] = ...) -> None: ...
 
 class ContributionInfo(_message.Message):
-    __slots__ = ("examples", "spans", "sha256", "loss", "steps", "train_s", "sums_context", "release")
+    __slots__ = ("examples", "spans", "sha256", "loss", "steps", "train_s", "sums_context", "release", "summed")
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
@@ -271,6 +295,7 @@ class ContributionInfo(_message.Message):
     TRAIN_S_FIELD_NUMBER: _ClassVar[int]
     SUMS_CONTEXT_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    SUMMED_FIELD_NUMBER: _ClassVar[int]
     examples: int
     spans: int
     sha256: bytes
@@ -279,7 +304,34 @@ class ContributionInfo(_message.Message):
     train_s: float
     sums_context: bytes
     release: str
-    def __init__(self, examples: _Optional[int] = ..., spans: _Optional[int] = ..., sha256: _Optional[bytes] = ..., loss: _Optional[float] = ..., steps: _Optional[int] = ..., train_s: _Optional[float] = ..., sums_context: _Optional[bytes] = ..., release: _Optional[str] = ...) -> None: ...
+    summed: _containers.RepeatedCompositeFieldContainer[SummedContribution]
+    def __init__(self, examples: _Optional[int] = ..., spans: _Optional[int] = ..., sha256: _Optional[bytes] = ..., loss: _Optional[float] = ..., steps: _Optional[int] = ..., train_s: _Optional[float] = ..., sums_context: _Optional[bytes] = ..., release: _Optional[str] = ..., summed: _Optional[_Iterable[_Union[SummedContribution, _Mapping]]] = ...) -> None: ...
+
+class SummedContribution(_message.Message):
+    __slots__ = ("node", "examples", "steps", "train_s", "release")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    TRAIN_S_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    examples: int
+    steps: int
+    train_s: float
+    release: str
+    def __init__(self, node: _Optional[str] = ..., examples: _Optional[int] = ..., steps: _Optional[int] = ..., train_s: _Optional[float] = ..., release: _Optional[str] = ...) -> None: ...
+
+class ContributionHeld(_message.Message):
+    __slots__ = ("spans",)
+    SPANS_FIELD_NUMBER: _ClassVar[int]
+    spans: int
+    def __init__(self, spans: _Optional[int] = ...) -> None: ...
+
+class Collected(_message.Message):
+    __slots__ = ("nodes",)
+    NODES_FIELD_NUMBER: _ClassVar[int]
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ContributionStored(_message.Message):
     __slots__ = ()
