@@ -62,4 +62,11 @@ def clip_update(update: NDArray[np.float32], clip: float) -> tuple[NDArray[np.fl
     """
     norm = math.sqrt(squared_norm(update))
     factor = clip_factor(norm, clip)
-    return (update.copy() if factor == 1.0 else (update * np.float32(factor))), norm
+    if factor == 1.0:
+        return update.copy(), norm
+    # In float64: the factor of a huge update is too small for float32. Rounded towards 0, no value ends above its own.
+    wide = update.astype(np.float64) * factor
+    clipped = wide.astype(np.float32)
+    longer = np.abs(clipped) > np.abs(wide)
+    clipped[longer] = np.nextafter(clipped[longer], np.float32(0.0))
+    return clipped, norm

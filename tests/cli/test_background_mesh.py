@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.interruptible import interruptible
+
 WAIT_S = 90.0
 
 
@@ -118,12 +120,10 @@ def test_a_mesh_in_the_background_serves_until_it_is_taken_down(home: dict[str, 
 def test_an_interrupted_demo_leaves_no_process(home: dict[str, str], model: Path, number: signal.Signals) -> None:
     """Ctrl-C while the mesh starts: exit code 130, and nothing of it runs any more."""
     demo = subprocess.Popen(
-        [sys.executable, "-m", "orbitmesh.cli.main", "demo", "--model", str(model), "--json"],
+        interruptible("-m", "orbitmesh.cli.main", "demo", "--model", str(model), "--json"),
         env=home,
         stdout=subprocess.PIPE,
         text=True,
-        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert demo.stdout is not None
     give_up = time.monotonic() + WAIT_S

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from orbitmesh.cli.demo_telling import Pace, agrees, stall_table
 from orbitmesh.contacts import ContactPlan
 from orbitmesh.results import Deployment, Stage
 from orbitmesh.trace.breakdown import Breakdown, BreakdownRow
+from tests.interruptible import interruptible
 
 
 def test_the_sky_of_the_demo_closes_opens_and_loses_one_satellite() -> None:
@@ -82,14 +82,14 @@ def test_an_interrupted_demo_leaves_no_process(tmp_path: Path) -> None:
     """Ctrl-C while the processes start ends the command with 130, and every process of its mesh with it."""
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
-        [sys.executable, "-m", "orbitmesh.cli.main", "demo", "--json"],
+        interruptible("-m", "orbitmesh.cli.main", "demo", "--json"),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
-        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:  # fmt: skip
-        assert running.stdout is not None
-        while json.loads(running.stdout.readline())["event"] != "progress":
-            pass
+        assert running.stdout is not None and running.stderr is not None
+        while line := running.stdout.readline():
+            if json.loads(line)["event"] == "progress":
+                break
+        assert line, running.stderr.read()
         give_up = time.monotonic() + 60
         while len(processes_of(tmp_path)) < 3:
             assert time.monotonic() < give_up

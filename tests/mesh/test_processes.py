@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from orbitmesh import Mesh
+from tests.interruptible import interruptible
 from tests.mesh.support import until
 
 PROGRAM = """
@@ -49,11 +50,9 @@ def test_leaving_the_block_ends_every_process(tmp_path: Path) -> None:
 def test_a_program_that_is_ended_leaves_no_mesh_behind(how: signal.Signals, tmp_path: Path) -> None:
     """SIGKILL gives it no time to clean up; Ctrl-C interrupts whatever it is doing."""
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(tmp_path)],
+        interruptible("-c", PROGRAM, str(tmp_path)),
         stdout=subprocess.PIPE,
         start_new_session=True,
-        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     with program:
         assert program.stdout is not None

@@ -219,6 +219,7 @@ def test_ctrl_c_ends_a_training_early_and_a_second_one_stops_it(on_path: None) -
         ending.restore()
 
 
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_two_trainings_from_one_seed_write_the_same_bytes(tmp_path: Path) -> None:
     """Three steps of the tiny setting, twice: all files are equal, and another seed's weights are not."""

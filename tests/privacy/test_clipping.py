@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -17,6 +17,8 @@ finite = st.floats(allow_nan=False, allow_infinity=False, width=32)
 
 
 @given(arrays(np.float32, st.integers(0, 200), elements=finite), st.floats(1e-6, 1e6))
+@example(np.array([1.4765651e35], np.float32), 1e-6)
+@example(np.array([1.476461e35], np.float32), 1e-6)
 def test_a_clipped_update_points_the_same_way_and_is_no_longer_than_the_clip(update: np.ndarray, clip: float) -> None:
     """The norm in float64 is at most the clip; a short update comes back unchanged; the true norm is told."""
     clipped, norm = clip_update(update, clip)

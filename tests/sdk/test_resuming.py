@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,6 +19,7 @@ from orbitmesh.rpc import channel_options
 from orbitmesh.trust import Role, load_identity
 from orbitmesh.trust.names import dns_name
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc
+from tests.interruptible import interruptible
 
 PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
 NEW_TOKENS = 120
@@ -71,10 +71,8 @@ def command(mesh: Mesh, *more: str) -> subprocess.Popen[str]:
     where = ["--gateway", mesh.local.gateway, "--identity", str(mesh.local.identity)]
     tokens = ["--token-ids", ",".join(map(str, PROMPT)), "--max-new-tokens", str(NEW_TOKENS), "--ignore-end"]
     return subprocess.Popen(
-        [sys.executable, "-m", "orbitmesh.cli.main", "generate", "tiny", *tokens, *where, "--json", *more],
+        interruptible("-m", "orbitmesh.cli.main", "generate", "tiny", *tokens, *where, "--json", *more),
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        # Shells let what they start in the background ignore Ctrl-C, and that is inherited.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
 
 
