@@ -142,9 +142,9 @@ def _row(outcomes: list[Outcome], peers: list[float], sent: float) -> dict[str, 
     # Of one node that syncs every time: what was lost was sent in part, or not at all.
     up = [each.up_bytes * len(rounds) for each, rounds in zip(outcomes, every, strict=True)]
     return {
-        "loss": summary([each.losses[-1] for each in outcomes]),
+        "loss": summary([each.loss for each in outcomes]),
         "above_in_step_percent": summary(
-            [100 * (each.losses[-1] / peer - 1) for each, peer in zip(outcomes, peers, strict=True)]
+            [100 * (each.loss / peer - 1) for each, peer in zip(outcomes, peers, strict=True)]
         ),
         "bytes_per_node": summary(up),
         "times_fewer_bytes": summary([sent / each for each in up]),

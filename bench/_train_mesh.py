@@ -81,9 +81,14 @@ class Outcome:
         return [100 * each.figures["accuracy"] for each in self.status.rounds]
 
     @property
-    def losses(self) -> list[float]:
-        """Loss on the held-out examples after each round."""
-        return [each.figures["loss"] for each in self.status.rounds]
+    def losses(self) -> list[float | None]:
+        """Loss on the held-out examples after each round; None where who was to measure it was cut off."""
+        return [each.figures.get("loss") for each in self.status.rounds]
+
+    @property
+    def loss(self) -> float:
+        """The same after the last round."""
+        return self.status.rounds[-1].figures["loss"]
 
     @property
     def up_bytes(self) -> float:
