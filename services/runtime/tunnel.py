@@ -155,7 +155,8 @@ class Entrance:
         self._carried: set[asyncio.Task[None]] = set()
         self.failure: MeshError | None = None
         """Why the last tunnel could not be opened or ended; None where it is well."""
-        self._accepting = asyncio.create_task(self._accept(), name=f"the way into tunnels to {peer}")
+        self._resting: asyncio.TimerHandle | None = None
+        self._watch()
 
     def explained(self, error: grpc.aio.AioRpcError) -> grpc.aio.AioRpcError:
         """What a call through the tunnel failed with, with the tunnel's reason where that is why."""
@@ -167,26 +168,38 @@ class Entrance:
 
     async def close(self) -> None:
         """Closes the way in and ends its tunnels."""
-        tasks = [self._accepting, *self._carried]
+        if self._listening.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(self._listening.fileno())
+        if self._resting is not None:
+            self._resting.cancel()
+        tasks = list(self._carried)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._listening.close()
 
-    async def _accept(self) -> None:
+    def _watch(self) -> None:
+        # Not `sock_accept`: where that is cancelled as a connection comes in, the connection is nobody's any more.
+        asyncio.get_running_loop().add_reader(self._listening.fileno(), self._accept)
+
+    def _accept(self) -> None:
         loop = asyncio.get_running_loop()
-        while True:
-            try:
-                sock, _ = await loop.sock_accept(self._listening)
-            except OSError:
-                await asyncio.sleep(ACCEPT_PAUSE_S)  # out of descriptors, for instance
-                continue
-            if not _is_own(sock) or len(self._carried) >= CONNECTIONS_MAX:
-                sock.close()
-                continue
-            task = asyncio.create_task(self._carry(SocketEnd(sock, "the local end")), name=f"a tunnel to {self._peer}")
-            self._carried.add(task)
-            task.add_done_callback(self._carried.discard)
+        try:
+            sock, _ = self._listening.accept()
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:  # out of descriptors, for instance
+            loop.remove_reader(self._listening.fileno())
+            self._resting = loop.call_later(ACCEPT_PAUSE_S, self._watch)
+            return
+        if not _is_own(sock) or len(self._carried) >= CONNECTIONS_MAX:
+            sock.close()
+            return
+        sock.setblocking(False)
+        task = asyncio.create_task(self._carry(SocketEnd(sock, "the local end")), name=f"a tunnel to {self._peer}")
+        self._carried.add(task)
+        task.add_done_callback(self._carried.discard)
+        task.add_done_callback(lambda _: sock.close())  # one that is cancelled before it began closes nothing itself
 
     async def _carry(self, near: SocketEnd) -> None:
         try:
