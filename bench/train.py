@@ -1,6 +1,6 @@
 """Federated training through a real local mesh: what is lost where less is sent or seen, and what rounds cost.
 
-    python bench/train.py [--json] [--parts accuracy,masked,privacy,rounds,memory,cuts,diloco] [--seeds 5] [--rounds 20]
+    python bench/train.py [--json] [--parts accuracy,masked,privacy,...] [--seeds 5] [--rounds 20]
 
 Meshes of real processes on this machine: executors, an aggregator, a gateway. Parts:
 
@@ -13,6 +13,7 @@ Meshes of real processes on this machine: executors, an aggregator, a gateway. P
 - memory: the aggregator's memory while 8 contributions of 200 MB come in.
 - cuts: a link cut at a random byte of a contribution, 100 times; bytes sent again, and whether the weights are equal.
 - diloco: a language model over 4 nodes, DiLoCo with 4-bit contributions against training in step.
+- groups: secure sums over 6 nodes, with and without sums in two groups on the way; bytes at the aggregator.
 
 Figures are medians with minimum and maximum over seeds or repeats; every curve is in the JSON. It ends with the goals
 and whether they were met. `--json` also writes bench/results/train.json, where parts that are not measured stay as
@@ -36,6 +37,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "clients" / "python"), str(ROOT / "bench")
 
 import _train_accuracy as accuracy  # noqa: E402 - the paths come first
 import _train_diloco as diloco  # noqa: E402
+import _train_groups as groups  # noqa: E402
 import _train_load as load  # noqa: E402
 from generate import machine  # noqa: E402
 
@@ -48,6 +50,7 @@ GOALS: dict[str, Callable[[dict[str, Any]], dict[str, dict[str, Any]]]] = {
     "memory": load.memory_goals,
     "cuts": load.cuts_goals,
     "diloco": diloco.goals,
+    "groups": groups.goals,
 }
 """What was aimed at with each part."""
 PARTS = tuple(GOALS)
@@ -65,6 +68,7 @@ def measure(arguments: argparse.Namespace, tell: Callable[[str], None]) -> Itera
         "memory": lambda: load.measure_memory(arguments.repeats, tell),
         "cuts": lambda: load.measure_cuts(arguments.cuts, arguments.seed, tell),
         "diloco": lambda: diloco.measure(arguments.steps, min(seeds, arguments.diloco_seeds), tell),
+        "groups": lambda: groups.measure(arguments.repeats, tell),
     }
     for part in arguments.parts:
         began_s, before = time.monotonic(), os.getloadavg()[0]
@@ -126,7 +130,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=count, default=5, help="runs of each case of accuracy, masked and privacy")
     parser.add_argument("--rounds", type=count, default=20, help="rounds of a run of accuracy and masked")
     parser.add_argument("--timed-rounds", type=count, default=100, help="rounds of a run of `rounds`")
-    parser.add_argument("--repeats", type=count, default=3, help="runs of each case of `rounds` and `memory`")
+    parser.add_argument("--repeats", type=count, default=3, help="runs of each case of `rounds`, `memory` and `groups`")
     parser.add_argument("--cuts", type=count, default=100, help="rounds of `cuts`, each with one")
     parser.add_argument("--steps", type=count, default=1000, help="optimiser steps of each node in `diloco`")
     parser.add_argument("--diloco-seeds", type=count, default=1, help="runs of each case of `diloco`")

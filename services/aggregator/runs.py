@@ -85,6 +85,7 @@ class Runs:
 
         Raises:
             InvalidInputError: The specification makes no sense, or the name is taken.
+            IntegrityError: A run of that name is there and cannot be read.
             CapacityError: Too many runs go on.
         """
         if not NAME.fullmatch(request.name):
@@ -93,7 +94,7 @@ class Runs:
             )
         if not request.request_id or len(request.request_id) > 128:
             raise InvalidInputError("a request to start a run carries a request_id of 1 to 128 characters")
-        known = self._drivers.get(request.name)
+        known = self.get(request.name) if request.name in self._unreadable else self._drivers.get(request.name)
         if known is None or known.book.request_id != request.request_id:
             await self._members.refresh()
             spec = check_spec(request.spec, self._members.up())

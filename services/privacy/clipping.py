@@ -1,7 +1,7 @@
 """Bounding what one node adds to a sum: its update is scaled down to a norm, never up.
 
 The norm of an update that is handled in spans is the root of the sum of `squared_norm` over its spans; the factor of
-`clip_factor` then applies to each span, so that neither end needs the whole update at once.
+`clip_factor` then applies to each span, in float64, so that neither end needs the whole update at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from orbitmesh.errors import InvalidInputError
 
 _ROUND_DOWN = 1.0 - 2.0**-20
-"""Scaled values are float32: without this their norm could end a rounding above the clip."""
+"""Without this the norm of scaled values could end a rounding above the clip."""
 
 
 def squared_norm(values: NDArray[np.float32]) -> float:
@@ -46,27 +46,3 @@ def clip_factor(norm: float, clip: float) -> float:
     if not (math.isfinite(norm) and norm >= 0):
         raise InvalidInputError(f"a norm is finite and at least 0, not {norm}", reason="NOT_FINITE")
     return 1.0 if norm <= clip else clip / norm * _ROUND_DOWN
-
-
-def clip_update(update: NDArray[np.float32], clip: float) -> tuple[NDArray[np.float32], float]:
-    """The update with a norm of at most `clip`, as a new array, and the norm that it had.
-
-    The norm before clipping is not private: it may not leave the node where privacy is promised.
-
-    Args:
-        update: Shape (d,), float32.
-        clip: The largest Euclidean norm.
-
-    Raises:
-        InvalidInputError: The update has a NaN or an Inf, or the clip is not finite and above 0.
-    """
-    norm = math.sqrt(squared_norm(update))
-    factor = clip_factor(norm, clip)
-    if factor == 1.0:
-        return update.copy(), norm
-    # In float64: the factor of a huge update is too small for float32. Rounded towards 0, no value ends above its own.
-    wide = update.astype(np.float64) * factor
-    clipped = wide.astype(np.float32)
-    longer = np.abs(clipped) > np.abs(wide)
-    clipped[longer] = np.nextafter(clipped[longer], np.float32(0.0))
-    return clipped, norm

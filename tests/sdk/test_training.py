@@ -401,7 +401,7 @@ async def test_who_is_cancelled_leaves_as_asyncio_wants_it(
         await for_ever()
 
     async def giving(context: Any) -> AsyncIterator[aggregator_pb2.GetWeightsResponse]:
-        yield aggregator_pb2.GetWeightsResponse(values=1 << 20)
+        yield aggregator_pb2.GetWeightsResponse(values=1 << 20, sha256=bytes(32))
         await for_ever()
 
     aggregator.watching, aggregator.giving = [telling], [giving]

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
 from pathlib import Path
 
 
-def write_durably(path: Path, data: bytes | memoryview, *, mode: int | None = None) -> None:
+def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> None:
     """Writes a file that is whole and on the disk on return, whoever else writes it at the same time.
 
     Args:
@@ -16,17 +15,13 @@ def write_durably(path: Path, data: bytes | memoryview, *, mode: int | None = No
         data: What.
         mode: Its permission bits, whatever the umask says; its owner's alone where left out.
     """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        written = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            if mode is not None:
-                written.chmod(mode)
-        except BaseException:
-            written.unlink(missing_ok=True)
-            raise
-    put_in_place(written, path)
+    written = made_beside(path)
+    try:
+        written.chmod(mode)  # before anything is in it
+        written.write_bytes(data)
+        put_in_place(written, path)
+    finally:
+        written.unlink(missing_ok=True)
 
 
 def made_beside(path: Path) -> Path:

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from orbitmesh.durable import put_in_place
-from orbitmesh.errors import IntegrityError, InvalidInputError
+from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import training_pb2
-from services.executor.training.contribution import ContributionFile, ContributionWriter, Facts
+from services.executor.training.contribution import ContributionFile, ContributionWriter, Facts, opened
 from services.executor.training.files import RunFiles
 from services.securesum import PartialSum, RoundPlan
 from services.securesum.packing import packed_bytes, unpack
@@ -101,14 +101,7 @@ class Collection:
 
     def get(self, node: str) -> ContributionFile | None:
         """A contribution, whole and checked; None where there is none. A damaged one is removed."""
-        path = self._files.collected(self.plan.round_index, node)
-        try:
-            return ContributionFile(path)
-        except FileNotFoundError:
-            return None
-        except IntegrityError:
-            path.unlink(missing_ok=True)
-            return None
+        return opened(self._files.collected(self.plan.round_index, node))
 
     def there(self, nodes: Iterable[str]) -> list[str]:
         """Which nodes' contributions are here in full."""
@@ -151,9 +144,8 @@ class Collection:
 
     def _made(self, own: ContributionFile, nodes: Sequence[str]) -> ContributionFile | None:
         """The sum, where it was made already."""
-        try:
-            made = ContributionFile(self._files.summed(self.plan.round_index))
-        except (FileNotFoundError, IntegrityError):
+        made = opened(self._files.summed(self.plan.round_index))
+        if made is None:
             return None
         same = [each["node"] for each in made.facts.summed] == list(nodes)
         return made if same and made.facts.sums_context == own.facts.sums_context else None

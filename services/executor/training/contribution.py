@@ -66,6 +66,17 @@ class Facts:
         return text + _TAIL.pack(hashlib.sha256(text).digest(), len(text), MAGIC)
 
 
+def opened(path: Path) -> ContributionFile | None:
+    """A contribution, whole and checked; None where there is none. A damaged one is removed: it is made again."""
+    try:
+        return ContributionFile(path)
+    except FileNotFoundError:
+        return None
+    except IntegrityError:
+        path.unlink(missing_ok=True)
+        return None
+
+
 class ContributionWriter:
     """Writes a contribution; nothing is under its name before `publish`. Blocks.
 

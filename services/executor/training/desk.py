@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Coroutine
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from services.executor.training.forgotten import Forgotten
 from services.executor.training.predicting import PREFIX, Predictor
 from services.executor.training.refusals import not_joined, refusal
 from services.executor.training.run import NodeRun
-from services.executor.training.terms import has_secrets
 from services.executor.training.thread import TrainingThread
 from services.executor.training.work import RUN_CHARACTERS, check_run, parse_work
 from services.executor.training.worker import Reach, Surroundings
@@ -56,6 +54,7 @@ class TrainingDesk:
         )
         self._predictor = Predictor(self._thread, device, log)
         self._runs: dict[str, NodeRun] = {}
+        self._leaving: set[str] = set()
         self._farewells: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -133,32 +132,26 @@ class TrainingDesk:
             CapacityError: All runs that are here go on.
         """
         kept = {path.name for path in self._directory.glob("*") if path.is_dir()} | set(self._runs)
-        if len(kept - {name}) < RUNS_MAX:
+        if len(kept - self._leaving - {name}) < RUNS_MAX:
             return
-        ended = longest_ended(self._directory, aggregator, parse_work(data).going_on)
+        ended = longest_ended(self._directory, aggregator, {*parse_work(data).going_on}, self._leaving)
         if ended is None:
             raise CapacityError(
                 f"this node takes part in {RUNS_MAX} runs that go on already; wait for one to end, or cancel one",
                 metadata={"runs": len(kept), "limit": RUNS_MAX},
             )
         self._log.info("run_forgotten", run=ended, why="there was no room for another one")
-        # In the same turn of the loop, so that nothing takes it up again.
-        files = RunFiles(self._directory / ended)
-        joined = files.joined()
-        if joined is not None and has_secrets(joined.spec):
-            self._around.forgotten.add(ended)
-        files.remove()
-        run = self._runs.pop(ended, None)
-        if run is not None:
-            self._farewell(run.close())
+        self._leaving.add(ended)
+        if ended not in self._runs:
+            files = RunFiles(self._directory / ended)
+            self._runs[ended] = NodeRun(ended, files, files.joined(), self._around, self._over)
+        self._runs[ended].end()
 
     def _over(self, run: NodeRun) -> None:
         if self._runs.get(run.name) is run:
             del self._runs[run.name]
-        self._farewell(run.farewell())
-
-    def _farewell(self, last: Coroutine[None, None, None]) -> None:
-        farewell = asyncio.create_task(last, name="last answers of a run")
+        self._leaving.discard(run.name)
+        farewell = asyncio.create_task(run.farewell(), name=f"last answers of {run.name}")
         self._farewells.add(farewell)
         farewell.add_done_callback(self._farewells.discard)
 
@@ -177,13 +170,14 @@ def check_sender(session: Session) -> None:
         )
 
 
-def longest_ended(directory: Path, aggregator: str, going_on: Collection[str]) -> str | None:
+def longest_ended(directory: Path, aggregator: str, going_on: set[str], leaving: set[str]) -> str | None:
     """The run that an aggregator needs no more and that was worked on longest ago; None where there is none.
 
     Args:
         directory: Where runs are kept.
         aggregator: Whose runs may be forgotten, by SPIFFE name.
         going_on: Those of its runs that go on; where none is named, nothing is known.
+        leaving: Runs that are being let go of.
     """
     if not going_on:
         return None
@@ -191,7 +185,7 @@ def longest_ended(directory: Path, aggregator: str, going_on: Collection[str]) -
     for path in directory.glob("*"):
         with suppress(IntegrityError, OSError):
             joined = RunFiles(path).joined()
-            if joined is not None and joined.aggregator == aggregator and path.name not in going_on:
+            if joined is not None and joined.aggregator == aggregator and path.name not in going_on | leaving:
                 ended.append((path.stat().st_mtime_ns, path.name))
     return min(ended)[1] if ended else None
 

@@ -28,7 +28,7 @@ from google.protobuf.message import DecodeError
 from orbitmesh.durable import write_durably
 from orbitmesh.errors import IntegrityError
 from orbitmesh.v1 import training_pb2
-from services.executor.training.contribution import UNPUBLISHED, ContributionFile
+from services.executor.training.contribution import UNPUBLISHED, ContributionFile, opened
 from services.executor.training.weights import WeightsFile
 
 FORMAT = 1
@@ -117,14 +117,7 @@ class RunFiles:
 
     def contribution(self, kind: str, round_index: int) -> ContributionFile | None:
         """A contribution, whole and checked; None where there is none. A damaged one is removed: it is made again."""
-        path = self.contribution_path(kind, round_index)
-        try:
-            return ContributionFile(path)
-        except FileNotFoundError:
-            return None
-        except IntegrityError:
-            path.unlink(missing_ok=True)
-            return None
+        return opened(self.contribution_path(kind, round_index))
 
     def adopt_unpublished(self, round_index: int) -> None:
         """Gives contributions of other rounds that a crash kept from their names these names, if they are whole.

@@ -98,6 +98,10 @@ class NodeRun:
         await self._room.acquire()
         self._mail.put_nowait(_Message(info, data, session))
 
+    def end(self) -> None:
+        """Lets go of the run, as an order to end it does."""
+        self._post(0, self._end)
+
     async def close(self) -> None:
         """Stops everything; what is on disk stays."""
         self._give_up()

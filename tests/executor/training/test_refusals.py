@@ -197,13 +197,13 @@ async def test_a_run_that_has_ended_makes_room(ca: Ca, tmp_path: Path) -> None:
         await runs[-2].refused("CAPACITY_EXHAUSTED")
         del work.going_on[3:5]
         await runs[-2].join(work)
-        assert not (tmp_path / "training" / "run-3").exists()
+        await until(lambda: not (tmp_path / "training" / "run-3").exists())
         assert (tmp_path / "training" / "run-4").exists()
         await runs[3].order(TRAIN, on(work_of(), WEIGHTS))
         await runs[3].refused("FAILED_PRECONDITION")
         work.going_on.append(runs[-1].run)
         await runs[-1].join(work)
-        assert not (tmp_path / "training" / "run-4").exists()
+        await until(lambda: not (tmp_path / "training" / "run-4").exists())
         assert (await runs[5].train(work_of(), WEIGHTS)).info.spans == 1
 
 
