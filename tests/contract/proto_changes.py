@@ -204,10 +204,14 @@ def retype_field(files: FileDescriptorSet) -> Iterator[Site]:
 
 
 def retype_values_of_map(files: FileDescriptorSet) -> Iterator[Site]:
+    def deed(field: FieldDescriptorProto) -> None:
+        field.type = FieldDescriptorProto.TYPE_FIXED64
+        field.ClearField("type_name")
+
     for message in _messages(files):
         for entry in message.nested_type:
             if entry.options.map_entry:
-                yield partial(setattr, entry.field[1], "type", FieldDescriptorProto.TYPE_FIXED64)
+                yield partial(deed, entry.field[1])
 
 
 def change_cardinality(files: FileDescriptorSet) -> Iterator[Site]:

@@ -157,7 +157,7 @@ class Failure(_message.Message):
     def __init__(self, generation: _Optional[int] = ..., reason: _Optional[str] = ..., message: _Optional[str] = ..., metadata: _Optional[_Mapping[str, str]] = ..., sha256: _Optional[bytes] = ..., epoch: _Optional[int] = ..., stage_index: _Optional[int] = ...) -> None: ...
 
 class TransferInfo(_message.Message):
-    __slots__ = ("tensor", "step", "token", "file", "file_request", "failure", "blob", "cache", "training")
+    __slots__ = ("tensor", "step", "token", "file", "file_request", "failure", "blob", "cache", "training", "slice")
     TENSOR_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     TOKEN_FIELD_NUMBER: _ClassVar[int]
@@ -167,6 +167,7 @@ class TransferInfo(_message.Message):
     BLOB_FIELD_NUMBER: _ClassVar[int]
     CACHE_FIELD_NUMBER: _ClassVar[int]
     TRAINING_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     tensor: TensorSpec
     step: StepInfo
     token: TokenInfo
@@ -176,7 +177,8 @@ class TransferInfo(_message.Message):
     blob: BlobInfo
     cache: CacheInfo
     training: _training_pb2.TrainingInfo
-    def __init__(self, tensor: _Optional[_Union[TensorSpec, _Mapping]] = ..., step: _Optional[_Union[StepInfo, _Mapping]] = ..., token: _Optional[_Union[TokenInfo, _Mapping]] = ..., file: _Optional[_Union[FileInfo, _Mapping]] = ..., file_request: _Optional[_Union[FileRequest, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., blob: _Optional[_Union[BlobInfo, _Mapping]] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., training: _Optional[_Union[_training_pb2.TrainingInfo, _Mapping]] = ...) -> None: ...
+    slice: str
+    def __init__(self, tensor: _Optional[_Union[TensorSpec, _Mapping]] = ..., step: _Optional[_Union[StepInfo, _Mapping]] = ..., token: _Optional[_Union[TokenInfo, _Mapping]] = ..., file: _Optional[_Union[FileInfo, _Mapping]] = ..., file_request: _Optional[_Union[FileRequest, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ..., blob: _Optional[_Union[BlobInfo, _Mapping]] = ..., cache: _Optional[_Union[CacheInfo, _Mapping]] = ..., training: _Optional[_Union[_training_pb2.TrainingInfo, _Mapping]] = ..., slice: _Optional[str] = ...) -> None: ...
 
 class BlobInfo(_message.Message):
     __slots__ = ("tag",)
