@@ -69,7 +69,7 @@ def contents(book: Book) -> dict[str, object]:
                 sorted((each.key, each.nodes, each.amounts, each.until_ns) for each in held.admissions.values()),
                 list(held.order),
                 {node: amounts for node, amounts in held.used.items() if any(amounts)},
-                repr(held.promise.profile),
+                held.promise.profile,
             )
             for name, held in book.slices.items()
         },

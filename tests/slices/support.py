@@ -125,8 +125,8 @@ async def serving(pki: Path, state: Path, contacts: Path | None = None) -> Async
             service = Service(keeper, host, f"127.0.0.1:{host.port}", pki, stack, clock)
             await service.see(NODES)
             yield service
-            await host.drain(5.0)
     finally:
+        await host.drain(5.0)
         for task in unasked:
             task.cancel()
         await asyncio.gather(*unasked, return_exceptions=True)
