@@ -13,7 +13,7 @@ from services.localmesh.topology import LinkSpec, MeshSpec, ways
 from tests.compose.readme import DEPLOY, blocks
 
 NODES = ("sat-1", "sat-2", "sat-3", "ground-1")
-SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "links")
+SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "slices", "links")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_every_service_takes_its_own_relays_and_no_way_past_them(
             relay = relays.get(f"{source}>{target}")
             if relay is None:
                 assert (source, target, way) in {
-                    (near, "scheduler", "scheduler:7442") for near in ("gateway", "aggregator", "ground-1")
+                    (near, "scheduler", "scheduler:7442") for near in ("gateway", "aggregator", "slices", "ground-1")
                 }
                 continue
             assert way == f"links:{relay.listen.rpartition(':')[2]}", f"{source}>{target}"
@@ -100,10 +100,11 @@ def test_fixed_addresses_are_the_ones_that_relays_use(
     assert len(set(fixed)) == len(fixed)
 
 
-def test_the_gateway_is_told_where_the_aggregator_listens(compose: dict[str, Any]) -> None:
+@pytest.mark.parametrize("service", ["aggregator", "slices"])
+def test_the_gateway_is_told_where_services_behind_it_listen(service: str, compose: dict[str, Any]) -> None:
     """The port of the one is the port of the other."""
-    [given] = [word for word in compose["services"]["gateway"]["command"] if word.startswith("--aggregator=")]
-    host, _, port = given.removeprefix("--aggregator=").partition(":")
+    [given] = [word for word in compose["services"]["gateway"]["command"] if word.startswith(f"--{service}=")]
+    host, _, port = given.removeprefix(f"--{service}=").partition(":")
     assert f"--listen=0.0.0.0:{port}" in compose["services"][host]["command"]
 
 
