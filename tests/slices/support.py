@@ -88,6 +88,8 @@ class Service:
     """Where it is."""
     pki: Path
     """Everybody's identities."""
+    solvers: Solvers
+    """What computes allocations."""
     stack: AsyncExitStack
     """Ends connections."""
     clock: dict[str, int] = field(default_factory=dict)
@@ -122,7 +124,7 @@ async def serving(pki: Path, state: Path, contacts: Path | None = None) -> Async
     try:
         async with AsyncExitStack() as stack:
             await host.start()
-            service = Service(keeper, host, f"127.0.0.1:{host.port}", pki, stack, clock)
+            service = Service(keeper, host, f"127.0.0.1:{host.port}", pki, solvers, stack, clock)
             await service.see(NODES)
             yield service
     finally:
