@@ -1,6 +1,6 @@
 """The executor: holds stages of models on one node, runs their steps and pushes the results on.
 
-    engine      one thread that computes, first come first served
+    engine      one thread that computes; fairqueue: whose step is next, by slice: pure
     runner      a loaded stage: its generations, what comes in, what is computed
     progress    how far a generation is and what each message means for it: pure
     recovery    stopping a generation, letting it go on, feeding a stage that takes over
