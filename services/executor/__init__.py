@@ -10,6 +10,7 @@
     loading     fetching, verifying and loading a stage
     stage       layers of a model as one callable; kvcache, sampling, architecture belong to it
     training    federated training beside the stages: orders of an aggregator, weights, contributions
+    slicing     what slices may use of this node: pure
     measures    what this machine is and can do
     membership  the heartbeat stream and the probing of links
     node        all of it together
