@@ -1,8 +1,10 @@
 """The token time of an urgent generation while others saturate every executor: with slices, without, and alone.
 
-    python bench/slices_compute.py [--json] [--rounds 5] [--tokens 96] [--others 9] [--latency-ms 20] [--model DIR]
+    python bench/slices_compute.py [--json] [--rounds 5] [--tokens 96] [--others 16] [--latency-ms 20] [--stages 2]
+                                   [--model DIR]
 
-A local mesh of three stages over emulated links (`--latency-ms 0`: none, on loopback). Per round, in turning order:
+A Llama of 8 layers of width 512 with random weights in two stages (as many as this machine has cores, or their
+executors take each other's time) over emulated links (`--latency-ms 0`: none). Per round, in turning order:
 
 - `alone`: one generation and nothing else;
 - `without slices`: the same while others generate all the time, first come, first served;
@@ -28,15 +30,16 @@ import statistics
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "clients" / "python")]
 
-from bench.generate import machine  # noqa: E402 - the paths come first
+from bench.generate import machine, random_llama  # noqa: E402 - the paths come first
 from orbitmesh import Link, Mesh  # noqa: E402
 from orbitmesh.rpc import open_channel  # noqa: E402
 from orbitmesh.trust import Role, load_identity  # noqa: E402
@@ -49,13 +52,13 @@ from orbitmesh.v1 import (  # noqa: E402
 )
 
 RESULTS = ROOT / "bench" / "results" / "slices_compute.json"
-STAGES = 3
 PROMPT = [5, 17, 33, 98, 250, 7, 41, 63]
 SHARE = 0.4
 OTHERS_TOKENS = 256
 SLICES = (("urgent", 2), ("bulk", 1))
 CASES = ("alone", "without slices", "with slices")
 CALL_S = 60.0
+KV_TOKENS = 1 << 15
 
 
 class Client:
@@ -242,9 +245,10 @@ def main() -> int:
     """Runs the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print and write the results as JSON")
-    parser.add_argument("--model", default=str(ROOT / "models" / "pydoc"), help="a model in Hugging Face layout")
+    parser.add_argument("--model", help="a model in Hugging Face layout")
     parser.add_argument("--tokens", type=int, default=96)
-    parser.add_argument("--others", type=int, default=9)
+    parser.add_argument("--others", type=int, default=16)
+    parser.add_argument("--stages", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--latency-ms", type=float, default=20.0, help="of each link, one way; 0: no emulated links")
     arguments = parser.parse_args()
@@ -253,10 +257,10 @@ def main() -> int:
         "command": shlex.join(["python", "bench/slices_compute.py", *sys.argv[1:]]),
         "machine": machine(),
     }
-    with Mesh.local(nodes=STAGES, link=link) as mesh:
-        mesh.deploy(arguments.model, name="bench", stages=STAGES, objective="throughput")
-        with suppress(KeyboardInterrupt):
-            result |= asyncio.run(measure(mesh, arguments))
+    with TemporaryDirectory(prefix="orbitmesh-bench-") as scratch, Mesh.local(nodes=arguments.stages, link=link) as mesh:
+        model = arguments.model or random_llama(Path(scratch) / "llama-8x512", 8, 512)
+        mesh.deploy(model, name="bench", stages=arguments.stages, objective="throughput", kv_tokens=KV_TOKENS)
+        result |= asyncio.run(measure(mesh, arguments))
     result["load_at_the_end"] = machine()["load"]
     if arguments.json:
         RESULTS.parent.mkdir(exist_ok=True)
