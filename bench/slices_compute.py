@@ -257,7 +257,7 @@ def main() -> int:
         "command": shlex.join(["python", "bench/slices_compute.py", *sys.argv[1:]]),
         "machine": machine(),
     }
-    with TemporaryDirectory(prefix="orbitmesh-bench-") as scratch, Mesh.local(nodes=arguments.stages, link=link) as mesh:
+    with TemporaryDirectory(prefix="slices-") as scratch, Mesh.local(nodes=arguments.stages, link=link) as mesh:
         model = arguments.model or random_llama(Path(scratch) / "llama-8x512", 8, 512)
         mesh.deploy(model, name="bench", stages=arguments.stages, objective="throughput", kv_tokens=KV_TOKENS)
         result |= asyncio.run(measure(mesh, arguments))
