@@ -197,6 +197,7 @@ def test_a_refused_admission_says_what_is_free_and_when_there_is_room() -> None:
     assert full.value.reason == "SLICE_FULL"
     assert float(full.value.metadata["free_CPU"]) == 1
     assert int(full.value.metadata["free_at_ns"]) == 60 * SECOND
+    assert int(full.value.metadata["retry_after_ms"]) == 60_000
     assert "1970-01-01T00:01:00.000" in full.value.message
     assert admitted(state, "a", "m", until_s=90, now_s=60, CPU=3).slices["a"].admissions.get("m") is not None
 
