@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
@@ -1086,3 +1087,13 @@ class Mesh:
             [('run', 'done')]
         """
         return self._loop.run(self._core.trainings(timeout=timeout))
+
+    @property
+    def slices(self) -> Slices:
+        """The slices of the mesh: shares of its CPU, GPU, memory and bandwidth, each promised to one tenant.
+
+        Example:
+            >>> [template.name for template in mesh.slices.templates()]
+            ['urllc', 'embb', 'mmtc']
+        """
+        return Slices(self._core.slices, self._loop)
