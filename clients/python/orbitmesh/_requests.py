@@ -6,6 +6,7 @@ import math
 import operator
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from typing import SupportsIndex
 
@@ -246,6 +247,8 @@ def between(value: float, what: str, least: float, most: float) -> float:
     Raises:
         InvalidInputError: it is not; the message names `what`.
     """
-    if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
+    # An integer may be larger than any float, which no function of `math` takes.
+    finite = isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
+    if not finite or not least <= value <= most:
         raise InvalidInputError(f"{what} is {value!r:.80}; expected a number from {least:g} to {most:g}")
     return float(value)
