@@ -1,29 +1,26 @@
 """Answers the aggregator's service on the gateway, as `relay` does the scheduler's.
 
-A watcher has no deadline: it stays until the run has ended, this gateway drains, or the way to the aggregator breaks.
-The latter two end its stream with an error that says that it may ask again.
+A watcher has no deadline: its stream ends with its run; an end before that is an error that says that it may ask again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from typing import Any
 
-import grpc
-
+from gateway.handing_on import hand_on, until_drained, watch_deadline_s
 from gateway.upstream import Upstream
 from orbitmesh.errors import TransportError
-from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.rpc import keep_status, mapped_errors
 from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
-from services.runtime.caller import current_call, time_left_s
+from services.runtime.caller import time_left_s
 
 WEIGHTS_DEADLINE_S = 7200.0
 """How long giving a run's weights may take where the caller sets no deadline."""
-MARGIN_S = 1.0
-"""What is left of a caller's deadline, at most, when the aggregator is given up."""
+SERVER = "the aggregator"
+"""What messages call it."""
 ENDED = frozenset({aggregator_pb2.RUN_STATE_DONE, aggregator_pb2.RUN_STATE_CANCELLED, aggregator_pb2.RUN_STATE_FAILED})
 """States after which there is nothing more to tell of a run."""
 
@@ -76,10 +73,9 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
         self, request: aggregator_pb2.WatchRunRequest, context: Any
     ) -> AsyncIterator[aggregator_pb2.WatchRunResponse]:
         """Tells how a run is until it has ended."""
-        deadline_s = current_call().deadline_s
-        timeout_s = None if deadline_s is None else time_left_s(0.0)
         state: int = aggregator_pb2.RUN_STATE_UNSPECIFIED
-        async with aclosing(self._until_drained(self._stub().WatchRun(request, timeout=timeout_s))) as answers:
+        call, address = self._stub().WatchRun(request, timeout=watch_deadline_s()), self._upstream.aggregator_address
+        async with aclosing(until_drained(call, self._draining, address=address, server=SERVER)) as answers:
             async for answer in answers:
                 state = answer.run.state
                 yield answer
@@ -94,40 +90,15 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
         """Gives a run's weights; no faster than the caller takes them."""
         call = keep_status(self._stub().GetWeights(request, timeout=time_left_s(WEIGHTS_DEADLINE_S)))
         try:
-            with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
+            with mapped_errors(address=self._upstream.aggregator_address, server=SERVER):
                 async for answer in call:
                     yield answer
         finally:
-            call.cancel()
-
-    async def _until_drained(self, call: Any) -> AsyncGenerator[Any, None]:
-        """The messages of a stream, as long as this gateway stays."""
-        keep_status(call)
-        draining = asyncio.ensure_future(self._draining.wait())
-        reading: asyncio.Future[Any] | None = None
-        try:
-            with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
-                while True:
-                    reading = asyncio.ensure_future(call.read())
-                    await asyncio.wait((reading, draining), return_when=asyncio.FIRST_COMPLETED)
-                    if not reading.done():
-                        raise TransportError("this gateway is going down; ask again", reason="DRAINING")
-                    message = await reading
-                    if message is grpc.aio.EOF:
-                        return
-                    yield message
-        finally:
-            draining.cancel()
-            if reading is not None:
-                reading.cancel()
             call.cancel()
 
     def _stub(self) -> aggregator_pb2_grpc.AggregatorServiceStub:
         return aggregator_pb2_grpc.AggregatorServiceStub(self._upstream.aggregator_channel())
 
     async def _unary(self, method: str, request: Any) -> Any:
-        call: grpc.aio.UnaryUnaryMultiCallable = getattr(self._stub(), method)
-        with mapped_errors(address=self._upstream.aggregator_address, server="the aggregator"):
-            left_s = time_left_s(CONTROL_DEADLINE_S)
-            # A little less than the caller has: an aggregator that hangs is named by us, not guessed at by the caller.
-            return await call(request, timeout=left_s - min(MARGIN_S, left_s / 4))
+        call = getattr(self._stub(), method)
+        return await hand_on(call, request, address=self._upstream.aggregator_address, server=SERVER)

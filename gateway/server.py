@@ -16,11 +16,19 @@ from gateway.book import Book
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
+from gateway.slices_relay import SlicesRelay
 from gateway.spans import SpanExport
 from gateway.traces import Traces
 from gateway.upstream import Upstream
 from orbitmesh.trust import IdentitySource
-from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2, gateway_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc
+from orbitmesh.v1 import (
+    aggregator_pb2_grpc,
+    gateway_pb2,
+    gateway_pb2_grpc,
+    scheduler_pb2,
+    scheduler_pb2_grpc,
+    slices_pb2_grpc,
+)
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
@@ -30,6 +38,7 @@ GATEWAY_SERVICE = "orbitmesh.v1.GatewayService"
 PACK_SERVICE = "orbitmesh.v1.PackService"
 SCHEDULER_SERVICE = "orbitmesh.v1.SchedulerService"
 AGGREGATOR_SERVICE = "orbitmesh.v1.AggregatorService"
+SLICES_SERVICE = "orbitmesh.v1.SlicesService"
 STATUS_DEADLINE_S = 2.0
 """How long the scheduler may take to show that it is up."""
 
@@ -51,6 +60,10 @@ class GatewaySettings:
     aggregator: str = ""
     """host:port of the aggregator; empty means that this mesh has none and cannot train."""
     aggregator_name: str = "aggregator"
+    """Its name in its certificate."""
+    slices: str = ""
+    """host:port of the slices service; empty means that this mesh has none and nothing is promised to anybody."""
+    slices_name: str = "slices"
     """Its name in its certificate."""
     advertise: str = ""
     """host:port where executors fetch packs from; empty means the address it listens on."""
@@ -145,6 +158,8 @@ async def run(settings: GatewaySettings) -> None:
         host.log,
         aggregator=settings.aggregator,
         aggregator_name=settings.aggregator_name,
+        slices=settings.slices,
+        slices_name=settings.slices_name,
     )
     shelf = PackShelf(settings.state / "packs", identities, host.log)
     with contextlib.ExitStack() as exports:
@@ -177,6 +192,11 @@ async def _serve(
                 AGGREGATOR_SERVICE,
                 aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server,
                 AggregatorRelay(upstream, host.draining),
+            )
+            host.add(
+                SLICES_SERVICE,
+                slices_pb2_grpc.add_SlicesServiceServicer_to_server,
+                SlicesRelay(upstream, host.draining),
             )
             port = await host.start()
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"

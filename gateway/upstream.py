@@ -80,6 +80,8 @@ class Upstream:
         *,
         aggregator: str = "",
         aggregator_name: str = "aggregator",
+        slices: str = "",
+        slices_name: str = "slices",
     ) -> None:
         self.identities = identities
         self._log = log
@@ -87,6 +89,8 @@ class Upstream:
         self._scheduler_name = scheduler_name
         self.aggregator_address = aggregator
         self._aggregator_name = aggregator_name
+        self.slices_address = slices
+        self._slices_name = slices_name
         self._channels = ChannelPool(identities, ways)
         self._sessions: dict[str, Session] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
@@ -110,6 +114,20 @@ class Upstream:
                 reason="FAILED_PRECONDITION",
             )
         return self._channels.get(Role.AGGREGATOR, self._aggregator_name, self.aggregator_address)
+
+    def slices_channel(self) -> grpc.aio.Channel:
+        """The connection to the slices service.
+
+        Raises:
+            InvalidInputError: `FAILED_PRECONDITION`, this gateway was given none.
+        """
+        if not self.slices_address:
+            raise InvalidInputError(
+                "this mesh has no slices service: start one (`python -m services.slices`) and give the gateway its "
+                "address with --slices host:port",
+                reason="FAILED_PRECONDITION",
+            )
+        return self._channels.get(Role.SLICES, self._slices_name, self.slices_address)
 
     async def deployment(self, name: str) -> scheduler_pb2.Deployment:
         """A deployment that serves.

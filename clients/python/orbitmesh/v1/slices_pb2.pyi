@@ -145,7 +145,7 @@ class SliceTemplate(_message.Message):
     def __init__(self, name: _Optional[str] = ..., profile: _Optional[_Union[SliceProfile, _Mapping]] = ..., about: _Optional[str] = ...) -> None: ...
 
 class SliceNode(_message.Message):
-    __slots__ = ("name", "capacity", "reserved")
+    __slots__ = ("name", "capacity", "reserved", "absent")
     class CapacityEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -163,26 +163,34 @@ class SliceNode(_message.Message):
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_FIELD_NUMBER: _ClassVar[int]
     RESERVED_FIELD_NUMBER: _ClassVar[int]
+    ABSENT_FIELD_NUMBER: _ClassVar[int]
     name: str
     capacity: _containers.ScalarMap[str, float]
     reserved: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., capacity: _Optional[_Mapping[str, float]] = ..., reserved: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    absent: bool
+    def __init__(self, name: _Optional[str] = ..., capacity: _Optional[_Mapping[str, float]] = ..., reserved: _Optional[_Mapping[str, float]] = ..., absent: _Optional[bool] = ...) -> None: ...
 
 class SliceTraffic(_message.Message):
-    __slots__ = ("offered_bytes", "sent_bytes", "dropped_bytes", "frames", "violations", "wait_buckets")
+    __slots__ = ("offered_bytes", "sent_bytes", "dropped_bytes", "frames", "violations", "wait_buckets", "wait_p50_ms", "wait_p99_ms", "wait_p999_ms")
     OFFERED_BYTES_FIELD_NUMBER: _ClassVar[int]
     SENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     DROPPED_BYTES_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     VIOLATIONS_FIELD_NUMBER: _ClassVar[int]
     WAIT_BUCKETS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_P50_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_P99_MS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_P999_MS_FIELD_NUMBER: _ClassVar[int]
     offered_bytes: int
     sent_bytes: int
     dropped_bytes: int
     frames: int
     violations: int
     wait_buckets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, offered_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., violations: _Optional[int] = ..., wait_buckets: _Optional[_Iterable[int]] = ...) -> None: ...
+    wait_p50_ms: float
+    wait_p99_ms: float
+    wait_p999_ms: float
+    def __init__(self, offered_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., dropped_bytes: _Optional[int] = ..., frames: _Optional[int] = ..., violations: _Optional[int] = ..., wait_buckets: _Optional[_Iterable[int]] = ..., wait_p50_ms: _Optional[float] = ..., wait_p99_ms: _Optional[float] = ..., wait_p999_ms: _Optional[float] = ...) -> None: ...
 
 class ListTemplatesRequest(_message.Message):
     __slots__ = ()
@@ -336,18 +344,22 @@ class ResizeResponse(_message.Message):
     def __init__(self, slice: _Optional[_Union[Slice, _Mapping]] = ...) -> None: ...
 
 class ReleaseRequest(_message.Message):
-    __slots__ = ("name", "etag", "request_id")
+    __slots__ = ("name", "etag", "request_id", "drain")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    DRAIN_FIELD_NUMBER: _ClassVar[int]
     name: str
     etag: str
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+    drain: bool
+    def __init__(self, name: _Optional[str] = ..., etag: _Optional[str] = ..., request_id: _Optional[str] = ..., drain: _Optional[bool] = ...) -> None: ...
 
 class ReleaseResponse(_message.Message):
-    __slots__ = ()
-    def __init__(self) -> None: ...
+    __slots__ = ("slice",)
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    slice: Slice
+    def __init__(self, slice: _Optional[_Union[Slice, _Mapping]] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
     __slots__ = ("slice", "resources", "nodes", "tenant", "lifetime", "request_id")
@@ -373,10 +385,12 @@ class AdmitRequest(_message.Message):
     def __init__(self, slice: _Optional[str] = ..., resources: _Optional[_Mapping[str, float]] = ..., nodes: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., lifetime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
-    __slots__ = ("until",)
+    __slots__ = ("until", "nodes")
     UNTIL_FIELD_NUMBER: _ClassVar[int]
+    NODES_FIELD_NUMBER: _ClassVar[int]
     until: _timestamp_pb2.Timestamp
-    def __init__(self, until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ...) -> None: ...
+    nodes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, until: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class WithdrawRequest(_message.Message):
     __slots__ = ("request_id",)

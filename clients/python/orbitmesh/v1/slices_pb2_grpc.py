@@ -157,7 +157,7 @@ class SlicesServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Release(self, request, context):
-        """Ends a slice and frees what it had; refused while it is in use.
+        """Ends a slice and frees what it had; refused while it is in use, or ends it as soon as it is not (`drain`).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
