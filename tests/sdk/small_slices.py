@@ -127,7 +127,11 @@ class SmallSlices(slices_pb2_grpc.SlicesServiceServicer):
         await self._noted(request, context)
         await self._etag(context, request)
         if request.name in self.admitted.values():
-            await refuse(context, "SLICE_IN_USE", f"work is admitted in {request.name!r}")
+            if not request.drain:
+                await refuse(context, "SLICE_IN_USE", f"work is admitted in {request.name!r}")
+            kept = self.slices[request.name]
+            kept.state = slices_pb2.SLICE_STATE_RELEASING
+            return slices_pb2.ReleaseResponse(slice=self._keep(kept))
         del self.slices[request.name]
         self.etag += 1
         return slices_pb2.ReleaseResponse()
@@ -136,7 +140,7 @@ class SmallSlices(slices_pb2_grpc.SlicesServiceServicer):
         await self._noted(request, context)
         await self._there(context, request.slice)
         self.admitted[request.request_id] = request.slice
-        answer = slices_pb2.AdmitResponse()
+        answer = slices_pb2.AdmitResponse(nodes=request.nodes or ["sat-1"])
         answer.until.FromDatetime(CHANGED + timedelta(seconds=request.lifetime.ToSeconds() or 3600))
         return answer
 

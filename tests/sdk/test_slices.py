@@ -599,8 +599,11 @@ def test_the_sync_client_does_the_same(elsewhere: tuple[SmallGateway, SmallSlice
             with pytest.raises(InvalidInputError) as refused:
                 mesh.slices.release("cam")
             assert refused.value.reason == "SLICE_IN_USE"
+            ending = mesh.slices.release("cam", drain=True)
+            assert ending is not None
+            assert (ending.state, admission.nodes) == ("releasing", ("sat-1",))
             raise KeyError("the work's own")
         assert small.admitted == {}
-        assert mesh.slices.resize(active, resources={"CPU": 2}).profile.resources["CPU"] == 2
-        mesh.slices.release("cam")
+        assert mesh.slices.resize(ending, resources={"CPU": 2}).profile.resources["CPU"] == 2
+        assert mesh.slices.release("cam") is None
         assert mesh.slices.list().slices == ()

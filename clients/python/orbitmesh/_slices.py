@@ -256,13 +256,19 @@ class AsyncSlices:
             request.etag = await self._etag(which, etag)
             return _slices_proto.a_slice((await self._ask("Resize", request, timeout)).slice)
 
-    async def release(self, which: str | Slice, *, etag: str | None = None, timeout: float | None = None) -> None:
+    async def release(
+        self, which: str | Slice, *, drain: bool = False, etag: str | None = None, timeout: float | None = None
+    ) -> Slice | None:
         """Ends a slice and frees what it had.
 
         Args:
             which: The slice as it was seen, or its name.
+            drain: Where it is in use: take no new work, and end with the last that was admitted, in place of refusing.
             etag: As for `resize`.
             timeout: How long all of it may take, in seconds.
+
+        Returns:
+            The slice where it ends later, with what it still has; None where it is over.
 
         Raises:
             InvalidInputError: `SLICE_IN_USE`, work is admitted in it; `STALE_ETAG`, it has changed since; `NOT_FOUND`.
@@ -273,9 +279,10 @@ class AsyncSlices:
         name = _slices_proto.slice_name(_name_of(which))
         async with self._bounded(timeout, f"releasing {name}"):
             request = slices_pb2.ReleaseRequest(
-                name=name, etag=await self._etag(which, etag), request_id=str(uuid.uuid4())
+                name=name, etag=await self._etag(which, etag), drain=bool(drain), request_id=str(uuid.uuid4())
             )
-            await self._ask("Release", request, timeout)
+            answer = await self._ask("Release", request, timeout)
+        return _slices_proto.a_slice(answer.slice) if answer.HasField("slice") else None
 
     def admit(
         self,
@@ -378,6 +385,7 @@ class AsyncSliceAdmission:
         self._request = request
         self._timeout = timeout
         self._until: datetime | None = None
+        self._nodes: tuple[str, ...] = ()
 
     @property
     def slice(self) -> str:
@@ -399,6 +407,17 @@ class AsyncSliceAdmission:
         """
         return self._until
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that it is reserved on: those that were asked for, or the one that the slice chose; none outside of
+        its `with` block.
+
+        Example:
+            >>> admission.nodes
+            ()
+        """
+        return self._nodes
+
     async def __aenter__(self) -> AsyncSliceAdmission:
         if self._request.request_id:
             raise InvalidInputError(
@@ -415,14 +434,14 @@ class AsyncSliceAdmission:
         except MeshError:
             self._request.request_id = ""
             raise
-        self._until = answer.until.ToDatetime(tzinfo=UTC)
+        self._until, self._nodes = answer.until.ToDatetime(tzinfo=UTC), tuple(answer.nodes)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         request = slices_pb2.WithdrawRequest(request_id=self._request.request_id)
-        until, self._until, self._request.request_id = self._until, None, ""
+        until, self._until, self._nodes, self._request.request_id = self._until, None, (), ""
         try:
             await self._slices._ask("Withdraw", request, self._timeout)
         except MeshError as failed:

@@ -321,6 +321,7 @@ def _node_message(node: SliceNode) -> slices_pb2.SliceNode:
         name=name,
         capacity=amounts(node.capacity, f"capacity of {name}"),
         reserved=amounts(node.reserved, f"reserved of {name}"),
+        absent=bool(node.absent),
     )
 
 
@@ -384,7 +385,10 @@ def _allocation(message: slices_pb2.SliceAllocation) -> SliceAllocation:
 
 def _node(message: slices_pb2.SliceNode) -> SliceNode:
     return SliceNode(
-        name=message.name, capacity=_ordered(message.capacity), reserved=_ordered(message.reserved)
+        name=message.name,
+        capacity=_ordered(message.capacity),
+        reserved=_ordered(message.reserved),
+        absent=message.absent,
     )
 
 

@@ -55,6 +55,17 @@ class SliceAdmission:
         """
         return self._core.until
 
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes that it is reserved on: those that were asked for, or the one that the slice chose; none outside of
+        its `with` block.
+
+        Example:
+            >>> admission.nodes
+            ()
+        """
+        return self._core.nodes
+
     def __enter__(self) -> SliceAdmission:
         self._loop.run(self._core.__aenter__())
         return self
@@ -294,13 +305,19 @@ class Slices:
             )
         )
 
-    def release(self, which: str | Slice, *, etag: str | None = None, timeout: float | None = None) -> None:
+    def release(
+        self, which: str | Slice, *, drain: bool = False, etag: str | None = None, timeout: float | None = None
+    ) -> Slice | None:
         """Ends a slice and frees what it had.
 
         Args:
             which: The slice as it was seen, or its name.
+            drain: Where it is in use: take no new work, and end with the last that was admitted, in place of refusing.
             etag: As for `resize`.
             timeout: How long all of it may take, in seconds.
+
+        Returns:
+            The slice where it ends later, with what it still has; None where it is over.
 
         Raises:
             InvalidInputError: `SLICE_IN_USE`, work is admitted in it; `STALE_ETAG`, it has changed since; `NOT_FOUND`.
@@ -308,7 +325,7 @@ class Slices:
         Example:
             >>> mesh.slices.release("cam")
         """
-        self._loop.run(self._core.release(which, etag=etag, timeout=timeout))
+        return self._loop.run(self._core.release(which, drain=drain, etag=etag, timeout=timeout))
 
     def admit(
         self,

@@ -243,6 +243,8 @@ class SliceNode:
     """What it has in all, by resource."""
     reserved: Mapping[str, float] = field(default_factory=dict)
     """What is reserved of it by active slices."""
+    absent: bool = False
+    """Whether it is out of reach: what is reserved there stays, and nothing new is."""
 
 
 @dataclass(frozen=True)

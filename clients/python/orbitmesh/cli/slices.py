@@ -166,9 +166,10 @@ def _register_changing(commands: Subparsers) -> None:
         "release",
         run_release,
         summary="end a slice and free what it had",
-        examples="orbitmesh slices release cam",
+        examples="orbitmesh slices release cam\norbitmesh slices release cam --drain",
     )
     release.add_argument("name", help="the slice")
+    release.add_argument("--drain", action="store_true", help="one that is in use ends with the last of its work")
     for command in (resize, release):
         command.add_argument("--etag", help="what this was decided on; left out: the slice as it is now")
     for command in (apply, resize, release):
@@ -325,7 +326,13 @@ def run_release(arguments: argparse.Namespace) -> int:
     """Ends a slice."""
     output = Output(arguments.json)
     with connect(arguments) as mesh:
-        mesh.slices.release(arguments.name, etag=arguments.etag, timeout=arguments.timeout)
+        ending = mesh.slices.release(
+            arguments.name, drain=arguments.drain, etag=arguments.etag, timeout=arguments.timeout
+        )
+    if ending is not None:
+        output.document({"event": "releasing", "slice": document(ending)})
+        output.say(f"{ending.name} takes no new work and ends with the last of its {ending.admitted} pieces")
+        return OK
     output.document({"event": "released", "slice": arguments.name})
     output.say(f"{arguments.name} is released; what it had is free")
     return OK

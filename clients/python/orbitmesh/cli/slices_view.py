@@ -80,7 +80,7 @@ def nodes_table(nodes: Iterable[SliceNode]) -> Table:
     table = _table("node", *(_UNITS[name] for name in RESOURCES))
     for node in nodes:
         table.add_row(
-            node.name,
+            f"[red]{node.name}, absent[/]" if node.absent else node.name,
             *(f"{node.reserved.get(name, 0.0):.4g} of {node.capacity.get(name, 0.0):.4g}" for name in RESOURCES),
         )
     return table
