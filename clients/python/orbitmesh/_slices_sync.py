@@ -375,7 +375,7 @@ class Slices:
         ends with an error.
 
         Args:
-            node: Only what concerns this node; empty tells of all that the caller may see.
+            node: Only what concerns this node, without what was measured; empty tells of all that the caller may see.
 
         Raises:
             TransportError: the mesh could not be reached for 120 s.

@@ -79,7 +79,7 @@ def _register_looking(commands: Subparsers) -> None:
         summary="watch the traffic of the slices: offered, sent, dropped, waits, error budget; Ctrl-C ends it",
         examples="orbitmesh slices top\norbitmesh slices top --node sat-1\norbitmesh slices top --once --json",
     )
-    top.add_argument("--node", default="", metavar="NAME", help="only what concerns this node")
+    top.add_argument("--node", default="", metavar="NAME", help="only slices that are on this node")
     top.add_argument("--once", action="store_true", help="show them once, as sums since each became active")
     for command in (templates, listed, show, top):
         add_connection_options(command)

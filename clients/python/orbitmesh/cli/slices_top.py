@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import threading
 import time
@@ -19,6 +20,7 @@ from rich.text import Text
 from orbitmesh.cli.output import INTERRUPTED, OK, Output, size
 from orbitmesh.cli.slices_view import PERCENTILES, budget, document, wait
 from orbitmesh.client import Mesh
+from orbitmesh.errors import InvalidInputError
 from orbitmesh.slice_results import Slice, SlicesOverview
 from orbitmesh.trace.render import format_seconds
 
@@ -26,7 +28,7 @@ WINDOW_S = 10.0
 """Over how long rates are measured, in seconds."""
 DRAWS_PER_S = 2
 """How often the table is redrawn: rates fall also while nothing is told."""
-FRAME_LINES = 8
+FRAME_LINES = 9
 """Lines of what is redrawn that are no slices."""
 ROWS_MIN = 3
 """How many slices are shown on a terminal however low."""
@@ -95,8 +97,9 @@ def top(output: Output, mesh: Mesh, node: str, *, once: bool) -> int:
     redrawn = not once and not output.as_json and output.console.is_terminal
     view: _Tables | _Redrawn = _Redrawn(output) if redrawn else _Tables(output)
     try:
-        with view, contextlib.closing(_overviews(mesh, node)) as overviews:
-            for overview in overviews:
+        with view, contextlib.closing(_overviews(mesh)) as overviews:
+            for told in overviews:
+                overview = told if not node else _on(node, told)
                 output.document(
                     {"event": "update", "slices": [document(each) for each in overview.slices], "etag": overview.etag}
                 )
@@ -120,7 +123,7 @@ def traffic_table(
         more: How many slices are not shown.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    unit = "" if rates is None else "/s"
+    unit = "" if rates is None else "\nbit/s"
     table.add_column("slice", no_wrap=True, overflow="ellipsis")
     for name in (f"offered{unit}", f"sent{unit}", "dropped", *PERCENTILES, "late", "budget"):
         table.add_column(name, no_wrap=True, justify="right")
@@ -130,7 +133,7 @@ def traffic_table(
             offered, sent = size(counted.offered_bytes), size(counted.sent_bytes)
         else:
             now = rates.get(name)
-            offered, sent = ("-", "-") if now is None else (size(now.offered), size(now.sent))
+            offered, sent = ("-", "-") if now is None else (bits(now.offered), bits(now.sent))
         table.add_row(
             name if each.state == "active" else f"[dim]{name}[/]",
             offered,
@@ -145,8 +148,38 @@ def traffic_table(
     return table
 
 
-def _overviews(mesh: Mesh, node: str) -> Generator[SlicesOverview, None, None]:
-    yield from mesh.slices.watch(node)
+def bits(bytes_per_s: float) -> str:
+    """A rate in bits per second, in the unit that suits it.
+
+    Example:
+        >>> bits(25e6)
+        '200 M'
+    """
+    rate = bytes_per_s * 8
+    for unit in ("", " k", " M"):
+        if rate < 999.5:
+            return f"{rate:.3g}{unit}"
+        rate /= 1000
+    return f"{rate:.3g} G"
+
+
+def _overviews(mesh: Mesh) -> Generator[SlicesOverview, None, None]:
+    yield from mesh.slices.watch()
+
+
+def _on(node: str, told: SlicesOverview) -> SlicesOverview:
+    """Only the slices of a node; the mesh itself would then leave out what was measured.
+
+    Raises:
+        InvalidInputError: There is no such node.
+    """
+    if all(each.name != node for each in told.nodes):
+        raise InvalidInputError(
+            f"there is no node {node[:80]!r}; the nodes are {', '.join(each.name for each in told.nodes) or 'none'}",
+            reason="NOT_FOUND",
+        )
+    slices = tuple(each for each in told.slices if any(part.node == node for part in each.allocations))
+    return dataclasses.replace(told, slices=slices)
 
 
 def _in_need_first(each: Slice) -> tuple[float, int]:
@@ -227,4 +260,4 @@ class _Redrawn:
         )  # fmt: skip
 
 
-_NONE = "no slices; define one with `orbitmesh slices define`"
+_NONE = "no slices here; define one with `orbitmesh slices define`"
