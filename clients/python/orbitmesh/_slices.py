@@ -42,7 +42,8 @@ class AsyncSlices:
     `STALE_ETAG`, and nothing is changed.
 
     Example:
-        >>> cam = await mesh.slices.define("cam", template="urllc", resources={"CPU": 1}, latency_ms=20)
+        >>> needs = {"CPU": 0.5, "GPU": 0, "MemoryGB": 0.5, "BandwidthGbps": 0.1}
+        >>> cam = await mesh.slices.define("cam", template="urllc", resources=needs, latency_ms=20)
         >>> outcome = await mesh.slices.optimize(goal="balanced")
         >>> applied = await mesh.slices.apply(outcome)
     """
@@ -108,7 +109,7 @@ class AsyncSlices:
             InfeasiblePlanError: `LATENCY_BELOW_FLOOR`, light alone takes longer; `metadata` has the floor.
 
         Example:
-            >>> (await mesh.slices.define("cam", template="urllc", resources={"CPU": 1}, latency_ms=20)).state
+            >>> (await mesh.slices.define("sensors", template="mmtc", resources={"GPU": 0}, place="sat-1")).state
             'defined'
         """
         profile = SliceProfile(
@@ -139,7 +140,8 @@ class AsyncSlices:
         """One slice, as it is now.
 
         Raises:
-            InvalidInputError: `NOT_FOUND`, there is none of this name.
+            PermissionError_: `SLICE_NOT_YOURS`, you have none of this name.
+            InvalidInputError: `NOT_FOUND`, nobody has; said to operators.
 
         Example:
             >>> (await mesh.slices.get("cam")).profile.latency_ms
@@ -157,7 +159,7 @@ class AsyncSlices:
 
         Example:
             >>> [each.name for each in (await mesh.slices.list()).slices]
-            ['cam']
+            ['cam', 'sensors']
         """
         request = slices_pb2.ListSlicesRequest(tenant=_slices_proto.text(tenant, "tenant"))
         return _slices_proto.overview(await self._ask("ListSlices", request, timeout))
@@ -192,7 +194,7 @@ class AsyncSlices:
             InvalidInputError: something is out of range, or there is no such slice.
 
         Example:
-            >>> outcome = await mesh.slices.optimize(goal="balanced", traffic={"cam": 0.5})
+            >>> outcome = await mesh.slices.optimize(goal="balanced", slices=["cam"], traffic={"cam": 0.5})
             >>> outcome.objective
             1.0
         """
@@ -217,7 +219,7 @@ class AsyncSlices:
             InfeasiblePlanError: it does not fit any more.
 
         Example:
-            >>> applied = await mesh.slices.apply(await mesh.slices.optimize())
+            >>> applied = await mesh.slices.apply(await mesh.slices.optimize(slices=["cam"]))
             >>> [each.state for each in applied.slices]
             ['active']
         """
@@ -244,12 +246,13 @@ class AsyncSlices:
             timeout: How long all of it may take, in seconds.
 
         Raises:
-            InvalidInputError: `STALE_ETAG`, it has changed since; `NOT_FOUND`; or something is out of range.
+            InvalidInputError: `STALE_ETAG`, it has changed since; or something is out of range.
+            PermissionError_: `SLICE_NOT_YOURS`.
             InfeasiblePlanError: `SLICES_INFEASIBLE`, it does not fit beside the others: nothing was changed.
 
         Example:
-            >>> (await mesh.slices.resize("cam", resources={"CPU": 2})).profile.resources["CPU"]
-            2.0
+            >>> (await mesh.slices.resize("cam", resources={"CPU": 0.75})).profile.resources["CPU"]
+            0.75
         """
         request = _slices_proto.resize_request(_name_of(which), resources, shares, str(uuid.uuid4()))
         async with self._bounded(timeout, f"resizing {request.name}"):
@@ -271,7 +274,8 @@ class AsyncSlices:
             The slice where it ends later, with what it still has; None where it is over.
 
         Raises:
-            InvalidInputError: `SLICE_IN_USE`, work is admitted in it; `STALE_ETAG`, it has changed since; `NOT_FOUND`.
+            InvalidInputError: `SLICE_IN_USE`, work is admitted in it; `STALE_ETAG`, it has changed since.
+            PermissionError_: `SLICE_NOT_YOURS`.
 
         Example:
             >>> await mesh.slices.release("cam")
@@ -309,9 +313,8 @@ class AsyncSlices:
             InvalidInputError: something is out of range.
 
         Example:
-            >>> async with mesh.slices.admit("cam", resources={"CPU": 0.5}) as admission:
-            ...     print(admission.slice)
-            cam
+            >>> async with mesh.slices.admit("cam", resources={"CPU": 0.25}) as admission:
+            ...     print(admission.nodes, admission.until)
         """
         request = slices_pb2.AdmitRequest(
             slice=_slices_proto.slice_name(name),
@@ -340,7 +343,6 @@ class AsyncSlices:
             >>> async for overview in mesh.slices.watch():
             ...     print([(each.name, each.traffic.sent_bytes) for each in overview.slices])
             ...     break
-            [('cam', 0)]
         """
         return self._watch(node)
 
@@ -375,9 +377,8 @@ class AsyncSliceAdmission:
     after it was left.
 
     Example:
-        >>> async with mesh.slices.admit("cam", resources={"CPU": 0.5}, lifetime_s=60) as admission:
-        ...     print(admission.until is not None)
-        True
+        >>> async with mesh.slices.admit("cam", resources={"CPU": 0.25}, lifetime_s=60) as admission:
+        ...     print(admission.slice, admission.until)
     """
 
     def __init__(self, slices: AsyncSlices, request: slices_pb2.AdmitRequest, timeout: float | None) -> None:

@@ -39,6 +39,8 @@ LATENCY_MAX_MS = 1e9
 """The longest latency, in milliseconds."""
 WEIGHT_MAX = 1e6
 """The largest weight."""
+TRAFFIC_MAX = 1000.0
+"""The most times of its profile's traffic that a slice may be said to have."""
 SPREAD_MAX = 1_000_000
 """The most nodes that a slice may be spread on."""
 UINT32_MAX = (1 << 32) - 1
@@ -308,7 +310,7 @@ def _traffic(traffic: Mapping[str, float] | None) -> dict[str, float]:
     if traffic is not None and not isinstance(traffic, Mapping):
         raise InvalidInputError(f"traffic is {traffic!r:.80}; expected numbers by the names of slices")
     return {
-        slice_name(name): between(value, f"traffic[{name!r}]", 0.0, WEIGHT_MAX)
+        slice_name(name): between(value, f"traffic[{name!r}]", 0.0, TRAFFIC_MAX)
         for name, value in _few(traffic or {}, "traffic").items()
     }
 

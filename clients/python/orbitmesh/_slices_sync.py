@@ -26,9 +26,8 @@ class SliceAdmission:
     after it was left.
 
     Example:
-        >>> with mesh.slices.admit("cam", resources={"CPU": 0.5}, lifetime_s=60) as admission:
-        ...     print(admission.until is not None)
-        True
+        >>> with mesh.slices.admit("cam", resources={"CPU": 0.25}, lifetime_s=60) as admission:
+        ...     print(admission.slice, admission.until)
     """
 
     def __init__(self, core: AsyncSliceAdmission, loop: LoopThread) -> None:
@@ -86,7 +85,8 @@ class Slices:
     `STALE_ETAG`, and nothing is changed.
 
     Example:
-        >>> cam = mesh.slices.define("cam", template="urllc", resources={"CPU": 1}, latency_ms=20)
+        >>> needs = {"CPU": 0.5, "GPU": 0, "MemoryGB": 0.5, "BandwidthGbps": 0.1}
+        >>> cam = mesh.slices.define("cam", template="urllc", resources=needs, latency_ms=20)
         >>> outcome = mesh.slices.optimize(goal="balanced")
         >>> applied = mesh.slices.apply(outcome)
     """
@@ -152,7 +152,7 @@ class Slices:
             InfeasiblePlanError: `LATENCY_BELOW_FLOOR`, light alone takes longer; `metadata` has the floor.
 
         Example:
-            >>> mesh.slices.define("cam", template="urllc", resources={"CPU": 1}, latency_ms=20).state
+            >>> mesh.slices.define("sensors", template="mmtc", resources={"GPU": 0}, place="sat-1").state
             'defined'
         """
         return self._loop.run(
@@ -181,7 +181,8 @@ class Slices:
         """One slice, as it is now.
 
         Raises:
-            InvalidInputError: `NOT_FOUND`, there is none of this name.
+            PermissionError_: `SLICE_NOT_YOURS`, you have none of this name.
+            InvalidInputError: `NOT_FOUND`, nobody has; said to operators.
 
         Example:
             >>> mesh.slices.get("cam").profile.latency_ms
@@ -198,7 +199,7 @@ class Slices:
 
         Example:
             >>> [each.name for each in mesh.slices.list().slices]
-            ['cam']
+            ['cam', 'sensors']
         """
         return self._loop.run(self._core.list(tenant, timeout=timeout))
 
@@ -232,7 +233,7 @@ class Slices:
             InvalidInputError: something is out of range, or there is no such slice.
 
         Example:
-            >>> outcome = mesh.slices.optimize(goal="balanced", traffic={"cam": 0.5})
+            >>> outcome = mesh.slices.optimize(goal="balanced", slices=["cam"], traffic={"cam": 0.5})
             >>> outcome.objective
             1.0
         """
@@ -262,7 +263,7 @@ class Slices:
             InfeasiblePlanError: it does not fit any more.
 
         Example:
-            >>> applied = mesh.slices.apply(mesh.slices.optimize())
+            >>> applied = mesh.slices.apply(mesh.slices.optimize(slices=["cam"]))
             >>> [each.state for each in applied.slices]
             ['active']
         """
@@ -288,12 +289,13 @@ class Slices:
             timeout: How long all of it may take, in seconds.
 
         Raises:
-            InvalidInputError: `STALE_ETAG`, it has changed since; `NOT_FOUND`; or something is out of range.
+            InvalidInputError: `STALE_ETAG`, it has changed since; or something is out of range.
+            PermissionError_: `SLICE_NOT_YOURS`.
             InfeasiblePlanError: `SLICES_INFEASIBLE`, it does not fit beside the others: nothing was changed.
 
         Example:
-            >>> mesh.slices.resize("cam", resources={"CPU": 2}).profile.resources["CPU"]
-            2.0
+            >>> mesh.slices.resize("cam", resources={"CPU": 0.75}).profile.resources["CPU"]
+            0.75
         """
         return self._loop.run(
             self._core.resize(
@@ -320,7 +322,8 @@ class Slices:
             The slice where it ends later, with what it still has; None where it is over.
 
         Raises:
-            InvalidInputError: `SLICE_IN_USE`, work is admitted in it; `STALE_ETAG`, it has changed since; `NOT_FOUND`.
+            InvalidInputError: `SLICE_IN_USE`, work is admitted in it; `STALE_ETAG`, it has changed since.
+            PermissionError_: `SLICE_NOT_YOURS`.
 
         Example:
             >>> mesh.slices.release("cam")
@@ -352,9 +355,8 @@ class Slices:
             InvalidInputError: something is out of range.
 
         Example:
-            >>> with mesh.slices.admit("cam", resources={"CPU": 0.5}) as admission:
-            ...     print(admission.slice)
-            cam
+            >>> with mesh.slices.admit("cam", resources={"CPU": 0.25}) as admission:
+            ...     print(admission.nodes, admission.until)
         """
         core = (
             self._core.admit(
@@ -384,7 +386,6 @@ class Slices:
             >>> for overview in mesh.slices.watch():
             ...     print([(each.name, each.traffic.sent_bytes) for each in overview.slices])
             ...     break
-            [('cam', 0)]
         """
         overviews = self._core._watch(node)
         try:

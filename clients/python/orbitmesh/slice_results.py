@@ -253,7 +253,7 @@ class SlicesOverview:
 
     Example:
         >>> [(each.name, each.state) for each in mesh.slices.list().slices]
-        [('cam', 'active')]
+        [('cam', 'active'), ('sensors', 'defined')]
     """
 
     slices: tuple[Slice, ...]
@@ -269,7 +269,7 @@ class SliceOutcome:
     """An allocation that was computed; nothing of it holds before `apply`.
 
     Example:
-        >>> outcome = mesh.slices.optimize(goal="balanced")
+        >>> outcome = mesh.slices.optimize(goal="balanced", slices=["cam"])
         >>> outcome.goal
         'balanced'
     """
@@ -297,7 +297,7 @@ class SliceOutcome:
         """The part of its traffic that each slice gets served, 0 to 1, by name.
 
         Example:
-            >>> mesh.slices.optimize(goal="balanced").served
+            >>> mesh.slices.optimize(goal="balanced", slices=["cam"]).served
             {'cam': 1.0}
         """
         parts: dict[str, list[float]] = {}
@@ -311,7 +311,7 @@ class SlicesApplied:
     """What an allocation has changed.
 
     Example:
-        >>> applied = mesh.slices.apply(mesh.slices.optimize(goal="balanced"))
+        >>> applied = mesh.slices.apply(mesh.slices.optimize(slices=["cam"]))
         >>> [each.state for each in applied.slices]
         ['active']
     """

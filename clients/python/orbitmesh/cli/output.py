@@ -67,7 +67,7 @@ _ADVICE_BY_REASON = {
     "LATENCY_BELOW_FLOOR": "allow at least the floor that the message names, or let nodes nearer to its place serve it",
     "SLICE_FULL": "wait until work in the slice has ended, or give it more with `orbitmesh slices resize`",
     "SLICE_IN_USE": "wait until the work in it has ended, or let it end with that: `orbitmesh slices release --drain`",
-    "SLICE_NOT_YOURS": "use an identity of its tenant, or of an operator: `--identity DIR`",
+    "SLICE_NOT_YOURS": "take a name that `orbitmesh slices list` shows, or an identity of its tenant or of an operator",
     "STALE_ETAG": "somebody else has changed it meanwhile: look again (`orbitmesh slices list`), then decide anew",
 }
 
