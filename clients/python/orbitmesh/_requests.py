@@ -29,6 +29,7 @@ PROMPT_BYTES = 1 << 21
 """The longest prompt as text, in bytes of UTF-8."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SLICE = re.compile(r"[a-z0-9-]{1,63}")
 _TRACE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -137,6 +138,17 @@ def checked_name(name: str, what: str) -> str:
             f"{what} is {name!r:.80}; expected a letter or digit and then up to 62 letters, digits, dots, "
             "underscores or hyphens"
         )
+    return name
+
+
+def slice_name(name: str, what: str = "the slice's name") -> str:
+    """The name, where a slice may be called that.
+
+    Raises:
+        InvalidInputError: It may not.
+    """
+    if not isinstance(name, str) or not _SLICE.fullmatch(name):
+        raise InvalidInputError(f"{what} is {name!r:.80}; expected 1 to 63 of a-z, 0-9 and -")
     return name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from orbitmesh import _slices_proto
 from orbitmesh._deadlines import bounded
-from orbitmesh._requests import between, checked_name, checked_timeout
+from orbitmesh._requests import between, checked_name, checked_timeout, slice_name
 from orbitmesh._resuming import FAREWELL_S
 from orbitmesh._streams import told_again
 from orbitmesh._stubs import Connection
@@ -128,7 +128,7 @@ class AsyncSlices:
             sd=sd,
         )
         request = slices_pb2.DefineSliceRequest(
-            name=_slices_proto.slice_name(name),
+            name=slice_name(name),
             profile=_slices_proto.profile_message(profile),
             tenant=_slices_proto.text(tenant, "tenant"),
             etag=_slices_proto.text(etag, "etag"),
@@ -147,7 +147,7 @@ class AsyncSlices:
             >>> (await mesh.slices.get("cam")).profile.latency_ms
             20.0
         """
-        request = slices_pb2.GetSliceRequest(name=_slices_proto.slice_name(name))
+        request = slices_pb2.GetSliceRequest(name=slice_name(name))
         return _slices_proto.a_slice((await self._ask("GetSlice", request, timeout)).slice)
 
     async def list(self, tenant: str = "", *, timeout: float | None = None) -> SlicesOverview:
@@ -280,7 +280,7 @@ class AsyncSlices:
         Example:
             >>> await mesh.slices.release("cam")
         """
-        name = _slices_proto.slice_name(_name_of(which))
+        name = slice_name(_name_of(which))
         async with self._bounded(timeout, f"releasing {name}"):
             request = slices_pb2.ReleaseRequest(
                 name=name, etag=await self._etag(which, etag), drain=bool(drain), request_id=str(uuid.uuid4())
@@ -317,7 +317,7 @@ class AsyncSlices:
             ...     print(admission.nodes, admission.until)
         """
         request = slices_pb2.AdmitRequest(
-            slice=_slices_proto.slice_name(name),
+            slice=slice_name(name),
             resources=_slices_proto.amounts(resources, "resources"),
             nodes=_slices_proto.node_names(nodes),
             tenant=_slices_proto.text(tenant, "tenant"),

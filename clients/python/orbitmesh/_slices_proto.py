@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC
 from typing import TypeVar
 
-from orbitmesh._requests import between, checked_name, whole
+from orbitmesh._requests import between, checked_name, slice_name, whole
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.slice_results import (
     GOALS,
@@ -49,7 +49,6 @@ TEXT_MAX = 256
 NAMES_MAX = 40_000
 """The most slices, nodes or allocations in one request."""
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 _SD = re.compile(r"[0-9A-Fa-f]{6}")
 _GOALS = {
     "balanced": slices_pb2.SLICE_GOAL_BALANCED,
@@ -61,17 +60,6 @@ _STATES = {
     slices_pb2.SLICE_STATE_ACTIVE: "active",
     slices_pb2.SLICE_STATE_RELEASING: "releasing",
 }
-
-
-def slice_name(name: str, what: str = "the slice's name") -> str:
-    """The name, where a slice may be called that.
-
-    Raises:
-        InvalidInputError: It may not.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise InvalidInputError(f"{what} is {name!r:.80}; expected 1 to 63 of a-z, 0-9 and -, a letter or digit first")
-    return name
 
 
 def text(value: str, what: str) -> str:
