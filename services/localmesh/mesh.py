@@ -34,8 +34,8 @@ NO_CONTACT = "no contact"
 """The relay, cut for ever, that stands for all ways between places that never meet."""
 EXECUTORS_IMPORT = ("services.executor.server", "services.executor.node", "services.executor.measures")
 """What every executor imports, torch and transformers with it: the process that they are forked from has it ready."""
-ORDER_OF_END = ("gateway", "aggregator", "scheduler")
-"""In which the services end; the executors before the last of them."""
+ORDER_OF_END = ("gateway", "aggregator", "slices", "scheduler")
+"""In which the services end; the executors before the last two of them."""
 ANY_PORT = "127.0.0.1:0"
 """Where a service listens that is to choose a port."""
 
@@ -81,10 +81,10 @@ class LocalMesh:
         await self._start_links()
         self._tell({"event": "starting", "what": "scheduler"})
         await self._start_child("scheduler")
-        self._tell({"event": "starting", "what": "aggregator, gateway and executors"})
+        self._tell({"event": "starting", "what": "slices, aggregator, gateway and executors"})
         async with asyncio.TaskGroup() as tasks:
-            # Executors take longer than both services one after the other: the first of them wait for torch.
-            tasks.create_task(self._start_children("aggregator", "gateway"))
+            # Executors take longer than these services one after the other: the first of them wait for torch.
+            tasks.create_task(self._start_children("slices", "aggregator", "gateway"))
             for name in self.spec.node_names:
                 tasks.create_task(self._start_child(name))
         self._tell({"event": "starting", "what": "measuring links"})
@@ -143,8 +143,8 @@ class LocalMesh:
 
     async def stop(self) -> None:
         """Ends everything, in the order in which work flows, and removes a temporary directory."""
-        gateway, aggregator, scheduler = (self._children.pop(name, None) for name in ORDER_OF_END)
-        for group in ([gateway], [aggregator], list(self._children.values()), [scheduler]):
+        gateway, aggregator, slices, scheduler = (self._children.pop(name, None) for name in ORDER_OF_END)
+        for group in ([gateway], [aggregator], list(self._children.values()), [slices], [scheduler]):
             await asyncio.gather(*(child.stop() for child in group if child is not None))
         if self._forks is not None:
             await self._forks.close()
@@ -245,7 +245,9 @@ class LocalMesh:
         if name != "scheduler":
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
         if name == "gateway":
-            arguments += ["--aggregator", self._addresses["aggregator"]]
+            arguments += ["--aggregator", self._addresses["aggregator"], "--slices", self._addresses["slices"]]
+        if name == "slices":
+            arguments += self._of_slices()
         if name == "scheduler" and self._sky is not None:
             arguments += ["--contacts", str(self._sky.contacts_file), "--clock", str(self._sky.clock_file)]
             for service in SERVICES:
@@ -253,6 +255,15 @@ class LocalMesh:
         if name_role == "executor":
             kind = "ground" if name in grounds(self.spec, self._sky.plan if self._sky else None) else "satellite"
             arguments += ["--kind", kind, "--threads", str(self.spec.torch_threads)]
+        return arguments
+
+    def _of_slices(self) -> list[str]:
+        """What leaves a node is what a link carries, and light takes as long as the contact plan says."""
+        arguments = []
+        if self.spec.link is not None:
+            arguments += ["--default-bandwidth", repr(self.spec.link.rate_mbps / 1e3)]
+        if self._sky is not None:
+            arguments += ["--contacts", str(self._sky.contacts_file)]
         return arguments
 
     async def _wait_until_joined(self) -> None:

@@ -14,10 +14,12 @@ NODES_MAX = 64
 """The most nodes of a local mesh."""
 GROUND = "ground-1"
 """The node beside the services that run once, where nothing else is said."""
-SERVICES = ("gateway", "scheduler", "aggregator")
+SERVICES = ("gateway", "scheduler", "aggregator", "slices")
 """What runs once, beside the ground node."""
-DIALLED_BY_NONE = ("aggregator",)
+DIALLED_BY_NONE = ("aggregator", "slices")
 """Services that nodes never dial: there is no way from a node to them."""
+DIALS_NONE = ("slices",)
+"""Services that never dial nodes: there is no way from them to a node."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class MeshSpec:
     torch_threads: int
     """Threads of one computation."""
     gateway_at: str
-    """The place of gateway, scheduler and aggregator: a node, or a site of the plan without one."""
+    """The place of all services that run once: a node, or a site of the plan without one."""
     sky: SkySpec | None
     """The contact plan; None: links do not move."""
 
@@ -156,7 +158,7 @@ def ways(spec: MeshSpec, plan: ContactPlan | None = None) -> list[Way]:
     found = []
     for source in spec.all_names:
         for target in spec.all_names:
-            needless = target in DIALLED_BY_NONE or (source in SERVICES and target in SERVICES)
+            needless = target in DIALLED_BY_NONE or source in DIALS_NONE or (source in SERVICES and target in SERVICES)
             here, there = spec.place(source), spec.place(target)
             if source == target or needless or here == there:
                 continue

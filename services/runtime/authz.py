@@ -39,7 +39,7 @@ ALLOWED: Table = MappingProxyType(
         f"/{REFLECTION[1]}/*": _OPERATOR,
         f"/{CHANNELZ}/*": _OPERATOR,
         "/orbitmesh.v1.SchedulerService/Heartbeat": _EXECUTOR,
-        "/orbitmesh.v1.SchedulerService/ListNodes": _USERS_AND_GATEWAY | _AGGREGATOR,
+        "/orbitmesh.v1.SchedulerService/ListNodes": _USERS_AND_GATEWAY | _AGGREGATOR | {Role.SLICES},
         "/orbitmesh.v1.SchedulerService/Plan": _USERS_AND_GATEWAY,
         "/orbitmesh.v1.SchedulerService/CreateDeployment": _USERS_AND_GATEWAY,
         "/orbitmesh.v1.SchedulerService/ListDeployments": _USERS_AND_GATEWAY,

@@ -71,7 +71,7 @@ class LocalSpec:
     sky: LocalSky | None = None
     """The contact plan that links follow; None: links do not move."""
     gateway_at: str | None = None
-    """Where gateway, scheduler and aggregator stand; None takes ground-1, or the last node where there is none."""
+    """Where the services that run once stand; None takes ground-1, or the last node where there is none."""
 
     def to_json(self, contacts: Path | None = None) -> dict[str, object]:
         """The spec as the supervisor reads it.
@@ -297,11 +297,11 @@ class AsyncLocal:
         }
 
     def services(self) -> dict[str, int]:
-        """The processes of the gateway, the scheduler and the aggregator, as they were started last.
+        """The processes of the services that run once, as they were started last.
 
         Example:
             >>> sorted(mesh.local.services())
-            ['aggregator', 'gateway', 'scheduler']
+            ['aggregator', 'gateway', 'scheduler', 'slices']
         """
         return {
             name: int(self._again[name]["pid"]) if name in self._again else int(pid)
@@ -312,7 +312,7 @@ class AsyncLocal:
         """Kills the process of a node, or of one of the services, with SIGKILL, as a failing machine would.
 
         Args:
-            node: A node's name, `gateway`, `scheduler` or `aggregator`.
+            node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -325,10 +325,10 @@ class AsyncLocal:
 
     async def restart(self, node: str) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
-        it keeps on disk. Gateway, scheduler and aggregator come back at the address they had.
+        it keeps on disk. The services that run once come back at the address they had.
 
         Args:
-            node: A node's name, `gateway`, `scheduler` or `aggregator`.
+            node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -376,7 +376,7 @@ class AsyncLocal:
         """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
 
         Args:
-            a: A node, `gateway`, `scheduler`, `aggregator`, or a site of the plan.
+            a: A node, `gateway`, `scheduler`, `aggregator`, `slices`, or a site of the plan.
             b: Another one.
 
         Returns:

@@ -94,7 +94,7 @@ class SliceProfile(_message.Message):
     def __init__(self, template: _Optional[str] = ..., snssai: _Optional[_Union[Snssai, _Mapping]] = ..., resources: _Optional[_Mapping[str, float]] = ..., shares: _Optional[_Mapping[str, SliceShare]] = ..., latency_ms: _Optional[float] = ..., within_latency_permille: _Optional[float] = ..., least_served: _Optional[float] = ..., weight: _Optional[float] = ..., place: _Optional[str] = ..., nodes: _Optional[_Iterable[str]] = ..., nodes_max: _Optional[int] = ..., max_number_of_ues: _Optional[int] = ...) -> None: ...
 
 class SliceAllocation(_message.Message):
-    __slots__ = ("slice", "node", "served", "resources")
+    __slots__ = ("slice", "node", "served", "resources", "traffic")
     class ResourcesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -106,11 +106,13 @@ class SliceAllocation(_message.Message):
     NODE_FIELD_NUMBER: _ClassVar[int]
     SERVED_FIELD_NUMBER: _ClassVar[int]
     RESOURCES_FIELD_NUMBER: _ClassVar[int]
+    TRAFFIC_FIELD_NUMBER: _ClassVar[int]
     slice: str
     node: str
     served: float
     resources: _containers.ScalarMap[str, float]
-    def __init__(self, slice: _Optional[str] = ..., node: _Optional[str] = ..., served: _Optional[float] = ..., resources: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    traffic: float
+    def __init__(self, slice: _Optional[str] = ..., node: _Optional[str] = ..., served: _Optional[float] = ..., resources: _Optional[_Mapping[str, float]] = ..., traffic: _Optional[float] = ...) -> None: ...
 
 class Slice(_message.Message):
     __slots__ = ("name", "tenant", "profile", "state", "allocations", "etag", "admitted", "changed_at", "traffic")
