@@ -216,14 +216,16 @@ def outcome(**wrong: Any) -> str:
         ('{"outcome": 7}', "no outcome"),
         ('{"outcome": {}}', "damaged"),
         (outcome(allocations=[7]), "damaged"),
-        (outcome(allocations=[{"slice": "cam", "node": "n", "served": "all", "resources": {}}]), "served of cam"),
-        (outcome(allocations=[{"slice": "cam", "node": "n", "served": 1, "resources": {"TPU": 1}}]), "TPU"),
+        (outcome(allocations=[{"slice": "cam", "node": "n", "served": "all", "resources": {}, "traffic": 1}]),
+         "served of cam"),
+        (outcome(allocations=[{"slice": "cam", "node": "n", "served": 1, "resources": {"TPU": 1}, "traffic": 1}]),
+         "TPU"),
         (outcome(bound=None), "damaged"),
         (outcome(etag=""), "etag"),
         (outcome(etag=7), "etag"),
         (outcome(what_if=True), "not the mesh's"),
     ],
-)
+)  # fmt: skip
 def test_a_file_that_holds_no_outcome_is_refused(
     text: str, words: str, slices: Commands, service: SmallSlices, tmp_path: Path
 ) -> None:

@@ -90,7 +90,13 @@ class SmallSlices(slices_pb2_grpc.SlicesServiceServicer):
         node = request.nodes[0].name if request.nodes else "sat-1"
         answer = slices_pb2.OptimizeResponse(
             allocations=[
-                slices_pb2.SliceAllocation(slice=each.name, node=node, served=1.0, resources=each.profile.resources)
+                slices_pb2.SliceAllocation(
+                    slice=each.name,
+                    node=node,
+                    served=1.0,
+                    resources=each.profile.resources,
+                    traffic=request.traffic.get(each.name, 1.0),
+                )
                 for each in slices
             ],
             objective=1.0,

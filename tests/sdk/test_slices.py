@@ -202,7 +202,9 @@ async def test_a_slice_is_told_as_it_is(service: SmallSlices, sliced: AsyncMesh)
             nodes=["sat-1"], nodes_max=2, max_number_of_ues=40,
         ),
         state=slices_pb2.SLICE_STATE_RELEASING,
-        allocations=[slices_pb2.SliceAllocation(slice="cam", node="sat-1", served=0.5, resources={"CPU": 2})],
+        allocations=[
+            slices_pb2.SliceAllocation(slice="cam", node="sat-1", served=0.5, resources={"CPU": 2}, traffic=3)
+        ],
         etag="e-7",
         admitted=3,
         traffic=slices_pb2.SliceTraffic(
@@ -220,7 +222,7 @@ async def test_a_slice_is_told_as_it_is(service: SmallSlices, sliced: AsyncMesh)
             15.5, 990, 0.75, 3.0, "berlin", ("sat-1",), 2, 40, 2, "00abcd",
         ),
         state="releasing",
-        allocations=(SliceAllocation("cam", "sat-1", 0.5, {"CPU": 2.0}),),
+        allocations=(SliceAllocation("cam", "sat-1", 0.5, {"CPU": 2.0}, 3.0),),
         etag="e-7",
         admitted=3,
         changed_at=datetime(2026, 3, 1, 12, tzinfo=UTC),
@@ -249,8 +251,9 @@ async def test_an_outcome_is_applied_as_it_was_computed(service: SmallSlices, sl
     (sent,) = service.requests(slices_pb2.ApplyRequest)
     assert sent.etag == outcome.etag
     computed = slices_pb2.SliceAllocation(
-        slice="cam", node="sat-1", served=1.0, resources={"CPU": 0.1, "BandwidthGbps": 30, "MemoryGB": 1e-3}
-    )
+        slice="cam", node="sat-1", served=1.0, resources={"CPU": 0.1, "BandwidthGbps": 30, "MemoryGB": 1e-3},
+        traffic=0.5,
+    )  # fmt: skip
     assert sent.allocations[1] == computed
     assert (await sliced.slices.list()).etag == applied.etag
 

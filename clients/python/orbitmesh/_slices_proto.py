@@ -323,6 +323,7 @@ def _allocation_message(allocation: SliceAllocation) -> slices_pb2.SliceAllocati
         node=checked_name(allocation.node, "a node's name"),
         served=between(allocation.served, f"served of {allocation.slice}", 0.0, 1.0 + 1e-6),
         resources=amounts(allocation.resources, f"resources of {allocation.slice}"),
+        traffic=between(allocation.traffic, f"traffic of {allocation.slice}", 0.0, TRAFFIC_MAX),
     )
 
 
@@ -369,7 +370,11 @@ def _share(message: slices_pb2.SliceShare) -> SliceShare:
 
 def _allocation(message: slices_pb2.SliceAllocation) -> SliceAllocation:
     return SliceAllocation(
-        slice=message.slice, node=message.node, served=message.served, resources=_ordered(message.resources)
+        slice=message.slice,
+        node=message.node,
+        served=message.served,
+        resources=_ordered(message.resources),
+        traffic=message.traffic or 1.0,
     )
 
 

@@ -97,11 +97,11 @@ class Local:
         return self._core.processes()
 
     def services(self) -> dict[str, int]:
-        """The processes of the gateway, the scheduler and the aggregator, as they were started last.
+        """The processes of the services that run once, as they were started last.
 
         Example:
             >>> sorted(mesh.local.services())
-            ['aggregator', 'gateway', 'scheduler']
+            ['aggregator', 'gateway', 'scheduler', 'slices']
         """
         return self._core.services()
 
@@ -109,7 +109,7 @@ class Local:
         """Kills the process of a node, or of one of the services, with SIGKILL, as a failing machine would.
 
         Args:
-            node: A node's name, `gateway`, `scheduler` or `aggregator`.
+            node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -121,10 +121,10 @@ class Local:
 
     def restart(self, node: str) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
-        it keeps on disk. Gateway, scheduler and aggregator come back at the address they had.
+        it keeps on disk. The services that run once come back at the address they had.
 
         Args:
-            node: A node's name, `gateway`, `scheduler` or `aggregator`.
+            node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -171,7 +171,7 @@ class Local:
         """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
 
         Args:
-            a: A node, `gateway`, `scheduler`, `aggregator`, or a site of the plan.
+            a: A node, `gateway`, `scheduler`, `aggregator`, `slices`, or a site of the plan.
             b: Another one.
 
         Returns:

@@ -88,6 +88,8 @@ class SliceAllocation:
     """The part of its traffic that is served there, 0 to 1."""
     resources: Mapping[str, float]
     """What is reserved there, by resource."""
+    traffic: float = 1.0
+    """How much of the traffic of its profile it was computed for, which `served` is a part of."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ class Slice:
 
     @property
     def served(self) -> float:
-        """The part of its traffic that its allocations serve, 0 to 1.
+        """The part of its traffic that its allocations serve, 0 to 1; of that which they were computed for.
 
         Example:
             >>> mesh.slices.get("cam").served

@@ -98,7 +98,11 @@ def read_outcome(path: str) -> SliceOutcome:
     try:
         allocations = tuple(
             SliceAllocation(
-                slice=each["slice"], node=each["node"], served=each["served"], resources=dict(each["resources"])
+                slice=each["slice"],
+                node=each["node"],
+                served=each["served"],
+                resources=dict(each["resources"]),
+                traffic=each["traffic"],
             )
             for each in outcome["allocations"]
         )

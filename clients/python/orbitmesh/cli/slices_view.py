@@ -88,9 +88,11 @@ def nodes_table(nodes: Iterable[SliceNode]) -> Table:
 
 def allocations_table(allocations: Sequence[SliceAllocation]) -> Table:
     """One row for what each slice has on each node."""
-    table = _table("slice", "node", "served", "reserved")
+    whole = all(each.traffic == 1.0 for each in allocations)
+    table = _table("slice", "node", "served", *([] if whole else ["of its traffic"]), "reserved")
     for each in allocations:
-        table.add_row(each.slice, each.node, part(each.served), amounts(each.resources))
+        of = [] if whole else [part(each.traffic)]
+        table.add_row(each.slice, each.node, part(each.served), *of, amounts(each.resources))
     return table
 
 
