@@ -54,13 +54,21 @@ def handler_is_put_back() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallSlices, list[str]]]:
-    """A service behind a gateway, and the options that lead to it."""
+def gateway() -> SmallGateway:
+    """A gateway that counts."""
+    return SmallGateway()
+
+
+@pytest.fixture(scope="module")
+def place(
+    gateway: SmallGateway, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[SmallSlices, list[str]]]:
+    """A service behind that gateway, and the options that lead to it."""
     base = tmp_path_factory.mktemp("pki")
     init_mesh(base / "ca")
     identity = issue(base / "ca", Role.GATEWAY, "gateway", base / "gateway")
     issue(base / "ca", Role.CLIENT, "me", base / "me")
-    loop, gateway, small = LoopThread(), SmallGateway(), SmallSlices()
+    loop, small = LoopThread(), SmallSlices()
     server = loop.run(serve(gateway, identity, slices=small))
     yield small, ["--gateway", gateway.address, "--identity", str(base / "me")]
     loop.run(server.stop(None))
@@ -181,6 +189,18 @@ def test_every_option_of_a_definition_is_sent(slices: Commands, service: SmallSl
         latency_ms=15.5, within_latency_permille=999.5, least_served=0.75, weight=3, place="berlin",
         nodes=["sat-1", "sat-2"], nodes_max=2, max_number_of_ues=40,
     )  # fmt: skip
+
+
+def test_an_answer_is_asked_for_in_a_slice(
+    place: tuple[SmallSlices, list[str]], gateway: SmallGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`generate --slice` names it; a name that is none is refused before it is sent."""
+    assert main(["generate", "demo", "x", "--max-new-tokens", "2", "--slice", "cam", *place[1]]) == 0
+    assert [each.slice for each in gateway.requests] == ["cam"]
+    assert capsys.readouterr().out.startswith(" 0 1")
+    assert main(["generate", "demo", "x", "--slice", "No", *place[1]]) == 1
+    assert "the slice's name is 'No'" in capsys.readouterr().err
+    assert len(gateway.requests) == 1
 
 
 def test_an_outcome_is_kept_and_applied_later(slices: Commands, service: SmallSlices, tmp_path: Path) -> None:

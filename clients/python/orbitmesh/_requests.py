@@ -43,6 +43,7 @@ def generate_request(
     seed: int,
     ignore_end: bool,
     timings: bool,
+    in_slice: str | None = None,
 ) -> gateway_pb2.GenerateRequest:
     """The request for one answer.
 
@@ -59,6 +60,7 @@ def generate_request(
         ),
         ignore_end=ignore_end,
         no_timings=not timings,
+        slice="" if in_slice is None else slice_name(in_slice),
         request_id=secrets.token_hex(16),
     )
     request.linger.FromSeconds(LINGER_S)

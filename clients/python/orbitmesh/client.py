@@ -927,6 +927,7 @@ class Mesh:
         seed: int = 0,
         ignore_end: bool = False,
         timings: bool = True,
+        slice: str | None = None,  # noqa: A002
         timeout: float | None = None,
         on_waiting: OnWaiting | None = None,
     ) -> Generation:
@@ -943,6 +944,7 @@ class Mesh:
             seed: The random number of each position is a function of this seed and the position.
             ignore_end: True goes on past the model's end token.
             timings: False leaves out the timings, and with them the breakdown.
+            slice: The slice whose share of time and memory it uses, one of `slices`; None for what no slice has.
             timeout: How long the whole answer may take, in seconds; None means 600.
             on_waiting: Called with a sentence when the answer waits (for a contact, for a node that is replaced, for
                 the gateway) and with None when it goes on; `generation.waiting` says the same.
@@ -950,7 +952,7 @@ class Mesh:
         Raises:
             UnknownModelError: there is no such deployment.
             InvalidInputError: the prompt is empty or longer than the context, or a number is out of range.
-            CapacityError: the caches are full; `metadata` says what is free.
+            CapacityError: the caches are full, or the slice is; `metadata` says what is free.
 
         Example:
             >>> generation = mesh.generate("demo", prompt="Space is", max_new_tokens=64)
@@ -967,6 +969,7 @@ class Mesh:
                 seed=seed,
                 ignore_end=ignore_end,
                 timings=timings,
+                slice=slice,
                 timeout=timeout,
                 on_waiting=on_waiting,
             )
