@@ -29,10 +29,16 @@ from orbitmesh import (
     SliceShare,
     SliceTraffic,
     TransportError,
+    _requests,
     _slices,
+    _slices_proto,
 )
 from orbitmesh._loop import LoopThread
+from orbitmesh.slice_results import GOALS, RESOURCES
+from orbitmesh.trust.names import check_name
 from orbitmesh.v1 import slices_pb2
+from services.slices import deeds, fitting, optimising, resources
+from services.slices.templates import Profile
 from tests.sdk.small_gateway import Identities, SmallGateway, serve
 from tests.sdk.small_slices import CAPACITY, CHANGED, SmallSlices
 
@@ -188,6 +194,33 @@ async def test_no_call_sends_what_is_wrong(
     with pytest.raises(InvalidInputError, match=words):
         await call(sliced.slices)
     assert service.asked == []
+
+
+def test_what_is_refused_here_is_what_the_service_refuses() -> None:
+    """A message that names a range names the one that holds; a name, a resource and a goal that are good here are good
+    there."""
+    assert (_slices_proto.TIME_LIMIT_S, _slices_proto.TIME_LIMIT_MAX_S) == (
+        optimising.TIME_LIMIT_S,
+        optimising.TIME_LIMIT_MAX_S,
+    )
+    assert (_slices_proto.AMOUNT_MAX, _slices_proto.TRAFFIC_MAX) == (resources.MOST, fitting.TRAFFIC_MAX)
+    assert _slices_proto.LIFETIME_MAX_S == deeds.LIFETIME_MAX_S
+    assert (RESOURCES, set(GOALS)) == (resources.NAMES, {str(goal) for goal in optimising.Goal})
+    for name in ("a", "cam-1", "-a", "0" * 63, "Upper", "a.b", "a_b", "a" * 64, "", "a\n", "\u0663"):
+        assert accepted(_requests.slice_name, name) == accepted(check_name, name), name
+    for latency, weight in ((1e9, 1e6), (1.1e9, 1.0), (1.0, 1.1e6)):
+        profile = SliceProfile(latency_ms=latency, weight=weight)
+        there = accepted(lambda profile: Profile(latency_ms=profile.latency_ms, weight=profile.weight), profile)
+        assert accepted(_slices_proto.profile_message, profile) == there
+
+
+def accepted(check: Callable[[Any], Any], value: Any) -> bool:
+    """Whether a check lets it pass."""
+    try:
+        check(value)
+    except InvalidInputError:
+        return False
+    return True
 
 
 async def test_a_slice_is_told_as_it_is(service: SmallSlices, sliced: AsyncMesh) -> None:

@@ -31,7 +31,7 @@ TIME_LIMIT_S = 1.0
 """How long the solver may take where nobody says it, in seconds."""
 TIME_LIMIT_MAX_S = 60.0
 """How long it may be allowed to take, in seconds."""
-LIFETIME_MAX_S = 30 * 86400.0
+LIFETIME_MAX_S = 86400.0
 """The longest admission that may be asked for, in seconds."""
 AMOUNT_MAX = 1e12
 """The largest amount of a resource: beyond it doubles no longer tell parts of it apart."""
