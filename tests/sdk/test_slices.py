@@ -488,6 +488,31 @@ async def test_an_admission_that_nobody_heard_of_is_given_back(
     assert [each.request_id for each in service.requests(slices_pb2.WithdrawRequest)] == [asked.request_id]
 
 
+@pytest.mark.parametrize("when", ["entering", "leaving"])
+async def test_a_mesh_that_is_closed_at_once_still_gives_back(
+    when: str, service: SmallSlices, gateway: SmallGateway, identities: Identities
+) -> None:
+    """The error leaves both blocks in one step: the withdrawal is on its way before the connection goes."""
+
+    async def work() -> None:
+        async with AsyncMesh.connect(gateway.address, identity=identities.client) as mesh:
+            await mesh.slices.define("cam")
+            service.delay_s = 1.0
+            async with mesh.slices.admit("cam", timeout=0.3 if when == "entering" else None):
+                service.delay_s = 3.0
+
+    task = asyncio.ensure_future(work())
+    if when == "leaving":
+        while not service.admitted:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        task.cancel()
+    with pytest.raises(DeadlineError if when == "entering" else asyncio.CancelledError):
+        await task
+    (asked,) = service.requests(slices_pb2.AdmitRequest)
+    assert asked.request_id in [each.request_id for each in service.requests(slices_pb2.WithdrawRequest)]
+
+
 async def test_a_refused_admission_is_not_given_back(service: SmallSlices, sliced: AsyncMesh, cam: Slice) -> None:
     """Nothing was reserved: the block is not entered, and nothing is withdrawn. The same handle may be tried again."""
     service.refusing["AdmitRequest"] = ("SLICE_FULL", "0.2 CPU are free")

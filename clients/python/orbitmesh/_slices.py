@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any
 
+import grpc
+
 from orbitmesh import _slices_proto
 from orbitmesh._deadlines import bounded
 from orbitmesh._requests import between, checked_name, checked_timeout, slice_name
 from orbitmesh._resuming import FAREWELL_S
 from orbitmesh._streams import told_again
-from orbitmesh._stubs import Connection
+from orbitmesh._stubs import Connection, Stubs
 from orbitmesh.errors import CancelledError_, InvalidInputError, MeshError, TransportError
 from orbitmesh.rpc import keep_status
 from orbitmesh.slice_results import (
@@ -30,6 +32,8 @@ from orbitmesh.slice_results import (
 )
 from orbitmesh.v1 import slices_pb2
 
+_UNHEARD = (TransportError, CancelledError_, asyncio.CancelledError)
+"""What leaves open whether the mesh did what it was asked."""
 PATIENCE_S = 120.0
 """How long a cut watch is asked for again before its loss is an error, in seconds."""
 
@@ -426,14 +430,17 @@ class AsyncSliceAdmission:
                 reason="FAILED_PRECONDITION",
             )
         self._request.request_id = str(uuid.uuid4())
+        mesh, stubs = self._slices._mesh, None
         try:
-            answer = await self._slices._ask("Admit", self._request, self._timeout)
-        except (TransportError, CancelledError_, asyncio.CancelledError):
-            # Nobody knows whether it was admitted: so it is given back.
-            self._give_back_later()
-            raise
-        except MeshError:
+            async with self._slices._bounded(self._timeout, f"asking for admission to {self.slice}"):
+                stubs = await mesh._ready()
+                answer = await mesh._call(stubs.slices.Admit, self._request, self._timeout)
+        except BaseException as error:
+            request = slices_pb2.WithdrawRequest(request_id=self._request.request_id)
             self._request.request_id = ""
+            if stubs is not None and isinstance(error, _UNHEARD):
+                # Nobody knows whether it was admitted.
+                self._give_back_later(stubs, request)
             raise
         self._until, self._nodes = answer.until.ToDatetime(tzinfo=UTC), tuple(answer.nodes)
         return self
@@ -443,8 +450,15 @@ class AsyncSliceAdmission:
     ) -> None:
         request = slices_pb2.WithdrawRequest(request_id=self._request.request_id)
         until, self._until, self._nodes, self._request.request_id = self._until, None, (), ""
+        mesh, stubs = self._slices._mesh, None
         try:
-            await self._slices._ask("Withdraw", request, self._timeout)
+            async with self._slices._bounded(self._timeout, f"giving back the admission to {self.slice}"):
+                stubs = await mesh._ready()
+                await mesh._call(stubs.slices.Withdraw, request, self._timeout)
+        except asyncio.CancelledError:
+            if stubs is not None:
+                self._give_back_later(stubs, request)
+            raise
         except MeshError as failed:
             told = f"the admission to {self.slice!r} could not be given back and ends by itself at {until}"
             if error is None:
@@ -453,19 +467,17 @@ class AsyncSliceAdmission:
             # What went wrong in the block is what its caller has to know.
             error.add_note(f"{told}: {failed}")
 
-    def _give_back_later(self) -> None:
-        mesh = self._slices._mesh
-        request = slices_pb2.WithdrawRequest(request_id=self._request.request_id)
-        self._request.request_id = ""
-        telling = asyncio.get_running_loop().create_task(_give_back(self._slices, request))
-        mesh._farewells.add(telling)
-        telling.add_done_callback(mesh._farewells.discard)
+    def _give_back_later(self, stubs: Stubs, request: slices_pb2.WithdrawRequest) -> None:
+        farewells = self._slices._mesh._farewells
+        telling = asyncio.get_running_loop().create_task(_give_back(stubs, request))
+        farewells.add(telling)
+        telling.add_done_callback(farewells.discard)
 
 
-async def _give_back(slices: AsyncSlices, request: slices_pb2.WithdrawRequest) -> None:
+async def _give_back(stubs: Stubs, request: slices_pb2.WithdrawRequest) -> None:
     # Where it cannot be told, the admission ends with its lifetime.
-    with contextlib.suppress(MeshError):
-        await slices._ask("Withdraw", request, FAREWELL_S)
+    with contextlib.suppress(grpc.RpcError):
+        await stubs.slices.Withdraw(request, timeout=FAREWELL_S)
 
 
 def _name_of(which: str | Slice) -> str:
