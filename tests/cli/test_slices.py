@@ -28,7 +28,7 @@ from orbitmesh.cli import slices_files, slices_top
 from orbitmesh.cli.main import main
 from orbitmesh.cli.output import Output
 from orbitmesh.cli.slices import share
-from orbitmesh.slice_results import SliceNode, SliceProfile, SliceShare
+from orbitmesh.slice_results import RESOURCES, SliceNode, SliceProfile, SliceShare
 from orbitmesh.trust import Role, init_mesh, issue
 from orbitmesh.v1 import slices_pb2
 from tests.sdk.small_gateway import SmallGateway, serve
@@ -147,6 +147,16 @@ def test_a_slice_lives_its_life(slices: Commands) -> None:
     assert "cam is resized: 3 CPU, 2 GB" in slices.shown("resize", "cam", "--resource", "CPU=3")
     assert "cam is released" in slices.shown("release", "cam")
     assert "no slices" in slices.shown("list")
+
+
+def test_shares_are_said_once_where_they_are_alike(slices: Commands) -> None:
+    """The same of every resource is one sentence, others are named."""
+    for name in ("alike", "other"):
+        given = [f"{resource}:min=0.1,max=0.5" for resource in RESOURCES]
+        given[0] = f"CPU:min=0.{1 if name == 'alike' else 2},max=0.5"
+        slices.shown("define", name, *(word for each in given for word in ("--share", each)))
+    assert "shares of each resource of a node: dedicated 0%, min 10%, max 50%\n" in slices.shown("show", "alike")
+    assert "node: CPU dedicated 0%, min 20%, max 50%; GPU dedicated 0%, min 10%" in slices.shown("show", "other")
 
 
 def test_machines_get_every_step_as_a_document(slices: Commands) -> None:

@@ -105,7 +105,7 @@ def say_slice(output: Output, each: Slice) -> None:
     where = f" from {profile.place}" if profile.place else ""
     output.say(f"promised: latency {latency(profile.latency_ms)}{where}{within}; {amounts(profile.resources)}")
     if profile.shares:
-        output.say(f"shares of each node: {shares(profile.shares, whole=True)}")
+        output.say(f"shares of each resource of a node: {shares(profile.shares, whole=True)}")
     output.say(f"work admitted: {each.admitted} of {profile.max_number_of_ues or 1000}; etag {each.etag}")
     if each.allocations:
         output.view(allocations_table(each.allocations))
@@ -140,11 +140,14 @@ def shares(values: Mapping[str, SliceShare], *, whole: bool = False) -> str:
         if len(guaranteed) == len(RESOURCES) and len(set(guaranteed.values())) == 1:
             return f"{part(next(iter(guaranteed.values())))} of each"
         return ", ".join(f"{part(least)} {_UNITS.get(name, name)}" for name, least in guaranteed.items()) or "-"
-    return "; ".join(
-        f"{name} dedicated {part(share.dedicated)}, min {part(share.min)}, "
+    said = {
+        name: f"dedicated {part(share.dedicated)}, min {part(share.min)}, "
         f"max {part(1.0 if share.max is None else share.max)}"
         for name, share in values.items()
-    )
+    }
+    if len(said) == len(RESOURCES) and len(set(said.values())) == 1:
+        return next(iter(said.values()))
+    return "; ".join(f"{name} {text}" for name, text in said.items())
 
 
 def latency(milliseconds: float) -> str:
