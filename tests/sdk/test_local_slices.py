@@ -225,8 +225,8 @@ def test_a_watch_and_the_slices_outlive_a_restart_of_their_service(empty: Mesh) 
 def test_the_example_of_node_42_is_answered(
     goal: str, documented: tuple[float, ...], mesh: Mesh, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From its file, for each goal: within the node, as the page says (embb, mmtc, urllc), and as good as scipy's linear
-    programming finds it; nothing of the mesh is touched."""
+    """From its file, for each goal: within the node, as the page says (embb, mmtc, urllc), and as scipy finds it by
+    linear programming; nothing of the mesh is touched."""
     where = ["--gateway", mesh.local.gateway, "--identity", str(mesh.local.identity)]
     before = mesh.slices.list().etag
     arguments = ["--what-if", str(ROOT / "examples" / "slices" / "node-42.toml"), "--goal", goal, "--json"]
