@@ -19,8 +19,9 @@ NPM ?= $(shell command -v npm 2>/dev/null)
 SEEDS ?= 2000
 # More for pytest: `make test ARGS="-k planner -x"`.
 ARGS ?=
-# How the tests are spread: one file at a time on each core; `make test SIDE_BY_SIDE=` runs one after the other.
-SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 4 --dist loadfile
+# How the tests are spread: one file at a time on each core, in their order: sorted by the number of their tests, the
+# longest would come last, and all cores but one would wait for it. `make test SIDE_BY_SIDE=` runs one after the other.
+SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # Machine-readable output of `make demo` and `make bench`: JSON=1.
 JSON ?=
 # Which bench: `make bench NAME=hop`.

@@ -14,7 +14,7 @@ from _train_mesh import Tell, mesh_of, plan_of, run, summary
 from orbitmesh import LocalTraining, SecureSums
 
 NODES = 6
-GROUPS = (("sat-1", "sat-2", "sat-3"), ("sat-4", "sat-5", "sat-6"))
+GROUPS = (("sat-1", "sat-2", "sat-3"), ("sat-4", "sat-5", "ground-1"))
 TASK, COMPRESSION, ROUNDS = "mnist5k", "int8", 8
 LOCAL = LocalTraining(steps=1, batch_size=32, lr=0.05)
 

@@ -89,13 +89,15 @@ class Crew:
             self._lost.add(node)
 
     def back(self, node: str) -> None:
-        """A node is reached."""
+        """A node is reached, or got further."""
         self._lost.discard(node)
 
     @property
     def eligible(self) -> list[str]:
         """Who may be asked now, in order."""
-        return [name for name in self.links if name in self.joined and name not in self._lost]
+        # A session that is taken up again after a cut tells nobody: its node is back all the same.
+        away = {name for name in self._lost if not self.links[name].attached}
+        return [name for name in self.links if name in self.joined and name not in away]
 
     def choose(self, count: int, round_index: int) -> tuple[str, ...]:
         """Whom a round asks: those whose contact comes first, and among them who was asked least, longest ago."""

@@ -45,6 +45,7 @@ class Listening:
 
     def moved(self, node: str) -> None:
         """It got further."""
+        self._driver.crew.back(node)
         self._driver.patience.moved(node)
 
     def joined(self, node: str, joined: training_pb2.Joined) -> None:

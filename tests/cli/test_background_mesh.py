@@ -82,6 +82,7 @@ def alive(pids: set[int]) -> set[int]:
     return running
 
 
+@pytest.mark.timeout(300)  # ten commands, each a process that imports everything anew
 @pytest.mark.skipif(sys.platform != "linux", reason="processes are counted in /proc")
 def test_a_mesh_in_the_background_serves_until_it_is_taken_down(home: dict[str, str], model: Path) -> None:
     """`up` returns, the other commands find the mesh by themselves, `down` ends every process of it."""

@@ -17,15 +17,15 @@ from grpc_channelz.v1 import channelz_pb2, channelz_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from orbitmesh.rpc import open_channel
+from orbitmesh.rpc import keep_status, open_channel
 from orbitmesh.trust import Role, init_mesh, issue
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED
 from services.runtime.server import ServiceHost
 from tests.contract.descriptors import PROTOS, ROOT, compile_protos, own_files, without_comments
 
-GENERATE_TIMEOUT_S = 60.0
+GENERATE_TIMEOUT_S = 100.0
 """How long generating the stubs may take, in seconds."""
-CALL_TIMEOUT_S = 10.0
+CALL_TIMEOUT_S = 60.0
 """How long one call on loopback may take, in seconds."""
 
 
@@ -155,7 +155,7 @@ async def _reflect(channel: grpc.aio.Channel, version: str, asked: list[Any]) ->
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    return [answer async for answer in call(iter(asked), timeout=CALL_TIMEOUT_S)]
+    return [answer async for answer in keep_status(call(iter(asked), timeout=CALL_TIMEOUT_S))]
 
 
 def _meaning(file: FileDescriptorProto) -> FileDescriptorProto:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from orbitmesh.errors import MeshError, PermissionError_, TransportError
-from orbitmesh.rpc import mapped_errors
+from orbitmesh.rpc import keep_status, mapped_errors
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, wire_pb2
 from orbitmesh.wire.session import Session
@@ -379,7 +379,7 @@ async def test_paths_that_cannot_be_are_refused(ca: Ca, path: list[Hop], reason:
     """Empty, too long, looped and unknown paths are answered with their reason."""
     async with node(ca.path("executor/r1")) as relay, pool_of(ca) as pool:
         channel = pool.get(Role.EXECUTOR, "r1", relay.hop.address)
-        call = executor_pb2_grpc.ExecutorServiceStub(channel).Relay()
+        call = keep_status(executor_pb2_grpc.ExecutorServiceStub(channel).Relay())
         with pytest.raises(MeshError) as caught, mapped_errors():
             await call.write(executor_pb2.RelayRequest(path=[each.message() for each in path]))
             await call.read()
@@ -412,7 +412,7 @@ async def test_messages_against_the_rules_end_the_tunnel(ca: Ca) -> None:
             [path, path],
             [path, executor_pb2.RelayRequest(data=bytes((256 << 10) + 1))],
         ):
-            call = stub.Relay()
+            call = keep_status(stub.Relay())
             with pytest.raises(MeshError) as caught, mapped_errors():
                 for message in messages:
                     await call.write(message)

@@ -24,7 +24,7 @@ from tests.mesh.support import Model, channel_to, until
 NEW_TOKENS = 64
 NO_TOKEN = 1 << 20
 """An end that no vocabulary here holds."""
-SETTLE_S = 45.0
+SETTLE_S = 90.0
 """How long a mesh may take to be as it should after a blow; far above what it takes."""
 
 
@@ -33,7 +33,7 @@ def described(mesh: Mesh, name: str) -> scheduler_pb2.Deployment:
     user = load_identity(mesh.local.identity)
     with channel_to(mesh.local.gateway, user, Role.GATEWAY, "gateway") as channel:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-        answer = stub.GetDeployment(scheduler_pb2.GetDeploymentRequest(name=name), timeout=10.0)
+        answer = stub.GetDeployment(scheduler_pb2.GetDeploymentRequest(name=name), timeout=60.0)
     found: scheduler_pb2.Deployment = answer.deployment
     return found
 
@@ -163,7 +163,7 @@ def gateway_with_spans(mesh: Mesh, spans: Path) -> Iterator[subprocess.Popen[byt
         yield process
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(60)
         mesh.local.restart("gateway")
 
 

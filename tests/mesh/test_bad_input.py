@@ -68,7 +68,7 @@ def generate_raw(mesh: Mesh, request: gateway_pb2.GenerateRequest) -> MeshError:
     with channel_to(mesh.local.gateway, identity, Role.GATEWAY, "gateway") as channel:
         stub = gateway_pb2_grpc.GatewayServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
-            list(stub.Generate(request, timeout=20))
+            list(stub.Generate(request, timeout=60))
     return map_rpc_error(refused.value)
 
 
@@ -231,12 +231,12 @@ def test_an_unsigned_manifest_is_refused_at_every_door(mesh: Mesh, pack: Path) -
     with channel_to(mesh.local.gateway, client, Role.GATEWAY, "gateway") as channel:
         packs = gateway_pb2_grpc.PackServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
-            packs.CreatePack(gateway_pb2.CreatePackRequest(request_id="1", manifest=manifest), timeout=10)
+            packs.CreatePack(gateway_pb2.CreatePackRequest(request_id="1", manifest=manifest), timeout=60)
         assert map_rpc_error(refused.value).reason == "PACK_UNSIGNED"
         scheduler = scheduler_pb2_grpc.SchedulerServiceStub(channel)
         create = scheduler_pb2.CreateDeploymentRequest(request_id="2", name="unsigned", manifest=manifest)
         with pytest.raises(grpc.RpcError) as refused:
-            list(scheduler.CreateDeployment(create, timeout=10))
+            list(scheduler.CreateDeployment(create, timeout=60))
         assert map_rpc_error(refused.value).reason == "PACK_UNSIGNED"
     trusted = load_identity(mesh.local.directory / "identities" / "scheduler-scheduler")
     with channel_to(address_of(mesh, "sat-1"), trusted, Role.EXECUTOR, "sat-1") as channel:
@@ -246,7 +246,7 @@ def test_an_unsigned_manifest_is_refused_at_every_door(mesh: Mesh, pack: Path) -
         )
         load.pipeline.add(role="executor", name="sat-1")
         with pytest.raises(grpc.RpcError) as refused:
-            list(executor.LoadStage(load, timeout=10))
+            list(executor.LoadStage(load, timeout=60))
         assert map_rpc_error(refused.value).reason == "PACK_UNSIGNED"
 
 
@@ -256,7 +256,7 @@ def test_an_unsigned_manifest_is_refused_at_every_door(mesh: Mesh, pack: Path) -
 def test_an_identity_of_another_mesh_is_turned_away(mesh: Mesh, tmp_path: Path) -> None:
     """Its certificate was made by another CA, under the same names."""
     issue(init_mesh(tmp_path / "ca", mesh="local"), Role.CLIENT, "local", tmp_path / "me")
-    me = Mesh.connect(mesh.local.gateway, identity=tmp_path / "me", timeout=5)
+    me = Mesh.connect(mesh.local.gateway, identity=tmp_path / "me", timeout=60)
     with pytest.raises((AuthError, TransportError)), me as other:
         other.status()
 
@@ -268,7 +268,7 @@ def test_a_forger_that_knows_our_ca_is_turned_away(mesh: Mesh, tmp_path: Path) -
     with channel_to(mesh.local.gateway, forged, Role.GATEWAY, "gateway") as channel:
         stub = gateway_pb2_grpc.GatewayServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
-            stub.GetStatus(gateway_pb2.GetStatusRequest(), timeout=5)
+            stub.GetStatus(gateway_pb2.GetStatusRequest(), timeout=60)
     assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -282,7 +282,7 @@ def test_an_expired_identity_is_turned_away(mesh: Mesh, tmp_path: Path) -> None:
     with channel_to(mesh.local.gateway, expired, Role.GATEWAY, "gateway") as channel:
         stub = gateway_pb2_grpc.GatewayServiceStub(channel)
         with pytest.raises(grpc.RpcError) as refused:
-            stub.GetStatus(gateway_pb2.GetStatusRequest(), timeout=5)
+            stub.GetStatus(gateway_pb2.GetStatusRequest(), timeout=60)
     assert refused.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNAUTHENTICATED)
 
 
@@ -311,7 +311,7 @@ def test_a_client_cannot_speak_to_executors_nor_as_one(mesh: Mesh, nodes: list[s
             address, me, Role.EXECUTOR, nodes[0],
             lambda channel, m=method, r=request: getattr(
                 executor_pb2_grpc.ExecutorServiceStub(channel), m
-            )(r, timeout=5),
+            )(r, timeout=60),
         )  # fmt: skip
         assert error.reason == "ROLE_NOT_ALLOWED", method
     for address, role, name in (
@@ -322,7 +322,7 @@ def test_a_client_cannot_speak_to_executors_nor_as_one(mesh: Mesh, nodes: list[s
             address, me, role, name,
             lambda channel: list(
                 scheduler_pb2_grpc.SchedulerServiceStub(channel).Heartbeat(
-                    iter([scheduler_pb2.HeartbeatRequest(address="127.0.0.1:1", sequence=1)]), timeout=5
+                    iter([scheduler_pb2.HeartbeatRequest(address="127.0.0.1:1", sequence=1)]), timeout=60
                 )
             ),
         )  # fmt: skip
@@ -336,7 +336,7 @@ def test_an_executor_cannot_ask_for_answers_or_load_stages(mesh: Mesh, nodes: li
     request = gateway_pb2.GenerateRequest(deployment="bad", token_ids=PROMPT, max_new_tokens=2)
     error = refused_call(
         mesh.local.gateway, sat, Role.GATEWAY, "gateway",
-        lambda channel: list(gateway_pb2_grpc.GatewayServiceStub(channel).Generate(request, timeout=5)),
+        lambda channel: list(gateway_pb2_grpc.GatewayServiceStub(channel).Generate(request, timeout=60)),
     )  # fmt: skip
     assert error.reason == "ROLE_NOT_ALLOWED"
     for method, message in (
@@ -346,7 +346,7 @@ def test_an_executor_cannot_ask_for_answers_or_load_stages(mesh: Mesh, nodes: li
         error = refused_call(
             address_of(mesh, nodes[0]), sat, Role.EXECUTOR, nodes[0],
             lambda channel, m=method, r=message: list(
-                getattr(executor_pb2_grpc.ExecutorServiceStub(channel), m)(r, timeout=5) or ()
+                getattr(executor_pb2_grpc.ExecutorServiceStub(channel), m)(r, timeout=60) or ()
             ),
         )  # fmt: skip
         assert error.reason == "ROLE_NOT_ALLOWED", method

@@ -56,7 +56,8 @@ def moved(mesh: Mesh) -> int:
     ("layers", "heads", "moves"),
     [
         pytest.param(5, 6, ((0, JOURNAL), (2, JOURNAL), (1, JOURNAL)), marks=pytest.mark.soak, id="journal"),
-        pytest.param(3, 1, ((1, CACHE), (2, CACHE)), id="cache"),
+        pytest.param(3, 1, ((1, CACHE), (2, CACHE)), marks=pytest.mark.soak, id="cache"),
+        pytest.param(3, 1, ((1, CACHE),), id="one cache"),
     ],
 )
 def test_an_answer_goes_on_while_its_stages_move(

@@ -160,7 +160,7 @@ def test_a_stream_that_was_not_named_ends_with_an_error(fragile: Mesh, model: Mo
     nobody can tell any more, free it when its time is over."""
     until_whole(fragile, "ctl")
     with Raw(fragile) as stub:
-        call = stub.Generate(request_for(model.prompt(5)), timeout=8)
+        call = stub.Generate(request_for(model.prompt(5)), timeout=5)
         assert take(call, 3) == endless(model, model.prompt(5), 3)
         anew(fragile, "gateway")()
         with pytest.raises(grpc.RpcError) as cut:
@@ -187,7 +187,7 @@ def test_a_second_stream_of_the_same_name_sees_the_same_generation(fragile: Mesh
         assert next(third).started.generation == number
         foreign = other.Generate(request_for(prompt, name, 30, 4), timeout=60)
         assert next(foreign).started.generation not in (number, 0)
-        other.CancelGeneration(gateway_pb2.CancelGenerationRequest(request_id=name), timeout=10)
+        other.CancelGeneration(gateway_pb2.CancelGenerationRequest(request_id=name), timeout=60)
         assert take(third, LONG - 100) == expected[100:]
         assert take(second, LONG) == expected
         assert take(first, LONG - 5) == expected[5:]
@@ -206,8 +206,8 @@ def test_a_generation_that_is_cancelled_by_name_frees_the_nodes(fragile: Mesh, m
         anew(fragile, "gateway")()
     with Raw(fragile) as stub:
         until(lambda: fragile.status().scheduler_up, "the gateway is back")
-        stub.CancelGeneration(gateway_pb2.CancelGenerationRequest(request_id=name), timeout=10)
-        stub.CancelGeneration(gateway_pb2.CancelGenerationRequest(request_id=name), timeout=10)
+        stub.CancelGeneration(gateway_pb2.CancelGenerationRequest(request_id=name), timeout=60)
+        stub.CancelGeneration(gateway_pb2.CancelGenerationRequest(request_id=name), timeout=60)
     expect_idle(fragile, "ctl", pipeline_of(fragile, "ctl"))
     assert not list(fragile.local.directory.glob("state/gateway/generations/*"))
 

@@ -16,7 +16,7 @@ from tests.mesh.support import Model, Models, deployed, expect_idle, nodes_of, t
 LATENCY_S = 0.020
 """One way."""
 NEW_TOKENS = 12
-CUT_TOKENS = 24
+CUT_TOKENS = 32
 """Enough to be cut off in the midst of, and twice that in less time than lies between two measurements of a link."""
 ROUNDS_MAX = 4
 REPORTED_WITHIN_S = 1.0
@@ -141,7 +141,7 @@ def answer_over_a_cut(mesh: Mesh, model: Model, a: str, b: str) -> None:
     mesh.local.cut(a, b)
     time.sleep(0.5)
     held = len(said)
-    assert held < 20, "the cut did not hold it up"
+    assert held < CUT_TOKENS - 4, "the cut did not hold it up"
     mesh.local.restore(a, b)
     thread.join(60)
     assert ended == [None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 
 from orbitmesh import AsyncMesh, Mesh
-from tests.mesh.support import Models, deployed, expect_idle, nodes_of, tokens_of
+from tests.mesh.support import Models, deployed, expect_idle, nodes_of, tokens_of, until
 
 TOGETHER = 8
 """Generations at once."""
@@ -57,6 +57,7 @@ def test_tokens_are_handed_out_as_they_are_produced(mesh: Mesh, models: Models) 
     """When the first token is in the client's hands the nodes are still at work on the answer."""
     model = models.get("llama", seed=1)
     with deployed(mesh, model, "stream", stages=3, kv_tokens=1024) as deployment:
+        until(lambda: mesh.status().generations == 0, "the gateway has closed what was asked before")
         generation = mesh.generate("stream", model.prompt(4), max_new_tokens=900, ignore_end=True)
         tokens = iter(generation)
         first = next(tokens)

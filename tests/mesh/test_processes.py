@@ -34,7 +34,13 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def gone(processes: list[psutil.Process]) -> bool:
-    return not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in processes)
+    def runs(process: psutil.Process) -> bool:
+        try:
+            return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return False  # it has ended between the two questions
+
+    return not any(runs(each) for each in processes)
 
 
 def test_leaving_the_block_ends_every_process(tmp_path: Path) -> None:
@@ -61,7 +67,7 @@ def test_a_program_that_is_ended_leaves_no_mesh_behind(how: signal.Signals, tmp_
         os.killpg(program.pid, how)
         said = program.stdout.read()
     assert said == (b"interrupted\n" if how == signal.SIGINT else b"")
-    until(lambda: gone(processes), "every process is gone", 30)
+    until(lambda: gone(processes), "every process is gone", 60)
 
 
 def test_a_mesh_that_is_given_up_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -71,4 +77,4 @@ def test_a_mesh_that_is_given_up_while_it_starts_leaves_nothing_behind(tmp_path:
         until(lambda: len(family(program.pid)) >= 4, "some services have started", 60)
         processes = family(program.pid)
         program.kill()
-    until(lambda: gone(processes), "every process is gone", 30)
+    until(lambda: gone(processes), "every process is gone", 60)

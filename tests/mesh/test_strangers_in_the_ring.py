@@ -86,7 +86,7 @@ def open_own(mesh: Mesh, nodes: Sequence[str], stage: int, gateway: Identity, nu
         **how,
     )
     with executor(mesh, nodes[stage], gateway) as stub:
-        stub.OpenGeneration(request, timeout=10)
+        stub.OpenGeneration(request, timeout=60)
 
 
 @contextmanager
@@ -196,16 +196,16 @@ def acts(
     """What a gateway may ask of a stage for a generation that it has opened."""
     where = {"deployment": "ring", "generation": number, "stage_index": stage}
     stop = executor_pb2.StopGenerationRequest(**where, epoch=epoch)
-    yield "stop", lambda: stub.StopGeneration(stop, timeout=10)
+    yield "stop", lambda: stub.StopGeneration(stop, timeout=60)
     go_on = executor_pb2.ContinueGenerationRequest(**where, epoch=epoch, length=1, sample_from=2)
-    yield "go on", lambda: stub.ContinueGeneration(go_on, timeout=10)
+    yield "go on", lambda: stub.ContinueGeneration(go_on, timeout=60)
     switch = executor_pb2.ContinueGenerationRequest(**where, epoch=epoch, switch_at=RESERVED - 1)
-    yield "switch", lambda: stub.ContinueGeneration(switch, timeout=10)
+    yield "switch", lambda: stub.ContinueGeneration(switch, timeout=60)
     for mode in (executor_pb2.FEED_MODE_JOURNAL, executor_pb2.FEED_MODE_CACHE):
         feed = executor_pb2.FeedGenerationRequest(**where, epoch=epoch, mode=mode)
-        yield "feed", lambda feed=feed: stub.FeedGeneration(feed, timeout=10)
+        yield "feed", lambda feed=feed: stub.FeedGeneration(feed, timeout=60)
     close = executor_pb2.CloseGenerationRequest(**where)
-    yield "close", lambda: stub.CloseGeneration(close, timeout=10)
+    yield "close", lambda: stub.CloseGeneration(close, timeout=60)
 
 
 def refusal(ask: Callable[[], object]) -> str:
@@ -233,7 +233,7 @@ async def test_a_hole_is_told_and_ends_nothing(mesh: Mesh, nodes: list[str], gat
 async def close_own(mesh: Mesh, nodes: list[str], stage: int, gateway: Identity) -> None:
     request = executor_pb2.CloseGenerationRequest(deployment="ring", generation=NUMBER, stage_index=stage)
     with executor(mesh, nodes[stage], gateway) as stub:
-        stub.CloseGeneration(request, timeout=10)
+        stub.CloseGeneration(request, timeout=60)
     expect_idle(mesh, "ring", nodes)
 
 
@@ -244,22 +244,22 @@ def test_what_belongs_to_an_epoch_that_is_over_is_refused(mesh: Mesh, nodes: lis
     with executor(mesh, nodes[1], gateway) as stub:
         pipeline = pipeline_through(mesh, nodes)
         stop = executor_pb2.StopGenerationRequest(**where, epoch=5, pipeline=pipeline)
-        assert stub.StopGeneration(stop, timeout=10).length == 0
-        assert stub.StopGeneration(stop, timeout=10).length == 0  # repeating it changes nothing
+        assert stub.StopGeneration(stop, timeout=60).length == 0
+        assert stub.StopGeneration(stop, timeout=60).length == 0  # repeating it changes nothing
         for epoch in (1, 4):
             for what, ask in acts(stub, NUMBER, epoch, stage=1):
                 if what != "close":
                     assert refusal(ask) == "STALE_EPOCH", (what, epoch)
         beyond = executor_pb2.ContinueGenerationRequest(**where, epoch=5, length=3)
-        assert refusal(lambda: stub.ContinueGeneration(beyond, timeout=10)) == "INVALID_INPUT"
+        assert refusal(lambda: stub.ContinueGeneration(beyond, timeout=60)) == "INVALID_INPUT"
         early = executor_pb2.ContinueGenerationRequest(**where, epoch=6, length=0)
-        assert refusal(lambda: stub.ContinueGeneration(early, timeout=10)) == "STALE_EPOCH"
+        assert refusal(lambda: stub.ContinueGeneration(early, timeout=60)) == "STALE_EPOCH"
         go_on = executor_pb2.ContinueGenerationRequest(**where, epoch=5, length=0, sample_from=2)
-        stub.ContinueGeneration(go_on, timeout=10)
-        assert refusal(lambda: stub.StopGeneration(stop, timeout=10)) == "STALE_EPOCH"  # it runs in this epoch
+        stub.ContinueGeneration(go_on, timeout=60)
+        assert refusal(lambda: stub.StopGeneration(stop, timeout=60)) == "STALE_EPOCH"  # it runs in this epoch
         elsewhere = executor_pb2.StopGenerationRequest(**where, epoch=7, pipeline=pipeline[:1])
-        assert refusal(lambda: stub.StopGeneration(elsewhere, timeout=10)) == "INVALID_INPUT"
-        stub.CloseGeneration(executor_pb2.CloseGenerationRequest(**where), timeout=10)
+        assert refusal(lambda: stub.StopGeneration(elsewhere, timeout=60)) == "INVALID_INPUT"
+        stub.CloseGeneration(executor_pb2.CloseGenerationRequest(**where), timeout=60)
     expect_idle(mesh, "ring", nodes)
 
 

@@ -17,14 +17,14 @@ from tests.mesh.surviving import beside, expect_answer, gateway_with_spans, list
 
 EPOCH_S = 1_700_000_000.0
 FACTOR = 60.0
-FIRST_S, UP_S, DOWN_S = 25 * FACTOR, 4 * FACTOR, 6 * FACTOR
+FIRST_S, UP_S, DOWN_S = 20 * FACTOR, 4 * FACTOR, 4 * FACTOR
 """The first window, in which the model is deployed, and the later ones, in mesh seconds."""
-LONG_S = 18 * FACTOR
+LONG_S = 13 * FACTOR
 """The first outage, in mesh seconds: an executor is killed and starts again in it, also on a busy machine."""
 WINDOWS = 12
 LATENCY_S = 0.006
 SATELLITES = ["leo-1", "leo-2", "leo-3"]
-NEW_TOKENS = 300
+NEW_TOKENS = 240
 
 
 def windows() -> list[tuple[float, float]]:

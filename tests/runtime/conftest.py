@@ -148,7 +148,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-async def call(channel: grpc.aio.Channel, kind: str, timeout: float | None = 10) -> list[bytes]:
+async def call(channel: grpc.aio.Channel, kind: str, timeout: float | None = 60) -> list[bytes]:
     """Call one method of `Echo` with two messages where it streams; all that came back."""
     path = f"/{SERVICE}/{kind}"
 

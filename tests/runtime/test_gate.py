@@ -45,7 +45,7 @@ def mesh_services() -> list[str]:
     return [each.full_name for module in loaded for each in module.DESCRIPTOR.services_by_name.values()]
 
 
-async def check_health(channel: grpc.aio.Channel, service: str = "", timeout: float | None = 10) -> int:
+async def check_health(channel: grpc.aio.Channel, service: str = "", timeout: float | None = 60) -> int:
     stub = health_pb2_grpc.HealthStub(channel)
     reply = await stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=timeout)
     return int(reply.status)
@@ -108,7 +108,7 @@ async def test_every_role_and_method_of_the_table(mesh: MeshDir, serving: Servin
             for method in loaded:
                 try:
                     with mapped_errors():
-                        await channel.unary_unary(method)(b"", timeout=10)
+                        await channel.unary_unary(method)(b"", timeout=60)
                 except PermissionError_ as error:
                     assert error.reason == "ROLE_NOT_ALLOWED" and method in str(error)
                 else:
@@ -132,13 +132,13 @@ async def test_only_operators_look_inside_and_everybody_asks_for_health(mesh: Me
                     response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
                 )
                 asked = [reflection_pb2.ServerReflectionRequest(list_services="")]
-                call_of = keep_status(method(iter(asked), timeout=10))
+                call_of = keep_status(method(iter(asked), timeout=60))
                 replies = [reply async for reply in call_of]
                 return [each.name for reply in replies for each in reply.list_services_response.service]
 
             async def channels(channel: grpc.aio.Channel = channel) -> Any:
                 stub = channelz_pb2_grpc.ChannelzStub(channel)
-                return await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=10)
+                return await stub.GetServers(channelz_pb2.GetServersRequest(), timeout=60)
 
             if role is Role.OPERATOR:
                 for version in ("v1", "v1alpha"):

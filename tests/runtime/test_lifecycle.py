@@ -28,7 +28,7 @@ def served_certificate(address: str) -> bytes:
     import ssl
 
     host, _, port = address.partition(":")
-    return ssl.get_server_certificate((host, int(port)), timeout=10).encode()
+    return ssl.get_server_certificate((host, int(port)), timeout=60).encode()
 
 
 async def test_a_renewed_certificate_is_served_without_a_restart(mesh: MeshDir, serving: Serving) -> None:

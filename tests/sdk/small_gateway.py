@@ -52,17 +52,20 @@ class SmallGateway(gateway_pb2_grpc.GatewayServiceServicer, scheduler_pb2_grpc.S
     requests: list[gateway_pb2.GenerateRequest] = field(default_factory=list)
     """What was asked."""
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
-    """Set when a generation was cancelled by its caller."""
+    """Set when a generation was left before its end."""
 
     async def Generate(self, request: gateway_pb2.GenerateRequest, context: Any) -> Any:  # noqa: N802
         """Streams tokens."""
         self.requests.append(request)
+        ended = False
         try:
             async for response in (self.behaviour or count)(request, context):
                 yield response
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
+            ended = True
+        finally:
+            # Cancelled while a token is written, it hears of that by being closed, not as CancelledError.
+            if not ended:
+                self.cancelled.set()
 
     async def GetStatus(self, request: Any, context: Any) -> gateway_pb2.GetStatusResponse:  # noqa: N802
         """Says that it is there."""

@@ -26,6 +26,7 @@ from orbitmesh.v1 import gateway_pb2
 from tests.sdk.small_gateway import Identities, SmallGateway, refuse, started, token
 
 Responses = AsyncIterator[gateway_pb2.GenerateResponse]
+WAIT_S = 60.0
 
 
 async def forever(request: gateway_pb2.GenerateRequest, context: Any) -> Responses:
@@ -37,7 +38,7 @@ async def forever(request: gateway_pb2.GenerateRequest, context: Any) -> Respons
 
 async def first_token(generation: AsyncGeneration) -> None:
     """Waits until a token is there."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(WAIT_S):
         await generation._token(0)
 
 
@@ -107,7 +108,7 @@ async def test_leaving_the_loop_stops_the_work_in_the_mesh(mesh: AsyncMesh, gate
     async for token_ in generation:
         if token_.id == 2:
             break
-    await asyncio.wait_for(gateway.cancelled.wait(), 10)
+    await asyncio.wait_for(gateway.cancelled.wait(), WAIT_S)
     assert generation.finish_reason == "cancelled"
     assert generation.token_ids[:3] == (0, 1, 2)
 
@@ -122,7 +123,7 @@ async def test_an_exception_in_the_loop_stops_the_work_in_the_mesh(mesh: AsyncMe
 
     with pytest.raises(ZeroDivisionError):
         await consume()
-    await asyncio.wait_for(gateway.cancelled.wait(), 10)
+    await asyncio.wait_for(gateway.cancelled.wait(), WAIT_S)
 
 
 async def test_cancelling_the_task_stops_the_work_in_the_mesh(mesh: AsyncMesh, gateway: SmallGateway) -> None:
@@ -134,7 +135,7 @@ async def test_cancelling_the_task_stops_the_work_in_the_mesh(mesh: AsyncMesh, g
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(gateway.cancelled.wait(), 10)
+    await asyncio.wait_for(gateway.cancelled.wait(), WAIT_S)
     assert generation.finish_reason == "cancelled"
 
 
@@ -146,14 +147,14 @@ async def test_cancel_by_another_task_ends_the_loop_with_a_typed_error(mesh: Asy
     await first_token(generation)
     await generation.cancel()
     with pytest.raises(CancelledError_) as caught:
-        await asyncio.wait_for(waiting, 10)
+        await asyncio.wait_for(waiting, WAIT_S)
     assert caught.value.trace_id == "ab" * 16
 
 
 async def test_the_timeout_bounds_the_whole_answer(mesh: AsyncMesh, gateway: SmallGateway) -> None:
     """Tokens that keep coming do not extend the time: the total bounds."""
     gateway.behaviour = forever
-    generation = await mesh.generate("demo", prompt="x", timeout=0.3)
+    generation = await mesh.generate("demo", prompt="x", timeout=1.0)
     with pytest.raises(DeadlineError) as caught:
         await generation.wait()
     assert generation.token_ids

@@ -37,7 +37,7 @@ def until(holds: Callable[[], bool], what: str) -> None:
 def listed(mesh: Mesh) -> list[str] | None:
     """The names of the runs; None where the aggregator is out of reach."""
     try:
-        return [run.name for run in mesh.trainings(timeout=5)]
+        return [run.name for run in mesh.trainings(timeout=30)]
     except TransportError:
         return None
 
@@ -55,7 +55,7 @@ def test_a_local_mesh_has_an_aggregator_that_comes_back_where_it_was(mesh: Mesh)
     pid = mesh.local.services()["aggregator"]
     mesh.local.kill("aggregator")
     with pytest.raises(TransportError) as away:
-        mesh.trainings(timeout=5)
+        mesh.trainings(timeout=30)
     assert away.value.retryable
     mesh.local.restart("aggregator")
     assert mesh.local.services()["aggregator"] != pid

@@ -47,7 +47,7 @@ def interrupting(loop: LoopThread, monkeypatch: pytest.MonkeyPatch, begun: threa
         monkeypatch.undo()
         tell(*arguments)
         if begun is not None:
-            begun.wait(10)
+            begun.wait(60)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(loop._loop, "call_soon_threadsafe", told_and_interrupted)

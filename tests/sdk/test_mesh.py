@@ -22,7 +22,7 @@ async def test_a_gateway_that_does_not_exist_is_named(identities: Identities) ->
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        mesh = AsyncMesh.connect(address, identity=identities.client, timeout=20)
+        mesh = AsyncMesh.connect(address, identity=identities.client, timeout=60)
         with pytest.raises(TransportError, match=address):
             await mesh.open()
         await mesh.close()
@@ -177,7 +177,7 @@ def test_closing_from_another_thread_ends_waiting_calls(
     waiting = threading.Thread(target=wait)
     waiting.start()
     mesh.close()
-    waiting.join(20)
+    waiting.join(60)
     assert not waiting.is_alive()
     assert len(errors) == 1
 

@@ -77,7 +77,7 @@ async def shelf_and_stubs(tmp_path: Path) -> AsyncIterator[tuple[PackShelf, Stub
 
 def until_held(shelf: PackShelf, sha256: bytes) -> int:
     """How much of the file is there, once there is some."""
-    give_up = time.monotonic() + 30
+    give_up = time.monotonic() + 60
     while not (held := shelf.store.held_bytes(sha256)):
         assert time.monotonic() < give_up
         time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import pytest
 
 import orbitmesh
 from orbitmesh import AsyncMesh, AsyncTraining, Mesh, Training, TrainingStatus
+from orbitmesh._loop import LoopThread
+from orbitmesh.local import AsyncLocal
 from services.training.task import find_task
 from tests.sdk.doc_examples import members, show, show_async
 
@@ -24,11 +27,23 @@ def scope_of(mesh: Any) -> dict[str, Any]:
     return {**vars(orbitmesh), "mesh": mesh, "pictures": find_task("digits").samples(3)[0]}
 
 
-def test_the_examples_of_training_do_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def local() -> Iterator[AsyncLocal]:
+    """Three satellites and a ground node, from `AsyncMesh.local`; tests leave no run behind."""
+    loop, mesh = LoopThread(), AsyncMesh.local(nodes=4)
+    loop.run(mesh.open())
+    yield mesh.local
+    loop.run(mesh.close())
+    loop.stop()
+
+
+def test_the_examples_of_training_do_what_they_show(
+    local: AsyncLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In the order of a run's life: begun, watched, asked, gone on with, cancelled, deleted; one with privacy for the
     ledger, one of each other kind."""
     monkeypatch.chdir(tmp_path)
-    with Mesh.local(nodes=4) as mesh:
+    with Mesh.connect(local.gateway, identity=local.identity) as mesh:
         scope = scope_of(mesh)
         show(scope, Training, *members(Mesh, "training", "trainings"), *members(Training, *ON_A_RUN))
         show(scope, *(getattr(orbitmesh, name) for name in OF_A_RUN), *members(TrainingStatus, "ended"))
@@ -43,12 +58,16 @@ def test_the_examples_of_training_do_what_they_show(tmp_path: Path, monkeypatch:
             mesh.training("run").wait(timeout=WAIT_S)
         mesh.training("run").delete()
         show(scope, *members(Mesh, "train"))
+        for run in mesh.trainings():
+            mesh.training(run.name).delete()
 
 
-async def test_the_examples_of_asyncio_do_what_they_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_examples_of_asyncio_do_what_they_show(
+    local: AsyncLocal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same life."""
     monkeypatch.chdir(tmp_path)
-    async with AsyncMesh.local(nodes=4) as mesh:
+    async with AsyncMesh.connect(local.gateway, identity=local.identity) as mesh:
         scope = scope_of(mesh)
         await show_async(scope, AsyncTraining, *members(AsyncMesh, "training", "trainings"))
         await show_async(scope, *members(AsyncTraining, *ON_A_RUN, "resume", "cancel", "delete"))

@@ -27,7 +27,7 @@ from tests.runtime.conftest import until
 
 Part = Callable[[], Coroutine[Any, Any, None]]
 
-LIFE = timedelta(seconds=3)
+LIFE = timedelta(seconds=4)
 """Of a certificate; it ends with a whole second, so up to one less."""
 
 

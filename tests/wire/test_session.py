@@ -90,7 +90,7 @@ def content(seed: int, tag: int) -> bytes:
 
 async def settled(check: Callable[[], bool]) -> None:
     """Waits until `check` holds."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not check():  # noqa: ASYNC110 - what is waited for has no event of its own
             await asyncio.sleep(0.002)
 
@@ -248,7 +248,7 @@ async def test_the_end_arrives_after_everything(mesh: Mesh) -> None:
         for tag in range(5):
             await world.session.send(blob(tag), b"x")
         await world.session.close()
-        await asyncio.wait_for(ended.wait(), 10)
+        await asyncio.wait_for(ended.wait(), 60)
         assert seen == list(range(5))
         with pytest.raises(TransportError, match="closed"):
             await world.session.send(blob(9))
@@ -295,7 +295,9 @@ async def test_a_session_whose_first_answer_is_lost_is_served_or_given_up(mesh: 
         async for received in session:
             served.append(received.info.blob.tag)
 
-    acceptor = SessionAcceptor(mesh.two, on_session, window=WINDOW, idle_s=0.05)
+    # Short where both are to give up alone: a machine that stands still for that long must not decide it.
+    patience_s = 30.0 if returns else 0.1
+    acceptor = SessionAcceptor(mesh.two, on_session, window=WINDOW, idle_s=patience_s)
     network = Network(acceptor, mesh.one.spiffe, 0)
     note = network.note
 
@@ -307,7 +309,12 @@ async def test_a_session_whose_first_answer_is_lost_is_served_or_given_up(mesh: 
 
     network.note = cut_at_accept  # type: ignore[method-assign]
     session = await Dialler(
-        network.open, mesh.one, receiver_role="executor", receiver_name="sat-2", give_up_after_s=0.2, window=WINDOW
+        network.open,
+        mesh.one,
+        receiver_role="executor",
+        receiver_name="sat-2",
+        give_up_after_s=2 * patience_s,
+        window=WINDOW,
     ).start()
     await settled(lambda: len(acceptor.sessions) == 1)
     if returns:
@@ -344,6 +351,40 @@ async def test_a_peer_that_stays_away_is_given_up_at_both_ends(mesh: Mesh) -> No
         assert [error.reason for error in failed] == ["NODE_LOST"]
 
 
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_an_acceptor_that_closes_waits_for_nobody_who_is_cut_off(mesh: Mesh, when: str) -> None:
+    """A session without a connection cannot be taken up again then: it ends at once, also where the connection breaks
+    as the acceptor closes."""
+    ended: list[int] = []
+
+    async def on_session(session: Session) -> None:
+        try:
+            async for _ in session:
+                pass
+        finally:
+            ended.append(1)
+
+    async def run() -> float:
+        async with connected(mesh, on_session) as world:
+            await world.session.send(blob(0), b"x")
+            await world.session.flush()
+            world.network.unreachable = True
+            pipe = world.network.pipes[-1]
+            if when == "before":
+                pipe.cut()
+                await settled(lambda: not world.acceptor.sessions[0].attached)
+            else:
+                world.network.put = lambda queue, message: None  # type: ignore[method-assign]
+                asyncio.get_running_loop().call_later(0.1, pipe.cut)
+            began_s = asyncio.get_running_loop().time()
+            await world.acceptor.close()
+            assert world.acceptor.sessions == []
+            return asyncio.get_running_loop().time() - began_s
+
+    assert simulate(run()) <= (0.0 if when == "before" else 0.1)
+    assert ended == [1]
+
+
 async def _tampered(
     mesh: Mesh,
     edit: Callable[[wire_pb2.FrameHeader, bytes], bytes],
@@ -372,7 +413,7 @@ async def _tampered(
         with pytest.raises(MeshError) as at_dialler:
             await world.session.receive()
         assert len(world.network.pipes) == REFUSALS
-        return at_dialler.value, await asyncio.wait_for(at_acceptor, 10)
+        return at_dialler.value, await asyncio.wait_for(at_acceptor, 60)
 
 
 async def test_a_frame_that_is_damaged_every_time_fails_the_session_at_both_ends(mesh: Mesh) -> None:

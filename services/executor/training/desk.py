@@ -97,10 +97,18 @@ class TrainingDesk:
         name = check_run(info.run)
         if self._closed:
             raise TransportError("this node is being stopped; ask it again when it is back", reason="DRAINING")
-        if name in self._runs:
-            return self._runs[name]
-        files = RunFiles(self._directory / name)
         kind = info.order.kind if info.HasField("order") else None
+        run = self._runs.get(name) or self._taken_up(info, kind, data, session)
+        if run is not None and kind == _END and run.aggregator == session.peer.spiffe:
+            self._leaving.add(name)  # an order to join another run may come before it is gone
+        elif kind == _JOIN:
+            self._leaving.discard(name)
+        return run
+
+    def _taken_up(
+        self, info: training_pb2.TrainingInfo, kind: int | None, data: memoryview, session: Session
+    ) -> NodeRun | None:
+        name, files = info.run, RunFiles(self._directory / info.run)
         joined = _joined(files, kind)
         if joined is None and kind not in (_JOIN, _END):
             if info.WhichOneof("what") in ("order", "sums"):

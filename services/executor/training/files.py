@@ -190,6 +190,11 @@ class RunFiles:
         before = [each for each in self._rounds("optimiser") if each < round_index]
         return self.optimiser(before[-1]) if before else None
 
+    def go_on_from_optimiser(self, round_index: int) -> None:
+        """Has a training that had ended, and whose contribution is not here, go on from its end."""
+        if self.optimiser(round_index).exists():
+            self.optimiser(round_index).replace(self.checkpoint(round_index))
+
     def begin_round(self, round_index: int) -> None:
         """Removes what only the rounds before the last one needed."""
         for each in self._rounds("checkpoint"):

@@ -89,9 +89,13 @@ def train(bench: Bench, work: training_pb2.TrainingWork, round_index: int, repor
         figures=figures,
         release=trained.release,
     )
+    if trained.checkpoint is not None and plan.keep_optimiser:
+        # Before the contribution has its name: after a crash one that is there is not made again, and the next round
+        # begins with these momenta.
+        trained.checkpoint.replace(bench.files.optimiser(round_index))
     contribute(bench, of, trained.delta, facts, trained.released)
     if trained.checkpoint is not None:
-        _keep(trained.checkpoint, bench.files.optimiser(round_index), kept=plan.keep_optimiser)
+        trained.checkpoint.unlink(missing_ok=True)
 
 
 def read_weights(bench: Bench, work: training_pb2.TrainingWork) -> Floats:
@@ -124,6 +128,7 @@ def _plainly(
     path = None
     if plan.keep_optimiser or plan.total_steps(len(bench.shop.shard)) > EVERY_STEPS:
         path = bench.files.checkpoint(round_index)
+        bench.files.go_on_from_optimiser(round_index)
 
     def stepped(at: LocalProgress) -> None:
         reports.progress(at.step, at.steps, at.loss)
@@ -188,10 +193,3 @@ def _one_step(
     delta = gradient_sum(bench.shop, weights, plan, clip_of(work.spec))
     reports.progress(1, 1, None)
     return _Trained(delta, 1)
-
-
-def _keep(checkpoint: Path, optimiser: Path, *, kept: bool) -> None:
-    if kept:
-        checkpoint.replace(optimiser)
-    else:
-        checkpoint.unlink(missing_ok=True)

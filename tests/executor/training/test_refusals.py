@@ -179,8 +179,8 @@ async def test_so_many_runs_and_no_more(ca: Ca, tmp_path: Path) -> None:
         await runs[-1].refused("CAPACITY_EXHAUSTED")
         await runs[0].join(work_of())
         await runs[0].order(END, b"")
-        await until(lambda: not (tmp_path / "training" / "run-0").exists())
         await runs[-1].join(work_of())
+        await until(lambda: not (tmp_path / "training" / "run-0").exists())
 
 
 async def test_a_run_that_has_ended_makes_room(ca: Ca, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from orbitmesh.v1 import training_pb2
+from services.executor.training import contribution
 from services.executor.training.files import TRAIN as KIND
 from services.executor.training.files import RunFiles
 from services.executor.training.shop import digest
@@ -235,6 +236,41 @@ async def test_values_that_wait_for_their_turn_are_kept_by_half(ca: Ca, tmp_path
     error = decoded - delta_of(weights)
     assert 0 < np.abs(error).max() < np.abs(decoded).max() / 100
     assert abs(error.mean()) < 4.5 * error.std() / np.sqrt(error.size)
+
+
+async def test_momenta_outlive_a_crash_beside_their_contribution(
+    ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The node ends, and cannot say anything more to its disk, as soon as its contribution has its name: the next round
+    is the one of a node to which nothing happened."""
+    local = training_pb2.LocalTraining(steps=4, optimiser="adamw", lr=0.01, keep_optimiser=True)
+    work, weights = work_of(local=local), flat.flatten(Digits().model(99))
+    found = []
+    for state in (tmp_path / "calm", tmp_path / "struck"):
+        async with running(ca, state) as node, aggregating(ca, node) as agg:
+            await agg.join(work)
+            if state.name == "struck":
+                monkeypatch.setattr(contribution, "put_in_place", named_and_gone)
+                await agg.order(TRAIN, on(work, weights))
+                await agg.give_weights(weights, (await agg.next("have")).have.spans)
+                await agg.next("refused")
+                monkeypatch.undo()
+        async with running(ca, state) as node, aggregating(ca, node) as agg:
+            if state.name == "struck":
+                await agg.order(TRAIN, on(work, weights))
+                await agg.contribution()
+                assert agg.heard[0] == "contribution"
+            else:
+                await agg.train(work, weights)
+            await agg.send(round_index=0, stored=training_pb2.ContributionStored())
+            found.append(await agg.train(work, weights, 1))
+    assert found[0].spans == found[1].spans
+
+
+def named_and_gone(written: Path, path: Path) -> None:
+    """What is left by a disk that takes a name and nothing after it."""
+    written.replace(path)
+    raise OSError("the disk is gone")
 
 
 async def test_a_contribution_that_never_left_does_not_count(ca: Ca, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ import numpy as np
 
 from orbitmesh import Mesh
 from orbitmesh.errors import MeshError
+from orbitmesh.rpc import keep_status
 from orbitmesh.trust import IdentitySource, Role, issue
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, training_pb2, wire_pb2
 from orbitmesh.wire.records import Received
@@ -46,7 +47,7 @@ JOIN = training_pb2.TRAINING_KIND_JOIN
 INITIALISE = training_pb2.TRAINING_KIND_INITIALISE
 TRAIN = training_pb2.TRAINING_KIND_TRAIN
 EVALUATE = training_pb2.TRAINING_KIND_EVALUATE
-UP_WITHIN_S = 30.0
+UP_WITHIN_S = 60.0
 
 
 class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
@@ -233,7 +234,7 @@ async def _play(identity: Path, scheduler: str, puppet: Puppet, stop: threading.
 
     try:
         stub = scheduler_pb2_grpc.SchedulerServiceStub(pool.get(Role.SCHEDULER, "scheduler", scheduler))
-        async for _ in stub.Heartbeat(beats()):
+        async for _ in keep_status(stub.Heartbeat(beats())):
             pass
     finally:
         with contextlib.suppress(MeshError, grpc.RpcError):

@@ -18,7 +18,7 @@ EPOCH_S = 1_700_000_000.0
 SPAN_S = 3_600.0
 UP_S, DOWN_S = 2.0, 4.0
 SATELLITES = ["leo-1", "leo-2", "leo-3"]
-PATIENCE_S = 1.5
+PATIENCE_S = 3.0
 """Below the time out of sight: a node that lost patience while it is away would be given up."""
 
 

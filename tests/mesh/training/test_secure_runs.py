@@ -48,7 +48,7 @@ def test_the_weights_are_those_of_plain_sums_but_for_rounding(mesh: Mesh, plain:
 def test_a_node_that_vanishes_in_a_round_is_left_out_and_the_sum_is_right(mesh: Mesh, plain: list[np.ndarray]) -> None:
     """Killed before it contributes: three of four unmask, and later, when it is back, it takes part again."""
     run = mesh.train(
-        "vanishing", task="digits", rounds=ROUNDS, nodes=NODES, local=LOCAL, seed=3, patience_s=1.0,
+        "vanishing", task="digits", rounds=ROUNDS, nodes=NODES, local=LOCAL, seed=3, patience_s=3.0,
         compression="int8", secure_sums=SecureSums(bits=24),
     )  # fmt: skip
     while run.status().rounds_done < 1:

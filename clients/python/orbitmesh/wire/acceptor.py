@@ -110,8 +110,12 @@ class SessionAcceptor:
             self._after(entry, mine)
 
     async def close(self) -> None:
-        """Closes every session and accepts none any more."""
+        """Closes every session and accepts none any more; what has no connection by then cannot come back, and is
+        lost."""
         self._closed = True
+        for entry in list(self._entries.values()):
+            if not entry.session.attached:
+                self._lose(entry)
         await asyncio.gather(*(entry.session.close() for entry in list(self._entries.values())))
         for task in list(self._tasks):
             task.cancel()
@@ -220,6 +224,8 @@ class SessionAcceptor:
             return
         if entry.session.over:
             self._forget(entry)
+        elif self._closed:
+            self._lose(entry)
         else:
             entry.expiry = asyncio.get_running_loop().call_later(self._idle_s, self._expire, entry)
 
@@ -229,6 +235,11 @@ class SessionAcceptor:
                 NodeLostError(f"{entry.session.peer.spiffe} did not come back in {self._idle_s:g} s")
             )
             self._forget(entry)
+
+    def _lose(self, entry: _Entry) -> None:
+        """Nobody is let in any more to take the session up again: waiting for that would be in vain."""
+        entry.session.fail(NodeLostError(f"{entry.session.peer.spiffe} was away when this service ended"))
+        self._forget(entry)
 
     def _forget(self, entry: _Entry) -> None:
         if entry.expiry is not None:
