@@ -12,7 +12,8 @@ they raise is a `MeshError`, see `orbitmesh.errors` for the tree.
 """
 
 from orbitmesh._generation import AsyncGeneration
-from orbitmesh._slices import AsyncSliceAdmission, AsyncSlices
+from orbitmesh._slice_admission import AsyncSliceAdmission
+from orbitmesh._slices import AsyncSlices
 from orbitmesh._slices_sync import SliceAdmission, Slices
 from orbitmesh._training import AsyncTraining
 from orbitmesh.aio import AsyncMesh

@@ -67,7 +67,8 @@ from types import TracebackType
 
 from orbitmesh import _slices_proto
 from orbitmesh._loop import LoopThread, end_of, next_of
-from orbitmesh._slices import AsyncSliceAdmission, AsyncSlices
+from orbitmesh._slice_admission import AsyncSliceAdmission
+from orbitmesh._slices import AsyncSlices
 from orbitmesh.slice_results import (
     Slice,
     SliceNode,
@@ -90,7 +91,10 @@ TARGETS: dict[str, tuple[str, Sources]] = {
             ("aio.py", ("AsyncMesh",)),
         ),
     ),
-    "_slices_sync.py": (_SLICES_HEAD, (("_slices.py", ("AsyncSliceAdmission", "AsyncSlices")),)),
+    "_slices_sync.py": (
+        _SLICES_HEAD,
+        (("_slice_admission.py", ("AsyncSliceAdmission",)), ("_slices.py", ("AsyncSlices",))),
+    ),
 }
 """What each module begins with, and the classes to turn, in the order in which they are needed."""
 

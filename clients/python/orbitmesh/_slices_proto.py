@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from datetime import UTC
 from typing import TypeVar
 
@@ -92,8 +92,7 @@ def sequence(values: Iterable[T], what: str, of: str) -> list[T]:
     """
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise InvalidInputError(f"{what} is {values!r:.80}; expected a list of {of}")
-    if len(values) > NAMES_MAX:
-        raise InvalidInputError(f"{what} has {len(values)} entries; at most {NAMES_MAX} are taken")
+    _check_count(values, what)
     return list(values)
 
 
@@ -182,15 +181,18 @@ def optimize_request(
     Raises:
         InvalidInputError: Something is out of range; the message names it.
     """
+    if not isinstance(goal, str) or goal not in _GOALS:
+        raise InvalidInputError(f"the goal is {goal!r:.80}; expected one of {', '.join(GOALS)}")
     request = slices_pb2.OptimizeRequest(
-        goal=_goal_number(goal),
+        goal=_GOALS[goal],
         slices=[slice_name(name) for name in sequence(slices or (), "slices", "names of slices")],
-        traffic=_traffic(traffic),
+        traffic={
+            slice_name(name): between(value, f"traffic[{name!r}]", 0.0, TRAFFIC_MAX)
+            for name, value in _few(traffic, "traffic", "numbers").items()
+        },
         nodes=[_node_message(node) for node in sequence(nodes or (), "nodes", "SliceNode(...)")],
     )
-    if what_if is not None and not isinstance(what_if, Mapping):
-        raise InvalidInputError(f"what_if is {what_if!r:.80}; expected profiles by the names of slices")
-    for name, profile in _few(what_if or {}, "what_if").items():
+    for name, profile in _few(what_if, "what_if", "profiles").items():
         if not isinstance(profile, SliceProfile):
             raise InvalidInputError(f"what_if[{name!r:.80}] is {profile!r:.80}; expected SliceProfile(...)")
         request.what_if.add(name=slice_name(name), profile=profile_message(profile))
@@ -288,21 +290,6 @@ def applied(message: slices_pb2.ApplyResponse) -> SlicesApplied:
     return SlicesApplied(slices=tuple(map(a_slice, message.slices)), etag=message.etag)
 
 
-def _goal_number(goal: str) -> slices_pb2.SliceGoal:
-    if not isinstance(goal, str) or goal not in _GOALS:
-        raise InvalidInputError(f"the goal is {goal!r:.80}; expected one of {', '.join(GOALS)}")
-    return _GOALS[goal]
-
-
-def _traffic(traffic: Mapping[str, float] | None) -> dict[str, float]:
-    if traffic is not None and not isinstance(traffic, Mapping):
-        raise InvalidInputError(f"traffic is {traffic!r:.80}; expected numbers by the names of slices")
-    return {
-        slice_name(name): between(value, f"traffic[{name!r}]", 0.0, TRAFFIC_MAX)
-        for name, value in _few(traffic or {}, "traffic").items()
-    }
-
-
 def _node_message(node: SliceNode) -> slices_pb2.SliceNode:
     if not isinstance(node, SliceNode):
         raise InvalidInputError(f"a node is {node!r:.80}; expected SliceNode(name, capacity)")
@@ -338,10 +325,16 @@ def _by_resource(values: Mapping[str, T] | None, what: str, of: str) -> Mapping[
     return values
 
 
-def _few(values: Mapping[str, T], what: str) -> Mapping[str, T]:
+def _check_count(values: Sized, what: str) -> None:
     if len(values) > NAMES_MAX:
         raise InvalidInputError(f"{what} has {len(values)} entries; at most {NAMES_MAX} are taken")
-    return values
+
+
+def _few(values: Mapping[str, T] | None, what: str, of: str) -> Mapping[str, T]:
+    if values is not None and not isinstance(values, Mapping):
+        raise InvalidInputError(f"{what} is {values!r:.80}; expected {of} by the names of slices")
+    _check_count(values or {}, what)
+    return values or {}
 
 
 def _profile(message: slices_pb2.SliceProfile) -> SliceProfile:

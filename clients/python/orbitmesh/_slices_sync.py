@@ -8,7 +8,8 @@ from types import TracebackType
 
 from orbitmesh import _slices_proto
 from orbitmesh._loop import LoopThread, end_of, next_of
-from orbitmesh._slices import AsyncSliceAdmission, AsyncSlices
+from orbitmesh._slice_admission import AsyncSliceAdmission
+from orbitmesh._slices import AsyncSlices
 from orbitmesh.slice_results import (
     Slice,
     SliceNode,
