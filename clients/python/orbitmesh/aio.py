@@ -433,7 +433,8 @@ class AsyncMesh:
             seed: The random number of each position is a function of this seed and the position.
             ignore_end: True goes on past the model's end token.
             timings: False leaves out the timings, and with them the breakdown.
-            slice: The slice whose share of time and memory it uses, one of `slices`; None for what no slice has.
+            slice: The slice whose time and memory it uses, one of `slices`, on the nodes where that has some; None for
+                what no slice has.
             timeout: How long the whole answer may take, in seconds; None means 600.
             on_waiting: Called with a sentence when the answer waits (for a contact, for a node that is replaced, for
                 the gateway) and with None when it goes on; `generation.waiting` says the same.

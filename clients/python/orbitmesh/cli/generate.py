@@ -49,7 +49,7 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--ignore-end", action="store_true", help="go on past the model's end token")
-    parser.add_argument("--slice", metavar="NAME", help="the slice whose share it uses (see `orbitmesh slices`)")
+    parser.add_argument("--slice", metavar="NAME", help="the slice that it uses (see `orbitmesh slices`)")
     parser.add_argument("--explain", action="store_true", help="show where the time went afterwards")
     add_connection_options(parser)
 
