@@ -133,6 +133,23 @@ async def test_a_short_step_alone_runs_on_the_loop_with_rules_too(engine: StepEn
     assert set(log.threads) == {threading.main_thread().name}
 
 
+async def test_between_short_steps_that_wait_the_loop_hears_of_one_that_goes_first(engine: StepEngine) -> None:
+    """What needs a few turns of the loop to become a step, as a message does, goes before short steps that wait."""
+    engine.set_rules({"now": Share(guaranteed=0.3, first=True)})
+    await engine.run(lambda: None)
+    log = Log(engine)
+    for number in range(5):
+        log.submit("other", number, expected_ns=SHORT)
+    while not log.order:  # noqa: ASYNC110 - the turns of the loop are what is tested
+        await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    log.submit("now", 5, expected_ns=SHORT)
+    await log.all()
+    assert log.order == [("other", 0), ("now", 5), *(("other", number) for number in range(1, 5))]
+    assert set(log.threads) == {threading.main_thread().name}
+
+
 @pytest.mark.parametrize("expected_ns", [SHORT, None])
 async def test_a_ceiling_holds_in_real_time(engine: StepEngine, expected_ns: int | None) -> None:
     """By the clock of the steps themselves, a slice never has more than its ceiling, its window of it and one step; and
