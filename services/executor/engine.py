@@ -233,9 +233,13 @@ class StepEngine:
         if breaths:
             self._loop.call_soon(self._ruled_turn, breaths - 1)
             return
-        self._turning = self._turn() and len(self._queue) > 0
-        if self._turning:
-            self._loop.call_soon(self._ruled_turn, BREATHS)
+        ran = True
+        try:
+            ran = self._turn()
+        finally:  # what waits has its turn, whatever whoever was told of this step made of it
+            self._turning = ran and len(self._queue) > 0
+            if self._turning:
+                self._loop.call_soon(self._ruled_turn, BREATHS)
 
     def _finish(self, ran: Ran, done: Done) -> None:
         self._pending -= 1
