@@ -1,0 +1,63 @@
+"""What a sender asks before it seals a frame: may it go now, where slices share a link.
+
+Frames are numbered and sealed in the order in which they leave, so a frame gets its turn before it is sealed. Who gives
+turns is not known here; a session without an egress asks nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Protocol
+
+RECORD_BYTES = 16 << 10
+"""How TLS and HTTP/2 cut what they carry, in bytes."""
+
+RECORD_OVERHEAD_BYTES = 31
+"""What each such piece costs: 22 of TLS 1.3 and 9 of HTTP/2."""
+
+FRAME_OVERHEAD_BYTES = 64
+"""The prefix of a gRPC message and a frame's own header and seal, in bytes."""
+
+
+class Turn:
+    """A frame may go."""
+
+    __slots__ = ("waited_ns", "why")
+
+    def __init__(self, waited_ns: int, why: str) -> None:
+        self.waited_ns = waited_ns
+        """How long it waited, in nanoseconds."""
+        self.why = why
+        """What for, in words; empty where it did not wait."""
+
+
+class Egress(Protocol):
+    """Gives turns on one link."""
+
+    def frame_bytes(self, slice_name: str) -> int:
+        """How large the frames of a slice should be, in bytes."""
+
+    def ask(self, slice_name: str, size: int) -> Turn | asyncio.Future[Turn]:
+        """Asks for a frame's turn: it is there at once, or comes with a future.
+
+        Turns of one slice come in the order in which they were asked for. A future that is cancelled, or gets an
+        exception, gives the place back.
+
+        Args:
+            slice_name: Empty for the default one.
+            size: What the frame takes on the link, in bytes.
+
+        Raises:
+            CapacityError: Too much of the slice waits already (SLICE_FULL).
+        """
+
+    def give_back(self, turn: Turn) -> None:
+        """The frame of a turn will not be sent."""
+
+    def occupy(self, size: int) -> None:
+        """Something goes on the link without a turn: what is written again after a cut, in bytes."""
+
+
+def link_bytes(body_bytes: int) -> int:
+    """What a frame with a body of so many bytes takes on the link, with all that is put around it but TCP's headers."""
+    return body_bytes + FRAME_OVERHEAD_BYTES + (body_bytes // RECORD_BYTES + 1) * RECORD_OVERHEAD_BYTES
