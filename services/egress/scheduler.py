@@ -345,8 +345,10 @@ class Port:
             before = Cause.URGENT if urgent and flying is not lane else Cause.LINK
             lane.blocked_ns[Cause.CEILING.value] += below_ns - marked_ns
             lane.blocked_ns[before.value] += link_ns - below_ns
-            held_back = min(lane.within.free_ns, self._common.free_ns) > below_ns
-            lane.blocked_ns[(Cause.DEDICATED if held_back else Cause.LINK).value] += now_ns - link_ns
+            after = Cause.CEILING if below_ns > marked_ns else before  # nothing but a late timer: what it was set for
+            if min(lane.within.free_ns, self._common.free_ns) > below_ns:
+                after = Cause.DEDICATED
+            lane.blocked_ns[after.value] += now_ns - link_ns
 
 
 def _first_bps(spec: PortSpec) -> dict[str, float]:

@@ -7,7 +7,10 @@ turns is not known here; a session without an egress asks nobody.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Protocol
+
+from orbitmesh.errors import MeshError
 
 RECORD_BYTES = 16 << 10
 """How TLS and HTTP/2 cut what they carry, in bytes."""
@@ -61,3 +64,47 @@ class Egress(Protocol):
 def link_bytes(body_bytes: int) -> int:
     """What a frame with a body of so many bytes takes on the link, with all that is put around it but TCP's headers."""
     return body_bytes + FRAME_OVERHEAD_BYTES + (body_bytes // RECORD_BYTES + 1) * RECORD_OVERHEAD_BYTES
+
+
+class Turns:
+    """The turns that one session waits for.
+
+    Args:
+        egress: Who gives them.
+    """
+
+    def __init__(self, egress: Egress) -> None:
+        self.egress = egress
+        self._waiting: set[asyncio.Future[Turn]] = set()
+        self._gone: Callable[[], MeshError] | None = None
+
+    async def wait(self, slice_name: str, body_bytes: int) -> Turn:
+        """Waits for the turn of a frame with a body of so many bytes; whoever is cancelled gives it back.
+
+        Raises:
+            CapacityError: Too much of the slice waits already (SLICE_FULL).
+            MeshError: The session is over.
+        """
+        asked = self.egress.ask(slice_name, link_bytes(body_bytes))
+        if isinstance(asked, Turn):
+            return asked
+        self._waiting.add(asked)
+        try:
+            await asked
+            if self._gone is not None:
+                raise self._gone()
+        except BaseException:
+            if asked.done() and not asked.cancelled() and asked.exception() is None:
+                self.egress.give_back(asked.result())
+            raise
+        finally:
+            self._waiting.discard(asked)
+        return asked.result()
+
+    def end(self, gone: Callable[[], MeshError]) -> None:
+        """The session is over: whoever waits gets an error from `gone`."""
+        self._gone = gone
+        for future in self._waiting:
+            if not future.done():
+                future.set_exception(gone())
+                future.exception()  # whoever waits sees it; where nobody does, that is no defect
