@@ -26,8 +26,9 @@ from services.egress.rounds import Round
 from services.egress.spec import DEFAULT_SLICE, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
 from services.egress.traffic import Traffic
 
-CATCH_UP_NS = 10_000_000
-"""How late the link's own turn may be given to a frame that waited without the link losing rate."""
+CATCH_UP_NS = 4_000_000
+"""How late a timer may be without the link losing rate, in nanoseconds; what catches up lies below the port for
+a while, before whoever is urgent."""
 
 BURST_FRAMES = 2
 """How many frames a slice within its guarantee may send at once after a pause."""
