@@ -19,7 +19,7 @@ from gateway.detours import Detour, closing, unanswered
 from gateway.ledger import GATEWAY, Hop, Ledger, Step, cross, work_parts
 from gateway.record import ClockReading, GenerationRecord, Stall
 from gateway.ways import Leg, Way, Ways, shifted
-from orbitmesh.trace.breakdown import DETECT, STALLS, UNATTRIBUTED, UNREPORTED
+from orbitmesh.trace.breakdown import DETECT, RULED, STALLS, UNATTRIBUTED, UNREPORTED
 from orbitmesh.v1 import gateway_pb2
 
 __all__ = ["WAITS", "ClockReading", "GenerationRecord", "Stall", "breakdown"]
@@ -67,7 +67,7 @@ def _write(message: gateway_pb2.Breakdown, ledger: Ledger, total: int) -> None:
         message.rows.add(
             place=place,
             what=what,
-            wait=what in WAITS,
+            wait=what in WAITS or what.startswith(RULED),
             total_s=sum(times) * NS,
             count=len(times),
             median_s=statistics.median(times) * NS,

@@ -21,6 +21,7 @@ from gateway.upstream import Upstream
 from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError
 from orbitmesh.limits import CONTEXT_TOKENS
 from orbitmesh.pack import Manifest
+from orbitmesh.trust.names import check_name
 from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2
 from services.runtime.caller import current_caller, time_left_s
 from services.runtime.logs import EventLog
@@ -279,6 +280,8 @@ def check_bounds(request: gateway_pb2.GenerateRequest, manifest: Manifest, promp
         raise InvalidInputError(
             f"{max(given)} is no token of {manifest.name!r}: they are 0 to {manifest.vocab_size - 1}"
         )
+    if request.slice:
+        check_name(request.slice)
     temperature, top_p = request.sampling.temperature, request.sampling.top_p
     if not (math.isfinite(temperature) and temperature >= 0):
         raise InvalidInputError(f"temperature must be 0 or a positive number, not {temperature}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from orbitmesh.trace.breakdown import UNREPORTED
+from orbitmesh.trace.breakdown import RULED, UNREPORTED
 
 GATEWAY = "gateway"
 """The place of what the gateway did or waited for."""
@@ -34,6 +34,10 @@ class Step:
     """Of sending: sealing."""
     credit: int
     """Of sending: waiting for credit."""
+    held: int = 0
+    """Between `opened` and `started`: held back by a rule of slices."""
+    held_by: str = ""
+    """Which rule, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,9 +156,11 @@ def work_parts(step: Step, own_steps: Iterable[Step], start: int, end: int) -> l
             if other != step and other.ended <= step.started
         )
     own = min(own, waited)
+    held = min(step.held, waited - own)
     return [
         ("open", within(step.received, step.opened)),
         ("compute", own),
-        ("queue", waited - own),
+        (f"{RULED}{step.held_by}", held),
+        ("queue", waited - own - held),
         ("compute", within(step.started, step.ended)),
     ]

@@ -62,6 +62,8 @@ def _steps(timings: executor_pb2.StageTimings, offset_ns: int) -> dict[int, list
             timings.codec_ns[index],
             timings.seal_ns[index],
             timings.credit_ns[index],
+            timings.held_ns[index] if timings.held_ns else 0,
+            timings.held_by,
         )
         steps.setdefault(position + timings.rows[index] - 1, []).append(step)
     return steps

@@ -1,9 +1,13 @@
-"""Where a node computes: steps of all stages, one at a time, first come first served.
+"""Where a node computes: steps of all stages, one at a time, in the order of the fair queue.
 
-Steps run on a thread of their own, because a prefill takes longer than a heartbeat may wait. A step that is known to
-be short runs between two turns of the event loop instead: handing it to the thread and back, with two threads then
-competing for the interpreter, costs more than the loop loses by waiting for it. One thread, not several: torch itself
-spreads one step over cores, and two steps at once would only take each other's caches.
+Without rules for slices that order is first come, first served. Steps run on a thread of their own, because a prefill
+takes longer than a heartbeat may wait. A step that is known to be short runs between two turns of the event loop
+instead: handing it to the thread and back, with two threads then competing for the interpreter, costs more than the
+loop loses by waiting for it. One thread, not several: torch itself spreads one step over cores, and two steps at once
+would only take each other's caches.
+
+What is divided among slices is the time for which a step occupies the engine: while it runs no other can, whatever its
+threads do meanwhile.
 """
 
 from __future__ import annotations
@@ -12,11 +16,13 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from orbitmesh.errors import InternalError, MeshError
+from services.executor.fairqueue import Entry, FairQueue, Share
 
 SHORT_STEP_NS = 5_000_000
 """A step that is expected to take less, in nanoseconds, runs on the event loop."""
@@ -25,7 +31,7 @@ Done = Callable[["Ran"], None]
 """Called on the event loop with what became of a job."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Ran:
     """What became of one job."""
 
@@ -37,48 +43,95 @@ class Ran:
     """When it began, monotonic."""
     ended_ns: int
     """When it ended, monotonic."""
+    held_ns: int = 0
+    """For how long a rule of slices held it back, in nanoseconds."""
+    held_by: str = ""
+    """Which rule, for people."""
+
+
+@dataclass(slots=True)
+class _Job:
+    work: Callable[[], Any]
+    done: Done
+    inline: bool
+    """Whether a turn of the event loop was asked for it."""
 
 
 class StepEngine:
-    """Runs jobs in order on a thread of its own and reports each on the event loop that made the engine.
+    """Runs jobs one at a time and reports each on the event loop that made the engine.
 
-    The queue itself has no bound; whoever submits is bounded by the bytes that it may hold (`runner`).
+    Either the loop or the thread runs a job, never both at once. The thread sleeps while there is nothing for it; what
+    the two share is under one lock.
     """
 
     def __init__(self, name: str = "steps") -> None:
         self._loop = asyncio.get_running_loop()
-        self._jobs: queue.SimpleQueue[tuple[Callable[[], Any], Done] | None] = queue.SimpleQueue()
-        self._pending = 0
+        self._lock = threading.Lock()
+        self._queue: FairQueue[_Job] = FairQueue()
+        self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._asleep = True
+        self._wake_ns: int | None = None
+        self._running = False
+        self._closing = False
         self._inline = 0
+        self._for_thread = 0
+        self._pending = 0
         self._busy_ns = 0
         self._since_ns = time.monotonic_ns()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[[], Any], done: Done, *, expected_ns: int | None = None) -> None:
+    def submit(
+        self, work: Callable[[], Any], done: Done, *, expected_ns: int | None = None, slice_name: str | None = ""
+    ) -> None:
         """Queues a job; `done` is called on the event loop when it has run.
 
         Args:
-            job: What to run.
+            work: What to run.
             done: Told what became of it.
             expected_ns: How long it will take, where that is known: a short one may run on the event loop. It waits
                 for those before it all the same.
-        """
-        self._pending += 1
-        if expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == self._inline + 1:
-            self._inline += 1
-            self._loop.call_soon(self._run_inline, job, done)
-        else:
-            self._jobs.put((job, done))
+            slice_name: Whose time it takes; empty for no slice's, None for the node's own.
 
-    async def run(self, job: Callable[[], Any]) -> Any:
-        """Queues a job and waits for its value; raises what it raised."""
+        Raises:
+            CapacityError: Too many wait.
+        """
+        # With rules, only what finds nothing to wait for: the loop must hear of a step that goes before the others.
+        others = 0 if self._queue.ruled else self._inline
+        inline = expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == others
+        with self._lock:
+            self._queue.put(_Job(work, done, inline), slice_name, time.monotonic_ns())
+            if inline:
+                self._inline += 1
+            else:
+                self._for_thread += 1
+                self._ring()
+        self._pending += 1
+        if inline:
+            self._loop.call_soon(self._turn)
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        """Queues a job of the node's own and waits for its value; raises what it raised."""
         future: asyncio.Future[Ran] = self._loop.create_future()
-        self.submit(job, lambda ran: None if future.done() else future.set_result(ran))
+        self.submit(work, lambda ran: None if future.done() else future.set_result(ran), slice_name=None)
         ran = await future
         if ran.error is not None:
             raise ran.error
         return ran.value
+
+    def set_rules(self, shares: Mapping[str, Share]) -> None:
+        """Divides the time among slices from the next step on; without shares, first come is first served.
+
+        Raises:
+            InvalidInputError: The shares are more than there is, or contradict themselves; nothing is changed then.
+        """
+        with self._lock:
+            self._queue.set_rules(shares, time.monotonic_ns())
+            # Turns of the loop were asked for in another order: the thread takes all that waits.
+            for job in self._queue:
+                job.inline = False
+            self._for_thread, self._inline = len(self._queue), 0
+            self._ring()
 
     @property
     def waiting(self) -> int:
@@ -94,36 +147,100 @@ class StepEngine:
 
     def close(self) -> None:
         """Lets the running job end and runs no other."""
-        self._jobs.put(None)
+        with self._lock:
+            self._closing = True
+            self._ring()
         self._thread.join(timeout=30.0)
 
+    # Under the lock.
+
+    def _ring(self) -> None:
+        """Wakes the thread."""
+        if self._asleep:
+            self._asleep = False
+            self._bell.put(None)
+
+    def _next(self) -> Entry[_Job] | None:
+        """Takes the job whose turn it is."""
+        taken = self._queue.take(time.monotonic_ns())
+        if taken is not None:
+            self._running = True
+            if taken.item.inline:
+                self._inline -= 1
+            else:
+                self._for_thread -= 1
+        return taken
+
+    # On the thread.
+
     def _run(self) -> None:
-        while (item := self._jobs.get()) is not None:
-            job, done = item
-            ran = _ran(job)
-            try:
-                self._loop.call_soon_threadsafe(self._finish, ran, done)
-            except RuntimeError:  # the loop is closed: the process is on its way out
+        while True:
+            self._wait()
+            while (taken := self._take()) is not None:
+                ran = self._serve(taken)
+                try:
+                    self._loop.call_soon_threadsafe(self._finish, ran, taken.item.done)
+                except RuntimeError:  # the loop is closed: the process is on its way out
+                    return
+            if self._closing:
                 return
 
-    def _run_inline(self, job: Callable[[], Any], done: Done) -> None:
-        self._inline -= 1
-        self._finish(_ran(job), done)
+    def _wait(self) -> None:
+        if self._wake_ns is None:
+            self._bell.get()
+            return
+        with suppress(queue.Empty):  # then what a rule held back may run
+            self._bell.get(timeout=max(0, self._wake_ns - time.monotonic_ns()) / 1e9)
+
+    def _take(self) -> Entry[_Job] | None:
+        """What is to be run now; None where there is nothing, or the loop runs something and will ring."""
+        with self._lock:
+            self._wake_ns = None
+            ruled = self._queue.ruled
+            # Without rules, short steps that nothing else is among are the loop's, which has a turn for each.
+            if not self._running and not self._closing and (self._for_thread or ruled):
+                taken = self._next()
+                if taken is not None:
+                    return taken
+                self._wake_ns = self._queue.next_ns(time.monotonic_ns())
+            self._asleep = True
+            return None
+
+    # On the loop.
+
+    def _turn(self) -> None:
+        with self._lock:
+            if self._running or self._for_thread or self._closing:
+                return  # the thread is awake and takes all that waits
+            taken = self._next()
+            if taken is None:
+                self._ring()  # a rule holds it back: the thread waits for its time
+                return
+        self._finish(self._serve(taken), taken.item.done)
 
     def _finish(self, ran: Ran, done: Done) -> None:
         self._pending -= 1
         self._busy_ns += ran.ended_ns - ran.started_ns
         done(ran)
 
+    def _serve(self, taken: Entry[_Job]) -> Ran:
+        ran = _ran(taken)
+        with self._lock:
+            self._queue.ended(taken, ran.ended_ns - ran.started_ns, ran.ended_ns)
+            self._running = False
+            if self._for_thread or self._closing or (self._queue.ruled and self._queue):
+                self._ring()
+        return ran
 
-def _ran(job: Callable[[], Any]) -> Ran:
+
+def _ran(taken: Entry[_Job]) -> Ran:
     started = time.monotonic_ns()
     value, error = None, None
     try:
-        value = job()
+        value = taken.item.work()
     except MeshError as caught:
         error = caught
     except Exception as caught:
         error = InternalError(f"a step failed: {type(caught).__name__}: {caught}")
         error.__cause__ = caught
-    return Ran(value, error, started, time.monotonic_ns())
+    return Ran(value, error, started, time.monotonic_ns(), taken.held_ns, taken.held_by)

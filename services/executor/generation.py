@@ -42,6 +42,8 @@ class StepRecord:
     """Wait of sending on: credit."""
     send_ns: int = 0
     """From the end of the computation until the last frame was with the transport."""
+    held_ns: int = 0
+    """Of `queue_ns`: held back by a rule of slices."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class Generation:
     """When it last got on, on this node's monotonic clock."""
     opened_ns: int = 0
     """When it was opened, on this node's monotonic clock."""
+    held_by: str = ""
+    """The rule of slices that held a step of it back last, for people."""
     saved: tuple[int, int] | None = None
     """Its `mark` when it was last written to disk."""
     snapshot: Path | None = None
@@ -180,9 +184,11 @@ class Generation:
         del self.tokens[max(0, position - self.tokens_from) :]
 
 
-def timings_message(stage_index: int, steps: list[StepRecord]) -> executor_pb2.StageTimings:
+def timings_message(stage_index: int, steps: list[StepRecord], held_by: str = "") -> executor_pb2.StageTimings:
     """The record as columns, arrival times as differences: a few bytes per step."""
-    message = executor_pb2.StageTimings(stage_index=stage_index)
+    message = executor_pb2.StageTimings(stage_index=stage_index, held_by=held_by)
+    if held_by:
+        message.held_ns.extend(min(step.held_ns, UINT32_MAX) for step in steps)
     before = 0
     for step in steps:
         message.position.append(step.position)

@@ -15,7 +15,7 @@ drop again.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -130,6 +130,8 @@ class GenerationCache:
     """How many tokens it may ever hold."""
     reserved_bytes: int
     """What it takes from the pool, in bytes."""
+    slice_name: str = ""
+    """Whose part of the pool it takes; empty for what no slice has a part of."""
     length: int = 0
     """How many tokens it holds: the position of the next one."""
     closed: bool = False
@@ -195,9 +197,20 @@ class GenerationCache:
         self._layers = None
 
 
+@dataclass(frozen=True, slots=True)
+class CacheShare:
+    """What a slice has of a pool, as parts from 0 to 1. A cache cannot be taken back from a running generation, so what
+    is guaranteed is kept free and never lent."""
+
+    guaranteed: float = 0.0
+    """Kept free for it."""
+    most: float = 1.0
+    """What its generations reserve together at the most."""
+
+
 class CachePool:
-    """All generation caches of one stage, under one bound on bytes and one on their count. Safe to use from
-    threads.
+    """All generation caches of one stage, under one bound on bytes and one on their count, and under the shares of
+    slices where there are some. Safe to use from threads.
 
     Args:
         budget_bytes: How many bytes all caches together may reserve.
@@ -219,6 +232,7 @@ class CachePool:
         self._lock = threading.Lock()
         self._open: dict[str, GenerationCache] = {}
         self._used_bytes = 0
+        self._shares: Mapping[str, CacheShare] = {}
 
     def __len__(self) -> int:
         return len(self._open)
@@ -228,12 +242,30 @@ class CachePool:
         """What is left to reserve, in bytes."""
         return self.budget_bytes - self._used_bytes
 
-    def open(self, generation_id: str, tokens: int) -> GenerationCache:
+    def set_shares(self, shares: Mapping[str, CacheShare]) -> None:
+        """Divides the pool among slices from now on. Generations that are open keep what they have, also where that is
+        more than their slice may reserve now."""
+        with self._lock:
+            self._shares = dict(shares)
+
+    def used_bytes(self, slice_name: str) -> int:
+        """What the open generations of a slice have reserved, in bytes."""
+        return sum(cache.reserved_bytes for cache in self._open.values() if cache.slice_name == slice_name)
+
+    def open(
+        self, generation_id: str, tokens: int, slice_name: str = "", *, admitted: bool = False
+    ) -> GenerationCache:
         """Reserves room for a generation of at most `tokens` tokens, prompt and answer together.
+
+        Args:
+            generation_id: Its name.
+            tokens: How many tokens it may ever hold.
+            slice_name: Whose part it takes; a slice without a share here counts as none.
+            admitted: It was let in before, as one that comes back from disk: shares are not looked at.
 
         Raises:
             CapacityError: `KV_MEMORY_EXHAUSTED`; message and metadata say what is needed, free and the
-                budget.
+                budget, or of which slice's part.
             InvalidInputError: `ALREADY_EXISTS`, or a number of tokens out of range.
         """
         if not 1 <= tokens <= GENERATION_TOKENS_MAX:
@@ -252,11 +284,13 @@ class CachePool:
                     f"{self.budget_bytes} are free",
                     needed,
                 )
+            if self._shares and not admitted:
+                self._check_share(slice_name, needed)
             if len(self._open) >= self.generations_max:
                 raise self._full(
                     f"{self.generations_max} generations are open, the most this node holds", needed
                 )
-            cache = GenerationCache(generation_id, tokens, needed)
+            cache = GenerationCache(generation_id, tokens, needed, slice_name)
             self._open[generation_id] = cache
             self._used_bytes += needed
             return cache
@@ -281,6 +315,38 @@ class CachePool:
             if cache is not None:
                 self._used_bytes -= cache.reserved_bytes
                 cache.release()
+
+    def _check_share(self, slice_name: str, needed: int) -> None:
+        """Refuses what is above the slice's most, or would take what is guaranteed to others."""
+        used = dict.fromkeys(self._shares, 0)
+        for cache in self._open.values():
+            if cache.slice_name in used:
+                used[cache.slice_name] += cache.reserved_bytes
+        kept_free = sum(
+            max(0, int(share.guaranteed * self.budget_bytes) - used[name])
+            for name, share in self._shares.items()
+            if name != slice_name
+        )
+        share = self._shares.get(slice_name)
+        own = self.used_bytes(slice_name) if share is None else used[slice_name]
+        most = self.budget_bytes if share is None else int(share.most * self.budget_bytes)
+        free = max(0, min(most - own, self.free_bytes - kept_free))
+        if needed <= free:
+            return
+        who = f"slice {slice_name!r}" if slice_name else "what is in no slice"
+        rule = f"it may use {most}" if most - own <= free else f"{kept_free} are kept free for other slices"
+        raise CapacityError(
+            f"the key/value memory of {who} is full: {needed} bytes are needed, {own} of {self.budget_bytes} are used "
+            f"by it, and {rule}; wait for its other generations to end, ask for fewer tokens, or resize the slice",
+            reason="KV_MEMORY_EXHAUSTED",
+            metadata={
+                "slice": slice_name,
+                "needed_bytes": needed,
+                "used_bytes": own,
+                "allowed_bytes": min(most, own + free),
+                "budget_bytes": self.budget_bytes,
+            },
+        )
 
     def _full(self, why: str, needed: int) -> CapacityError:
         return CapacityError(

@@ -11,7 +11,7 @@ from pathlib import Path
 from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
 from orbitmesh.limits import JOURNAL_BYTES
 from orbitmesh.trust import IdentitySource
-from orbitmesh.v1 import executor_pb2, wire_pb2
+from orbitmesh.v1 import executor_pb2, slices_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from services.executor.cachemove import accept_cache
@@ -31,12 +31,14 @@ from services.executor.peers import Peers
 from services.executor.recovery import Recovery
 from services.executor.runner import Key, StageRunner
 from services.executor.settings import ExecutorSettings
+from services.executor.slicing import SliceRules, rules_for
 from services.executor.snapshots import Snapshots
 from services.executor.training.desk import TrainingDesk
 from services.journal.rows import JournalRoom
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.runtime.process import ways_table
+from services.runtime.slicewatch import follow_slices
 
 SWEEP_INTERVAL_S = 0.5
 """How often generations whose time is over, or that do not get on, are looked for."""
@@ -61,6 +63,7 @@ class ExecutorNode:
         self.times: dict[Key, executor_pb2.Stage] = {}
         self.links = LinkTable()
         self.engine = StepEngine()
+        self.rules = SliceRules()
         self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost)
         self.snapshots = Snapshots(settings.state, identities, log)
         self.training = TrainingDesk(
@@ -132,6 +135,7 @@ class ExecutorNode:
                 token_ns=int((times.layer_s * len(layers) + times.embed_s + times.head_s) * 1e9),
                 node=self.name,
             )
+            runner.pool.set_shares(self.rules.caches)
             await self.engine.run(lambda: runner.cache_shapes)
             self.weights[key] = weight_bytes
             self.times[key] = executor_pb2.Stage(
@@ -220,6 +224,28 @@ class ExecutorNode:
         """Bytes that another stage may take."""
         caches = sum(runner.pool.budget_bytes for runner in self.runners.values())
         return max(0, self.machine.memory_bytes - sum(self.weights.values()) - caches)
+
+    def take_slices(self, told: slices_pb2.WatchSlicesResponse) -> None:
+        """Divides this node among slices as they are now, from the next step and the next generation on.
+
+        Raises:
+            InvalidInputError: They promise more than there is, or contradict themselves; the rules stay as they were.
+        """
+        rules = rules_for(self.name, told, accelerated=self.settings.device.startswith("cuda"))
+        if rules == self.rules:
+            return
+        self.engine.set_rules(rules.steps)
+        self.rules = rules
+        for runner in self.runners.values():
+            runner.pool.set_shares(rules.caches)
+        self.log.info("slices_taken", slices=sorted(rules.steps))
+
+    async def follow_slices(self) -> None:
+        """Keeps to the slices as they are, as long as the node lives; while their service is away, to the last."""
+        settings = self.settings
+        await follow_slices(
+            self.channels, settings.slices, settings.slices_name, self.name, self.take_slices, self.log
+        )
 
     # Coming and going.
 

@@ -126,7 +126,8 @@ class StageRunner:
         generation = Generation(
             request=request,
             gateway=gateway,
-            cache=self.pool.open(str(request.generation), request.max_tokens),
+            # One with an end of its own comes back from disk: it was let in before.
+            cache=self.pool.open(str(request.generation), request.max_tokens, request.slice, admitted=expires_ns > 0),
             journal=RowJournal(self.onward.row_bytes, self._journals),
             expires_ns=expires_ns or now_ns + request.time_to_live.ToNanoseconds(),
             progress=Progress(
@@ -156,7 +157,7 @@ class StageRunner:
         response = executor_pb2.CloseGenerationResponse()
         if generation is not None:
             self._let_go(generation)
-            response.timings.CopyFrom(timings_message(self.stage_index, generation.steps))
+            response.timings.CopyFrom(timings_message(self.stage_index, generation.steps, generation.held_by))
             response.raw_bytes = generation.raw_bytes
             response.wire_bytes = generation.wire_bytes
         return response
@@ -335,12 +336,19 @@ class StageRunner:
                 queue_ns=max(0, ran.started_ns - received_ns - open_ns),
                 compute_ns=ran.ended_ns - ran.started_ns,
                 ended_ns=ran.ended_ns,
+                held_ns=ran.held_ns,
             )
+            generation.held_by = ran.held_by or generation.held_by
             if generation.request.timings:
                 generation.steps.append(record)
             self._computed(generation, position, rows.shape[0], ran.value, record)
 
-        self.engine.submit(compute, done, expected_ns=self._token_ns if decoding else None)
+        expected_ns = self._token_ns if decoding else None
+        try:
+            self.engine.submit(compute, done, expected_ns=expected_ns, slice_name=generation.request.slice)
+        except CapacityError as error:
+            self._held.release(held)
+            self.fail(generation, error)
 
     def _computed(self, generation: Generation, position: int, rows: int, value: Any, record: StepRecord) -> None:
         generation.progress, outcome = transitions.computed(generation.progress, position, rows)

@@ -136,6 +136,8 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
                 tasks.create_task(node.sweep()),
                 tasks.create_task(node.reload_stages()),
             ]
+            if node.settings.slices:
+                beside.append(tasks.create_task(node.follow_slices()))
             await host.run_until_stopped()
             for task in beside:
                 task.cancel()

@@ -62,6 +62,7 @@ class LocalMesh:
         self._relays: dict[tuple[str, str], str] = {}
         self._never: set[tuple[str, str]] = set()
         self._sky: Sky | None = None
+        self._slices_up = asyncio.Event()
 
     async def start(self) -> dict[str, Any]:
         """Brings everything up; returns the event `ready`.
@@ -86,7 +87,7 @@ class LocalMesh:
             # Executors take longer than these services one after the other: the first of them wait for torch.
             tasks.create_task(self._start_children("slices", "aggregator", "gateway"))
             for name in self.spec.node_names:
-                tasks.create_task(self._start_child(name))
+                tasks.create_task(self._start_executor(name))
         self._tell({"event": "starting", "what": "measuring links"})
         await self._wait_until_joined()
         await self._launch()
@@ -215,6 +216,10 @@ class LocalMesh:
         for name in names:
             await self._start_child(name)
 
+    async def _start_executor(self, name: str) -> None:
+        await self._slices_up.wait()
+        await self._start_child(name)
+
     async def _start_child(self, name: str) -> None:
         log = self.directory / "logs" / f"{name}.log"
         if self._forks is not None and role(name) == "executor":
@@ -223,6 +228,8 @@ class LocalMesh:
             child = await Child.start(name, self._arguments(name), log, self.spec.torch_threads)
         self._children[name] = child
         self._addresses[name] = await child.address()
+        if name == "slices":
+            self._slices_up.set()
         for source, target in self._relays:
             if target == name and self._links is not None and (source, target) not in self._never:
                 await self._links.set(f"{source}>{target}", target=self._addresses[name])
@@ -255,6 +262,7 @@ class LocalMesh:
         if name_role == "executor":
             kind = "ground" if name in grounds(self.spec, self._sky.plan if self._sky else None) else "satellite"
             arguments += ["--kind", kind, "--threads", str(self.spec.torch_threads)]
+            arguments += ["--slices", self._relays.get((name, "slices")) or self._addresses["slices"]]
         return arguments
 
     def _of_slices(self) -> list[str]:

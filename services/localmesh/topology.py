@@ -16,7 +16,7 @@ GROUND = "ground-1"
 """The node beside the services that run once, where nothing else is said."""
 SERVICES = ("gateway", "scheduler", "aggregator", "slices")
 """What runs once, beside the ground node."""
-DIALLED_BY_NONE = ("aggregator", "slices")
+DIALLED_BY_NONE = ("aggregator",)
 """Services that nodes never dial: there is no way from a node to them."""
 DIALS_NONE = ("slices",)
 """Services that never dial nodes: there is no way from them to a node."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from orbitmesh.errors import CapacityError, InvalidInputError
-from services.executor.kvcache import CachePool, FullLayer, SlidingLayer
+from services.executor.kvcache import CachePool, CacheShare, FullLayer, SlidingLayer
 
 STEPS = st.lists(st.integers(1, 9), min_size=1, max_size=12)
 
@@ -136,3 +136,74 @@ def test_a_cache_cannot_be_rolled_forward() -> None:
     cache = CachePool(100, 1).open("g", 10)
     with pytest.raises(InvalidInputError, match="cannot roll back to 1 tokens: 0 are held"):
         cache.truncate(1)
+
+
+SLICES = st.sampled_from(["a", "b", "unknown", ""])
+
+
+@given(
+    actions=st.lists(st.tuples(st.sampled_from("ooc"), st.integers(0, 7), st.integers(1, 40), SLICES), max_size=50),
+    parts=st.tuples(st.integers(0, 50), st.integers(50, 100), st.integers(0, 50), st.integers(50, 100)),
+    budget=st.integers(0, 1000),
+)
+def test_what_is_guaranteed_to_a_slice_is_always_free_for_it(
+    actions: list[tuple[str, int, int, str]], parts: tuple[int, int, int, int], budget: int
+) -> None:
+    """Whatever others open and close: no slice has more than its most, the rest of every guarantee is free, and a
+    reservation within the rest of a guarantee is never refused."""
+    pool = CachePool(budget, bytes_per_token=1)
+    shares = {"a": CacheShare(parts[0] / 100, parts[1] / 100), "b": CacheShare(parts[2] / 100, parts[3] / 100)}
+    pool.set_shares(shares)
+    held: dict[str, tuple[str, int]] = {}
+    for action, number, tokens, name in actions:
+        if action == "c":
+            pool.close(str(number))
+            held.pop(str(number), None)
+            continue
+        if str(number) in held:
+            continue
+        used = sum(size for owner, size in held.values() if owner == name)
+        try:
+            pool.open(str(number), tokens, name)
+        except CapacityError as error:
+            share = shares.get(name)
+            assert share is None or used + tokens > int(share.guaranteed * budget)
+            assert error.reason == "KV_MEMORY_EXHAUSTED"
+        else:
+            held[str(number)] = name, tokens
+        rest = 0
+        for other, share in shares.items():
+            used = sum(size for owner, size in held.values() if owner == other)
+            assert pool.used_bytes(other) == used <= share.most * budget
+            rest += max(0, int(share.guaranteed * budget) - used)
+        assert pool.free_bytes >= rest
+
+
+def test_a_full_slice_says_which_it_is_what_it_uses_and_what_it_may() -> None:
+    """The error of a slice that is at its most names it, what it uses and what it is allowed; others go on."""
+    pool = CachePool(1000, bytes_per_token=10)
+    pool.set_shares({"embb": CacheShare(0.2, 0.5), "urllc": CacheShare(0.3)})
+    pool.open("g1", 40, "embb")
+    with pytest.raises(CapacityError, match=r"slice 'embb'.*400 of 1000 are used by it, and it may use 500") as caught:
+        pool.open("g2", 11, "embb")
+    assert caught.value.reason == "KV_MEMORY_EXHAUSTED"
+    assert caught.value.metadata["slice"] == "embb"
+    assert (caught.value.metadata["used_bytes"], caught.value.metadata["allowed_bytes"]) == ("400", "500")
+    with pytest.raises(CapacityError, match="300 are kept free for other slices"):
+        pool.open("g3", 31)
+    pool.open("g3", 30)
+    pool.open("g4", 30, "urllc")
+    assert pool.free_bytes == 0
+
+
+def test_new_shares_take_nothing_from_what_is_open_and_nothing_is_asked_of_what_was_let_in() -> None:
+    """A generation that is open stays open above its slice's new most; one that comes back from disk is let in."""
+    pool = CachePool(1000, bytes_per_token=10)
+    pool.open("g1", 60, "embb")
+    pool.set_shares({"embb": CacheShare(0.1, 0.2)})
+    assert pool.get("g1").reserved_bytes == 600
+    with pytest.raises(CapacityError):
+        pool.open("g2", 1, "embb")
+    pool.open("g2", 1, "embb", admitted=True)
+    pool.set_shares({})
+    pool.open("g3", 39, "embb")

@@ -108,6 +108,24 @@ def test_rows_sum_to_the_total_whatever_the_clocks_say(seed: int, stages: int) -
         assert found[name, "compute"] == pytest.approx(truth.spent[name, "compute"], abs=50)
 
 
+@pytest.mark.parametrize("stages", [1, 2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_a_rule_held_back_is_a_row_of_its_own(seed: int, stages: int) -> None:
+    """The part of a queue that a rule of slices is to blame for has a row that names it, and counts as waiting."""
+    record, truth = make_record(seed, stages, tokens=12, link_ns=20 * MS)
+    node, rule = record.nodes[-1], "slice embb ceiling 30%"
+    timings = record.stages[stages - 1, node]
+    timings.held_by = rule
+    timings.held_ns.extend(wait // 3 for wait in timings.queue_ns)
+    message = breakdown(record)
+    held = next(row for row in message.rows if row.what == f"waiting: {rule}")
+    assert (held.place, held.wait) == (node, True)
+    assert held.total_s * 1e9 == pytest.approx(sum(timings.held_ns), abs=50)
+    found = rows_of(message)
+    assert found[node, "queue"] == pytest.approx(truth.spent[node, "queue"] - sum(timings.held_ns), abs=50)
+    assert found[node, "compute"] == pytest.approx(truth.spent[node, "compute"], abs=50)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_sum_of_the_ring_links_does_not_depend_on_the_clocks(seed: int) -> None:
     """A wrong offset moves time between links of the ring and leaves their sum."""

@@ -25,10 +25,10 @@ def test_every_service_stands_at_the_ground_node_and_reaches_satellites_late() -
 
 
 def test_no_relay_stands_where_nobody_dials() -> None:
-    """Satellites call the gateway and the scheduler; the aggregator calls them; slices are kept without them."""
+    """Satellites call the gateway, the scheduler and who keeps the slices; the aggregator calls them."""
     found = {way.name for way in ways(spec())}
-    assert {"sat-1>gateway", "sat-1>scheduler", "aggregator>sat-1"} <= found
-    assert not any(name.endswith(">aggregator") or "slices" in name for name in found)
+    assert {"sat-1>gateway", "sat-1>scheduler", "sat-1>slices", "aggregator>sat-1"} <= found
+    assert not any(name.endswith(">aggregator") or name.startswith("slices>") for name in found)
 
 
 def test_services_move_with_the_gateway() -> None:

@@ -19,6 +19,8 @@ WAITING_FOR_CONTACT = "waiting for contact"
 """The `what` of a stall in which no path existed."""
 HAND_OVER = "hand over"
 """The `what` of a stall for a planned move that could not be made without stopping."""
+RULED = "waiting: "
+"""The `what` of the rows of what a rule of slices held back begins so; the rule follows, for people."""
 STALLS = (RECOVER, WAITING_FOR_CONTACT, HAND_OVER)
 """The `what` of the rows in which a generation did not get on."""
 
@@ -37,7 +39,8 @@ class BreakdownRow:
     """Where: a node, a link `a>b`, the gateway."""
     what: str
     """admit, queue, compute, codec, seal, credit, send, link, open or deliver; detect, recover, waiting for contact or
-    hand over where it stalled; unreported or unattributed where nobody told."""
+    hand over where it stalled; "waiting: " and a rule of slices where one held it back; unreported or unattributed
+    where nobody told."""
     wait: bool
     """True for waiting, false for work."""
     total_s: float

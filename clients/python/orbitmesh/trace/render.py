@@ -12,6 +12,7 @@ from rich.text import Text
 
 from orbitmesh.trace.breakdown import (
     DETECT,
+    RULED,
     STALLS,
     UNATTRIBUTED,
     UNREPORTED,
@@ -101,7 +102,7 @@ def render_text(breakdown: Breakdown, columns: int = TEXT_COLUMNS) -> str:
 
 def _what(row: BreakdownRow) -> Text:
     unusual = _style(row) in (_STALL, _UNKNOWN)
-    says_so = not row.wait or row.what == WAITING_FOR_CONTACT
+    says_so = not row.wait or row.what == WAITING_FOR_CONTACT or row.what.startswith(RULED)
     return Text(row.what if says_so else f"{row.what} (wait)", style=_style(row) if unusual else "")
 
 

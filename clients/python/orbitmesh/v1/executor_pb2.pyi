@@ -149,7 +149,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class OpenGenerationRequest(_message.Message):
-    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby", "cache_from")
+    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby", "cache_from", "slice")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +165,7 @@ class OpenGenerationRequest(_message.Message):
     PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     CACHE_FROM_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     generation: int
     max_tokens: int
@@ -180,7 +181,8 @@ class OpenGenerationRequest(_message.Message):
     prompt_tokens: int
     standby: bool
     cache_from: str
-    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ..., cache_from: _Optional[str] = ...) -> None: ...
+    slice: str
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ..., cache_from: _Optional[str] = ..., slice: _Optional[str] = ...) -> None: ...
 
 class OpenGenerationResponse(_message.Message):
     __slots__ = ("reserved_bytes", "free_bytes", "clock_ns", "length")
@@ -315,7 +317,7 @@ class CloseGenerationResponse(_message.Message):
     def __init__(self, timings: _Optional[_Union[StageTimings, _Mapping]] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ...) -> None: ...
 
 class StageTimings(_message.Message):
-    __slots__ = ("stage_index", "position", "rows", "received_ns", "open_ns", "queue_ns", "compute_ns", "codec_ns", "seal_ns", "credit_ns", "send_ns")
+    __slots__ = ("stage_index", "position", "rows", "received_ns", "open_ns", "queue_ns", "compute_ns", "codec_ns", "seal_ns", "credit_ns", "send_ns", "held_ns", "held_by")
     STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -327,6 +329,8 @@ class StageTimings(_message.Message):
     SEAL_NS_FIELD_NUMBER: _ClassVar[int]
     CREDIT_NS_FIELD_NUMBER: _ClassVar[int]
     SEND_NS_FIELD_NUMBER: _ClassVar[int]
+    HELD_NS_FIELD_NUMBER: _ClassVar[int]
+    HELD_BY_FIELD_NUMBER: _ClassVar[int]
     stage_index: int
     position: _containers.RepeatedScalarFieldContainer[int]
     rows: _containers.RepeatedScalarFieldContainer[int]
@@ -338,7 +342,9 @@ class StageTimings(_message.Message):
     seal_ns: _containers.RepeatedScalarFieldContainer[int]
     credit_ns: _containers.RepeatedScalarFieldContainer[int]
     send_ns: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, stage_index: _Optional[int] = ..., position: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., received_ns: _Optional[_Iterable[int]] = ..., open_ns: _Optional[_Iterable[int]] = ..., queue_ns: _Optional[_Iterable[int]] = ..., compute_ns: _Optional[_Iterable[int]] = ..., codec_ns: _Optional[_Iterable[int]] = ..., seal_ns: _Optional[_Iterable[int]] = ..., credit_ns: _Optional[_Iterable[int]] = ..., send_ns: _Optional[_Iterable[int]] = ...) -> None: ...
+    held_ns: _containers.RepeatedScalarFieldContainer[int]
+    held_by: str
+    def __init__(self, stage_index: _Optional[int] = ..., position: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., received_ns: _Optional[_Iterable[int]] = ..., open_ns: _Optional[_Iterable[int]] = ..., queue_ns: _Optional[_Iterable[int]] = ..., compute_ns: _Optional[_Iterable[int]] = ..., codec_ns: _Optional[_Iterable[int]] = ..., seal_ns: _Optional[_Iterable[int]] = ..., credit_ns: _Optional[_Iterable[int]] = ..., send_ns: _Optional[_Iterable[int]] = ..., held_ns: _Optional[_Iterable[int]] = ..., held_by: _Optional[str] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("header", "body")

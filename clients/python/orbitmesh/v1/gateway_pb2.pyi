@@ -13,7 +13,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("deployment", "text", "token_ids", "max_new_tokens", "sampling", "ignore_end", "no_timings", "request_id", "received", "linger")
+    __slots__ = ("deployment", "text", "token_ids", "max_new_tokens", "sampling", "ignore_end", "no_timings", "request_id", "received", "linger", "slice")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -24,6 +24,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     RECEIVED_FIELD_NUMBER: _ClassVar[int]
     LINGER_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     text: str
     token_ids: TokenIds
@@ -34,7 +35,8 @@ class GenerateRequest(_message.Message):
     request_id: str
     received: TokenIds
     linger: _duration_pb2.Duration
-    def __init__(self, deployment: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_executor_pb2.Sampling, _Mapping]] = ..., ignore_end: _Optional[bool] = ..., no_timings: _Optional[bool] = ..., request_id: _Optional[str] = ..., received: _Optional[_Union[TokenIds, _Mapping]] = ..., linger: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ...) -> None: ...
+    slice: str
+    def __init__(self, deployment: _Optional[str] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., max_new_tokens: _Optional[int] = ..., sampling: _Optional[_Union[_executor_pb2.Sampling, _Mapping]] = ..., ignore_end: _Optional[bool] = ..., no_timings: _Optional[bool] = ..., request_id: _Optional[str] = ..., received: _Optional[_Union[TokenIds, _Mapping]] = ..., linger: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., slice: _Optional[str] = ...) -> None: ...
 
 class CancelGenerationRequest(_message.Message):
     __slots__ = ("request_id",)
