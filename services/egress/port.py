@@ -57,6 +57,11 @@ class EgressPort:
         """How many frames wait."""
         return self._port.queued
 
+    @property
+    def idle(self) -> bool:
+        """Whether nobody waits, and nobody whose turn has come is still to be woken."""
+        return not self._port.queued and not self._resuming
+
     def frame_bytes(self, slice_name: str) -> int:
         """How large the frames of a slice should be."""
         return self._port.frame_bytes(slice_name)

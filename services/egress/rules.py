@@ -27,7 +27,8 @@ def port_spec(response: slices_pb2.WatchSlicesResponse, node: str, rate_bps: flo
     """What a port of a node has to keep to.
 
     A slice has of the link what it has of the node: the part of its bandwidth that is reserved for it is guaranteed,
-    its dedicated and greatest shares are the part that is never lent and the ceiling.
+    its dedicated and greatest shares are the part that is never lent and the ceiling. One that has neither there
+    counts as none.
 
     Args:
         response: The slices, as `WatchSlices` tells of them.
@@ -37,7 +38,7 @@ def port_spec(response: slices_pb2.WatchSlicesResponse, node: str, rate_bps: flo
     Raises:
         InvalidInputError: The numbers are none, or more slices have bandwidth there than a port serves.
     """
-    capacity_bps = _capacity_bps(response, node)
+    capacity = capacity_bps(response, node)
     rules: dict[str, SliceRule] = {}
     for found in response.slices:
         reserved = [each.resources.get(BANDWIDTH, 0.0) for each in found.allocations if each.node == node]
@@ -47,8 +48,9 @@ def port_spec(response: slices_pb2.WatchSlicesResponse, node: str, rate_bps: flo
             reserved_bps = sum(reserved) * 1e9
             if not 0 <= reserved_bps < math.inf:
                 raise InvalidInputError(f"{reserved_bps:g} bit/s are reserved for {found.name!r}; expected 0 or more")
-            part = reserved_bps / (capacity_bps if capacity_bps > 0 else rate_bps)
-            rules[found.name] = _rule(found.profile, part, rate_bps)
+            if reserved_bps or BANDWIDTH in found.profile.shares:
+                part = reserved_bps / (capacity if capacity > 0 else rate_bps)
+                rules[found.name] = _rule(found.profile, part, rate_bps)
     guaranteed = sum(rule.guarantee_bps for rule in rules.values())
     if guaranteed > rate_bps:  # shares of a node that all fit it may pass one by a rounding, or by its own `min`
         rules = {name: _scaled(rule, rate_bps / guaranteed) for name, rule in rules.items()}
@@ -85,7 +87,8 @@ def traffic_since(now: Mapping[str, Traffic], before: dict[str, Traffic]) -> dic
     return told
 
 
-def _capacity_bps(response: slices_pb2.WatchSlicesResponse, node: str) -> float:
+def capacity_bps(response: slices_pb2.WatchSlicesResponse, node: str) -> float:
+    """What a node can send in all, in bits per second; 0 where that is not said."""
     return next((each.capacity.get(BANDWIDTH, 0.0) for each in response.nodes if each.name == node), 0.0) * 1e9
 
 
