@@ -373,6 +373,7 @@ async def _lending(link: Bench, seed: int) -> dict[str, float]:
     first_ms = case.waits["lender"][0] / 1e6
     return {
         "lent_of_idle": (case.rate_bps("embb", 1.0, 3.0) - 3e6) / (PORT_BPS - 3e6),
+        "lent_of_idle_link": (case.rate_bps("embb", 1.0, 3.0) - 3e6) / (LINK_BPS - 3e6),
         "lent_again_of_idle": (case.rate_bps("embb", 6.5, 8.5) - 3e6) / (PORT_BPS - 3e6),
         "taken_back_frames": first_ms / frame_ms,
         "taken_back_of_guarantee": case.rate_bps("lender", 3.1, 6.0) / GUARANTEE_BPS,

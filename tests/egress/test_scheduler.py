@@ -320,6 +320,16 @@ def test_a_place_that_is_given_back_is_as_if_never_asked_for() -> None:
     assert all(later > earlier for earlier, later in pairwise(at for _, at in turns[0]))
 
 
+def test_what_goes_without_a_turn_keeps_the_link() -> None:
+    """After something was put on the link without a turn, the next frame goes once that has had its time there."""
+    port = Port(PortSpec(RATE), 0)
+    port.occupy(100_000, 0)
+    port.occupy(25_000, 5 * MS)
+    port.offer("", 500, 6 * MS)
+    assert port.next(6 * MS) == 125_000 * 8e9 / RATE
+    assert isinstance(port.next(100 * MS), Ticket)
+
+
 def test_a_frame_says_what_it_waited_for() -> None:
     """The cause is what took most of the wait: the ceiling of its slice, an urgent frame, or the link."""
     spec = PortSpec(RATE, {"a": SliceRule(0, 0, 1e6), "u": SliceRule(9e6, urgent=True)})

@@ -184,6 +184,44 @@ async def test_a_session_that_ends_leaves_the_port_to_others(identities: tuple[I
     assert port.queued == 0
 
 
+async def test_a_session_that_is_closed_sends_what_waits_first(identities: tuple[Identity, Identity]) -> None:
+    """Messages that wait for their turn when the session is closed arrive before its end."""
+    port = EgressPort(PortSpec(1e8, {"embb": SliceRule(0, 0, 1e5)}))
+    async with connected(identities, port) as (session, receiver, _):
+        waiting = [asyncio.create_task(session.send(info("embb", tag), bytes(500))) for tag in range(6)]
+        await asyncio.sleep(0)
+        await session.close()
+        await asyncio.gather(*waiting)
+    assert [tag for _, tag, _ in receiver.got] == list(range(6))
+
+
+class Noted(EgressPort):
+    """Keeps what was said to go without a turn."""
+
+    def occupy(self, size: int) -> None:
+        self.__dict__.setdefault("occupied", []).append(size)
+        super().occupy(size)
+
+
+async def test_what_is_written_again_takes_its_time_on_the_link(identities: tuple[Identity, Identity]) -> None:
+    """After a cut, frames that were not acknowledged go again without another turn, each arrives once, and the port is
+    told of all that is written again: others wait for it in the port."""
+    port = Noted(PortSpec(20e6))
+    async with connected(identities, port) as (session, receiver, network):
+        await session.send(info("", 0), b"first")
+        await session.flush()
+        network.faults.drop = 1.0  # what follows is lost, and 30 ms later the connection
+        await session.send(info("", 1), bytes(50_000))
+        network.faults.drop = 0.0
+        await session.send(info("", 2), b"last")
+        await session.flush()
+        resent = session.stats.resent_bytes
+    assert [tag for _, tag, _ in receiver.got] == [0, 1, 2]
+    assert sum(port.__dict__["occupied"]) >= resent > 0
+    traffic = port.traffic[""]
+    assert traffic.offered_bytes == traffic.sent_bytes < 50_000 * 1.1
+
+
 async def test_a_flood_gets_a_typed_error_and_the_session_goes_on(identities: tuple[Identity, Identity]) -> None:
     """Past the bound of its slice's queue a transfer fails with SLICE_FULL; others in the session arrive."""
     port = EgressPort(PortSpec(1e8, {"embb": SliceRule(0, 0, 1e5)}))

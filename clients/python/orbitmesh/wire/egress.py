@@ -101,6 +101,11 @@ class Turns:
             self._waiting.discard(asked)
         return asked.result()
 
+    async def settled(self) -> None:
+        """Waits until nobody waits for a turn."""
+        while self._waiting:
+            await asyncio.wait(self._waiting)
+
     def end(self, gone: Callable[[], MeshError]) -> None:
         """The session is over: whoever waits gets an error from `gone`."""
         self._gone = gone

@@ -225,7 +225,9 @@ class Sender:
         return cipher
 
     async def send_end(self) -> None:
-        """Says that nothing follows in this direction."""
+        """Says that nothing follows in this direction, after what waits for its turn."""
+        if self._turns is not None:
+            await self._turns.settled()
         await self._wait_credit(cost_of(TAG_BYTES))
         transfer = self._next_transfer
         self._seal_empty(transfer, 0, self._next_cipher(), ends_session=True)
