@@ -99,23 +99,23 @@ def test_a_slow_start_climbs_from_a_share_of_the_rate_to_all_of_it() -> None:
 @pytest.mark.parametrize("acquisition_s", [0.0, 200.0])
 async def test_a_window_opens_carries_and_closes(acquisition_s: float) -> None:
     """Refused before it carries; then it echoes; when it closes the connection is reset and new ones refused."""
-    plan = plan_of(*both_ways(200, 700, acquisition_s=acquisition_s))
+    plan = plan_of(*both_ways(400, 1400, acquisition_s=acquisition_s))
     clock = clock_from(factor=1000)
     async with serving(echo) as target, following(target, Schedule(plan, "a", "b", clock)) as relay:
         with pytest.raises(ConnectionRefusedError):
             await connect(relay.address)
         reader, writer = await opened(relay)
-        assert clock.now_s() >= EPOCH_S + 200 + acquisition_s
+        assert clock.now_s() >= EPOCH_S + 400 + acquisition_s
         writer.write(b"hello")
         assert await reader.readexactly(5) == b"hello"
         stats = (await relay.stats()).schedule
         assert stats is not None
-        assert (stats.window_start_s, stats.window_end_s) == (EPOCH_S + 200 + acquisition_s, EPOCH_S + 700)
-        assert stats.next_change_s == pytest.approx(EPOCH_S + 700, abs=1e-3)
+        assert (stats.window_start_s, stats.window_end_s) == (EPOCH_S + 400 + acquisition_s, EPOCH_S + 1400)
+        assert stats.next_change_s == pytest.approx(EPOCH_S + 1400, abs=1e-3)
         with pytest.raises(ConnectionResetError):
             await reader.readexactly(1)
         writer.close()
-        assert clock.now_s() >= EPOCH_S + 700
+        assert clock.now_s() >= EPOCH_S + 1400
         for _ in range(3):
             with pytest.raises(ConnectionRefusedError):
                 await connect(relay.address)
@@ -156,7 +156,7 @@ async def test_the_link_opens_again_and_the_server_behind_it_never_noticed() -> 
 
 async def test_an_outage_that_holds_keeps_connections_and_every_byte() -> None:
     """What is sent into the outage arrives after it, in order; new connections are refused meanwhile."""
-    plan = plan_of(*both_ways(0, 300), *both_ways(700, 100_000))
+    plan = plan_of(*both_ways(0, 600), *both_ways(1200, 100_000))
     clock = clock_from(factor=1000)
     schedule = Schedule(plan, "a", "b", clock, outage="hold")
     data = random.Random(5).randbytes(200_000)
@@ -173,7 +173,7 @@ async def test_an_outage_that_holds_keeps_connections_and_every_byte() -> None:
             await connect(relay.address)
         writer.write(data)
         assert await reader.readexactly(len(data)) == data
-        assert clock.now_s() >= EPOCH_S + 700
+        assert clock.now_s() >= EPOCH_S + 1200
         assert (await relay.stats()).accepted == 1
         writer.close()
 

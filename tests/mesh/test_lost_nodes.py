@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,11 @@ def model(models: Models) -> Model:
 
 @pytest.fixture(autouse=True)
 def all_up(fragile: Mesh) -> None:
+    """Also where the test before has failed with a node away."""
+    for name, process in fragile.local.processes().items():
+        if not Path(f"/proc/{process.pid}").exists():
+            fragile.local.restart(name)
+
     def joined() -> bool:
         nodes = fragile.nodes()
         return all(node.state == "up" and any(link.up for link in node.links) for node in nodes)
