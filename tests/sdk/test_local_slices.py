@@ -292,6 +292,31 @@ def test_two_operators_at_once_do_not_overwrite_each_other(empty: Mesh) -> None:
     assert sorted(ended) == ["STALE_ETAG", "applied"]
 
 
+def test_what_an_answer_sends_in_its_slice_is_told(
+    empty: Mesh, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tokens are those of an answer without one; every frame of it is counted once, with its wait, and shown."""
+    empty.deploy(ROOT / "models" / "pydoc", name="demo", stages=2, nodes=["sat-1", "sat-2"])
+    empty.slices.define("cam", resources=SMALL, nodes=["sat-1"])
+    empty.slices.apply(empty.slices.optimize())
+    where = ["--gateway", empty.local.gateway, "--identity", str(empty.local.identity)]
+    plain = empty.generate("demo", prompt="The with", max_new_tokens=8).wait()
+    assert plain.token_ids == empty.generate("demo", prompt="The with", max_new_tokens=8, slice="cam").wait().token_ids
+    for overview in empty.slices.watch():
+        (cam,) = overview.slices
+        if cam.traffic.frames:
+            break
+        # Nodes may have heard of the slice after that answer.
+        empty.generate("demo", prompt="The with", max_new_tokens=8, slice="cam").wait()
+    assert 0 < cam.traffic.sent_bytes <= cam.traffic.offered_bytes
+    assert sum(cam.traffic.wait_buckets) == cam.traffic.frames
+    assert cam.error_budget_left is not None
+    assert main(["slices", "top", "--once", "--json", *where]) == 0
+    [told] = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert told["slices"][0]["traffic"]["frames"] >= cam.traffic.frames
+    empty.delete("demo")
+
+
 async def test_asyncio_does_the_same(empty: Mesh) -> None:
     """A life of a slice over a connection of its own."""
     async with AsyncMesh.connect(empty.local.gateway, identity=empty.local.identity) as mesh:
