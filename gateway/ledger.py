@@ -38,6 +38,10 @@ class Step:
     """Between `opened` and `started`: held back by a rule of slices."""
     held_by: str = ""
     """Which rule, for people."""
+    turn: int = 0
+    """Of sending: waiting for a turn on the link."""
+    turn_for: str = ""
+    """What for, for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +129,14 @@ def send(ledger: Ledger, hops: Sequence[Hop], left: int) -> int:
     scale = min(1.0, left / sending) if sending else 1.0
     for hop in hops:
         rest = max(0, hop.sending)
-        parts = (0, 0, 0) if hop.step is None else (hop.step.codec, hop.step.seal, hop.step.credit)
-        for what, part in zip(("codec", "seal", "credit"), parts, strict=True):
+        step = hop.step
+        parts = () if step is None else (
+            (f"{RULED}{step.turn_for}", step.turn),
+            ("codec", step.codec),
+            ("seal", step.seal),
+            ("credit", step.credit),
+        )  # fmt: skip
+        for what, part in parts:
             ledger.add(hop.source, what, round(min(part, rest) * scale))
             rest -= min(part, rest)
         ledger.add(hop.source, "send", round(rest * scale))

@@ -64,6 +64,8 @@ def _steps(timings: executor_pb2.StageTimings, offset_ns: int) -> dict[int, list
             timings.credit_ns[index],
             timings.held_ns[index] if timings.held_ns else 0,
             timings.held_by,
+            timings.turn_ns[index] if timings.turn_ns else 0,
+            timings.turn_for,
         )
         steps.setdefault(position + timings.rows[index] - 1, []).append(step)
     return steps

@@ -70,6 +70,7 @@ async def send_cache(runner: StageRunner, generation: Generation, target: str, s
         for layer in range(layers):
             keys, values = layer_bytes(generation, layer, low, high)
             info = wire_pb2.TransferInfo(
+                slice=generation.request.slice,
                 cache=wire_pb2.CacheInfo(
                     generation=generation.number,
                     stage_index=runner.stage_index,

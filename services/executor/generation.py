@@ -44,6 +44,8 @@ class StepRecord:
     """From the end of the computation until the last frame was with the transport."""
     held_ns: int = 0
     """Of `queue_ns`: held back by a rule of slices."""
+    turn_ns: int = 0
+    """Of `send_ns`: waiting for a turn on the link."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +135,8 @@ class Generation:
     """When it was opened, on this node's monotonic clock."""
     held_by: str = ""
     """The rule of slices that held a step of it back last, for people."""
+    turn_for: str = ""
+    """What a frame of it waited for last before it had its turn on the link, for people."""
     saved: tuple[int, int] | None = None
     """Its `mark` when it was last written to disk."""
     snapshot: Path | None = None
@@ -184,9 +188,13 @@ class Generation:
         del self.tokens[max(0, position - self.tokens_from) :]
 
 
-def timings_message(stage_index: int, steps: list[StepRecord], held_by: str = "") -> executor_pb2.StageTimings:
+def timings_message(
+    stage_index: int, steps: list[StepRecord], held_by: str = "", turn_for: str = ""
+) -> executor_pb2.StageTimings:
     """The record as columns, arrival times as differences: a few bytes per step."""
-    message = executor_pb2.StageTimings(stage_index=stage_index, held_by=held_by)
+    message = executor_pb2.StageTimings(stage_index=stage_index, held_by=held_by, turn_for=turn_for)
+    if turn_for:
+        message.turn_ns.extend(min(step.turn_ns, UINT32_MAX) for step in steps)
     if held_by:
         message.held_ns.extend(min(step.held_ns, UINT32_MAX) for step in steps)
     before = 0

@@ -14,6 +14,8 @@ from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import executor_pb2, slices_pb2, wire_pb2
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
+from services.egress.node import NodeEgress
+from services.egress.reporting import report_traffic
 from services.executor.cachemove import accept_cache
 from services.executor.engine import StepEngine
 from services.executor.links import LinkTable
@@ -64,7 +66,8 @@ class ExecutorNode:
         self.links = LinkTable()
         self.engine = StepEngine()
         self.rules = SliceRules()
-        self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost)
+        self.egress = NodeEgress(self.name) if settings.slices else None
+        self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost, self.egress)
         self.snapshots = Snapshots(settings.state, identities, log)
         self.training = TrainingDesk(
             settings.state / "training", identities, log, self.peers.open_node, device=settings.device
@@ -226,12 +229,14 @@ class ExecutorNode:
         return max(0, self.machine.memory_bytes - sum(self.weights.values()) - caches)
 
     def take_slices(self, told: slices_pb2.WatchSlicesResponse) -> None:
-        """Divides this node among slices as they are now, from the next step and the next generation on.
+        """Divides this node among slices as they are now, from the next step, frame and generation on.
 
         Raises:
             InvalidInputError: They promise more than there is, or contradict themselves; the rules stay as they were.
         """
         rules = rules_for(self.name, told, accelerated=self.settings.device.startswith("cuda"))
+        if self.egress is not None:
+            self.egress.take(told)
         if rules == self.rules:
             return
         self.engine.set_rules(rules.steps)
@@ -246,6 +251,13 @@ class ExecutorNode:
         await follow_slices(
             self.channels, settings.slices, settings.slices_name, self.name, self.take_slices, self.log
         )
+
+    async def report_traffic(self) -> None:
+        """Tells the service that keeps slices what was measured of each."""
+        if self.egress is not None:
+            await report_traffic(
+                self.channels, self.settings.slices, self.settings.slices_name, self.egress, self.log
+            )
 
     # Coming and going.
 

@@ -104,6 +104,7 @@ class Onward:
         size = len(data)
         dtype = self._dtype
         info = wire_pb2.TransferInfo(
+            slice=generation.request.slice,
             tensor=wire_pb2.TensorSpec(dtype=dtype, shape=(size // self.row_bytes, self._hidden_size)),
             step=wire_pb2.StepInfo(
                 generation=generation.number,
@@ -134,6 +135,7 @@ class Onward:
         gateway; returns why it is the last, where it is."""
         finish = finish_at(generation, token, position)
         info = wire_pb2.TransferInfo(
+            slice=generation.request.slice,
             token=wire_pb2.TokenInfo(
                 generation=generation.number,
                 position=position,
@@ -175,7 +177,7 @@ class Onward:
             epoch=max(epoch, generation.progress.epoch),
             stage_index=self._stage_index,
         )
-        info = wire_pb2.TransferInfo(failure=failure)
+        info = wire_pb2.TransferInfo(slice=generation.request.slice, failure=failure)
         self._ways.to_gateway(generation.gateway).put(Parcel(info, b"", wire_pb2.CODEC_RAW, None, None))
 
 
@@ -195,4 +197,6 @@ def _count(generation: Generation, record: StepRecord | None, report: SendReport
         record.codec_ns = report.codec_ns
         record.seal_ns = report.seal_ns
         record.credit_ns = report.credit_ns
+        record.turn_ns = report.queue_ns
+        generation.turn_for = report.waited_for or generation.turn_for
         record.send_ns = time.monotonic_ns() - record.ended_ns

@@ -1,4 +1,4 @@
-"""What leaves a node for one peer: transfers in order, over one session, bounded in bytes."""
+"""What leaves a node for one peer: transfers over one session, those of a slice in order, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Parcel:
 
 
 class Outbound:
-    """Sends parcels to one peer in the order they were put.
+    """Sends parcels to one peer, those of one slice in the order they were put; no slice waits for another one here.
 
     A parcel that cannot be sent is reported to its owner and dropped; the next one asks for a session anew.
     """
@@ -40,14 +40,26 @@ class Outbound:
         self.name = name
         self._session = session
         self._held: Session | None = None
+        self._opening = asyncio.Lock()
         self._parcels: deque[Parcel] = deque()
+        self._lanes: dict[str, deque[Parcel]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._task = asyncio.create_task(self._run(), name=f"outbound to {name}")
 
     def put(self, parcel: Parcel) -> None:
         """Queues a parcel; whoever puts is bounded by the bytes that it may hold (`runner`)."""
-        self._parcels.append(parcel)
-        self._wake.set()
+        name = parcel.info.slice
+        if not name:
+            self._parcels.append(parcel)
+            self._wake.set()
+        elif (lane := self._lanes.get(name)) is not None:
+            lane.append(parcel)
+        else:
+            self._lanes[name] = deque((parcel,))
+            task = asyncio.create_task(self._run_lane(name), name=f"outbound to {self.name} in {name}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def warm(self) -> None:
         """Opens the session now, so that the first parcel does not pay for the handshake."""
@@ -68,31 +80,46 @@ class Outbound:
 
     async def close(self) -> None:
         """Stops sending; what waits is dropped."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [self._task, *self._tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _run(self) -> None:
         while True:
             while not self._parcels:
                 self._wake.clear()
                 await self._wake.wait()
-            parcel = self._parcels.popleft()
-            try:
-                session = self._held
-                if session is None or session.closed:
-                    session = await self._open()
-                report = await session.send(parcel.info, parcel.data, codec=parcel.codec)
-            except MeshError as error:
-                self._fail(parcel, error)
-            except Exception as error:
-                self._fail(parcel, InternalError(f"sending to {self.name} failed: {type(error).__name__}: {error}"))
-            else:
-                if parcel.sent is not None:
-                    parcel.sent(report)
+            await self._send(self._parcels.popleft())
+
+    async def _run_lane(self, name: str) -> None:
+        """Sends what is put for a slice, until nothing is left of it."""
+        lane = self._lanes[name]
+        try:
+            while lane:
+                await self._send(lane.popleft())
+        finally:
+            del self._lanes[name]
+
+    async def _send(self, parcel: Parcel) -> None:
+        try:
+            session = self._held
+            if session is None or session.closed:
+                session = await self._open()
+            report = await session.send(parcel.info, parcel.data, codec=parcel.codec)
+        except MeshError as error:
+            self._fail(parcel, error)
+        except Exception as error:
+            self._fail(parcel, InternalError(f"sending to {self.name} failed: {type(error).__name__}: {error}"))
+        else:
+            if parcel.sent is not None:
+                parcel.sent(report)
 
     async def _open(self) -> Session:
-        self._held = await self._session()
-        return self._held
+        async with self._opening:  # slices that find none at the same time share one
+            if self._held is None or self._held.closed:
+                self._held = await self._session()
+            return self._held
 
     def _fail(self, parcel: Parcel, error: MeshError) -> None:
         if parcel.failed is not None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from orbitmesh.errors import MeshError, NodeLostError
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2
+from orbitmesh.wire.egress import Egress
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, StreamCall, dial
@@ -37,6 +38,7 @@ class Peers:
         log: Where to say what happened.
         dispatch: Takes what others send.
         peer_lost: Told when a node that this one sends to is out of reach.
+        egress: Gives what is sent its turn; None: it goes as it comes.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Peers:
         log: EventLog,
         dispatch: Dispatch,
         peer_lost: PeerLost,
+        egress: Egress | None = None,
     ) -> None:
         self._name = name
         self._identities = identities
@@ -54,7 +57,8 @@ class Peers:
         self._log = log
         self._dispatch = dispatch
         self._peer_lost = peer_lost
-        self.acceptor = SessionAcceptor(identities, self._serve)
+        self._egress = egress
+        self.acceptor = SessionAcceptor(identities, self._serve, egress=egress)
         self._outbounds: dict[str, Outbound] = {}
         self._sessions: dict[str, Session] = {}
         self._accepted: dict[str, Session] = {}
@@ -183,6 +187,7 @@ class Peers:
             receiver_role=role,
             receiver_name=peer.name,
             give_up_after_s=give_up_after_s,
+            egress=self._egress,
         )
 
     async def _serve(self, session: Session) -> None:

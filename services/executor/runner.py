@@ -157,7 +157,8 @@ class StageRunner:
         response = executor_pb2.CloseGenerationResponse()
         if generation is not None:
             self._let_go(generation)
-            response.timings.CopyFrom(timings_message(self.stage_index, generation.steps, generation.held_by))
+            timings = timings_message(self.stage_index, generation.steps, generation.held_by, generation.turn_for)
+            response.timings.CopyFrom(timings)
             response.raw_bytes = generation.raw_bytes
             response.wire_bytes = generation.wire_bytes
         return response

@@ -138,6 +138,7 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
             ]
             if node.settings.slices:
                 beside.append(tasks.create_task(node.follow_slices()))
+                beside.append(tasks.create_task(node.report_traffic()))
             await host.run_until_stopped()
             for task in beside:
                 task.cancel()

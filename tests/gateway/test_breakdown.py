@@ -126,6 +126,31 @@ def test_what_a_rule_held_back_is_a_row_of_its_own(seed: int, stages: int) -> No
     assert found[node, "compute"] == pytest.approx(truth.spent[node, "compute"], abs=50)
 
 
+@pytest.mark.parametrize("stages", [2, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_waited_for_a_turn_on_the_link_is_a_row_of_its_own(seed: int, stages: int) -> None:
+    """The part of sending in which frames waited for their turn has a row that says what for, and counts as waiting;
+    what is left of sending is what it was without."""
+    record, _ = make_record(seed, stages, tokens=12, link_ns=20 * MS)
+    before = rows_of(breakdown(record))
+    node, reason = record.nodes[0], "slice ceiling 4 Mbit/s"
+    timings = record.stages[0, node]
+    waited = 5 * MS
+    timings.turn_for = reason
+    timings.turn_ns.extend(waited for _ in timings.send_ns)
+    for at in range(len(timings.send_ns)):
+        timings.send_ns[at] += waited
+    message = breakdown(record)
+    found = rows_of(message)
+    row = next(row for row in message.rows if row.what == f"waiting: {reason}")
+    assert (row.place, row.wait) == (node, True)
+    assert row.count >= 11
+    assert row.median_s * 1e9 == pytest.approx(waited, rel=0.01)
+    assert sum(row.total_s for row in message.rows) == pytest.approx(message.total_s, rel=0.01)
+    assert found[node, "compute"] == pytest.approx(before[node, "compute"], abs=50)
+    assert found.get((node, "send"), 0) == pytest.approx(before.get((node, "send"), 0), rel=0.1, abs=50)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_the_sum_of_the_ring_links_does_not_depend_on_the_clocks(seed: int) -> None:
     """A wrong offset moves time between links of the ring and leaves their sum."""

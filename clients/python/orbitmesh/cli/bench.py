@@ -17,7 +17,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "bench",
         run,
-        summary="measure ours and peers interleaved in one run: wire, hop, generate, contacts, recovery, train",
+        summary="measure ours and peers interleaved in one run: wire, hop, generate, contacts, recovery, train, slices",
         examples="orbitmesh bench wire\norbitmesh bench generate --json\norbitmesh bench recovery -- --help",
     )
     parser.add_argument("name", help="the bench: wire, hop, generate or another of bench/")

@@ -317,7 +317,7 @@ class CloseGenerationResponse(_message.Message):
     def __init__(self, timings: _Optional[_Union[StageTimings, _Mapping]] = ..., raw_bytes: _Optional[int] = ..., wire_bytes: _Optional[int] = ..., clock_ns: _Optional[int] = ...) -> None: ...
 
 class StageTimings(_message.Message):
-    __slots__ = ("stage_index", "position", "rows", "received_ns", "open_ns", "queue_ns", "compute_ns", "codec_ns", "seal_ns", "credit_ns", "send_ns", "held_ns", "held_by")
+    __slots__ = ("stage_index", "position", "rows", "received_ns", "open_ns", "queue_ns", "compute_ns", "codec_ns", "seal_ns", "credit_ns", "send_ns", "held_ns", "held_by", "turn_ns", "turn_for")
     STAGE_INDEX_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -331,6 +331,8 @@ class StageTimings(_message.Message):
     SEND_NS_FIELD_NUMBER: _ClassVar[int]
     HELD_NS_FIELD_NUMBER: _ClassVar[int]
     HELD_BY_FIELD_NUMBER: _ClassVar[int]
+    TURN_NS_FIELD_NUMBER: _ClassVar[int]
+    TURN_FOR_FIELD_NUMBER: _ClassVar[int]
     stage_index: int
     position: _containers.RepeatedScalarFieldContainer[int]
     rows: _containers.RepeatedScalarFieldContainer[int]
@@ -344,7 +346,9 @@ class StageTimings(_message.Message):
     send_ns: _containers.RepeatedScalarFieldContainer[int]
     held_ns: _containers.RepeatedScalarFieldContainer[int]
     held_by: str
-    def __init__(self, stage_index: _Optional[int] = ..., position: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., received_ns: _Optional[_Iterable[int]] = ..., open_ns: _Optional[_Iterable[int]] = ..., queue_ns: _Optional[_Iterable[int]] = ..., compute_ns: _Optional[_Iterable[int]] = ..., codec_ns: _Optional[_Iterable[int]] = ..., seal_ns: _Optional[_Iterable[int]] = ..., credit_ns: _Optional[_Iterable[int]] = ..., send_ns: _Optional[_Iterable[int]] = ..., held_ns: _Optional[_Iterable[int]] = ..., held_by: _Optional[str] = ...) -> None: ...
+    turn_ns: _containers.RepeatedScalarFieldContainer[int]
+    turn_for: str
+    def __init__(self, stage_index: _Optional[int] = ..., position: _Optional[_Iterable[int]] = ..., rows: _Optional[_Iterable[int]] = ..., received_ns: _Optional[_Iterable[int]] = ..., open_ns: _Optional[_Iterable[int]] = ..., queue_ns: _Optional[_Iterable[int]] = ..., compute_ns: _Optional[_Iterable[int]] = ..., codec_ns: _Optional[_Iterable[int]] = ..., seal_ns: _Optional[_Iterable[int]] = ..., credit_ns: _Optional[_Iterable[int]] = ..., send_ns: _Optional[_Iterable[int]] = ..., held_ns: _Optional[_Iterable[int]] = ..., held_by: _Optional[str] = ..., turn_ns: _Optional[_Iterable[int]] = ..., turn_for: _Optional[str] = ...) -> None: ...
 
 class ExchangeRequest(_message.Message):
     __slots__ = ("header", "body")

@@ -23,6 +23,7 @@ from orbitmesh.limits import SESSION_CREDIT_BYTES, SESSION_IDLE_S, SESSIONS_PER_
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.dialler import HANDSHAKE_S, REFUSED, REFUSED_FOR_GOOD, REFUSED_ONCE
+from orbitmesh.wire.egress import Egress
 from orbitmesh.wire.handshake import PROCESS_BYTES, accept_keys, accept_message, check_open, hello, read_header
 from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError, RefusedError, Wire
@@ -54,6 +55,7 @@ class SessionAcceptor:
         idle_s: For how long a cut session is kept.
         window: How many bytes of a session may be under way, each way.
         silence_s: After how long a silence, while a session is in use, its connection is given up.
+        egress: Gives frames their turn, where slices share the way out.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class SessionAcceptor:
         idle_s: float = SESSION_IDLE_S,
         window: int = SESSION_CREDIT_BYTES,
         silence_s: float = SILENCE_S,
+        egress: Egress | None = None,
     ) -> None:
         self._identity = identity
         self._on_session = on_session
         self._idle_s = idle_s
         self._window = window
         self._silence_s = silence_s
+        self._egress = egress
         self._entries: dict[tuple[str, bytes], _Entry] = {}
         self._ended: OrderedDict[tuple[str, bytes], MeshError | None] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -136,7 +140,14 @@ class SessionAcceptor:
         if entry is None:
             self._check_new(key, opening)
             keys = accept_keys(opening, identity)
-            session = Session(opening.session_id, peer, keys, window=self._window, silence_s=self._silence_s)
+            session = Session(
+                opening.session_id,
+                peer,
+                keys,
+                window=self._window,
+                silence_s=self._silence_s,
+                egress=self._egress,
+            )
             session.accept()
             entry = self._entries[key] = _Entry(key, session, opening.salt)
             self._start(entry)

@@ -11,6 +11,7 @@ from orbitmesh.limits import SESSION_CREDIT_BYTES
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.carrying import REFUSALS
+from orbitmesh.wire.egress import Egress
 from orbitmesh.wire.frames import control_message
 from orbitmesh.wire.handshake import Secret, read_header, resume_message, wrap_for
 from orbitmesh.wire.liveness import SILENCE_S
@@ -58,6 +59,7 @@ class Dialler:
         silence_s: After how long a silence, while the session is in use, a connection is given up; where None, one
             second, or half of `give_up_after_s` where that is less.
         window: How many bytes may be under way, each way.
+        egress: Gives frames their turn, where slices share the link.
         jitter: Random numbers from 0 to 1 for the pauses.
     """
 
@@ -72,6 +74,7 @@ class Dialler:
         give_up_after_s: float = GIVE_UP_AFTER_S,
         silence_s: float | None = None,
         window: int = SESSION_CREDIT_BYTES,
+        egress: Egress | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self._open_wire = open_wire
@@ -82,6 +85,7 @@ class Dialler:
         self._give_up_after_s = give_up_after_s
         self._silence_s = min(SILENCE_S, give_up_after_s / 2) if silence_s is None else silence_s
         self._window = window
+        self._egress = egress
         self._jitter = jitter
         self._was_up = False
         self._secret = Secret()
@@ -190,6 +194,7 @@ class Dialler:
                 self._secret.keys(opening.sender, peer.spiffe),
                 window=self._window,
                 silence_s=self._silence_s,
+                egress=self._egress,
             )
             await wire.write(control_message(wire_pb2.FrameHeader(open=opening)))
         self._names = (opening.sender, peer.spiffe)

@@ -67,6 +67,11 @@ class Outbox:
         """Bytes of messages that are kept until they are acknowledged."""
         return sum(len(frame.message) for frame in self._frames)
 
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes of messages that were written and not acknowledged: after a cut they are written again."""
+        return sum(len(frame.message) for frame in self._frames if frame.written)
+
     def can_spend(self, cost: int) -> bool:
         """Whether the credit allows a frame of that cost."""
         return self.spent + cost <= self.credit_limit

@@ -105,6 +105,10 @@ class SendReport(NamedTuple):
     """Waiting for the receiver's credit, in nanoseconds."""
     total_ns: int
     """From the call until the last frame was handed to the transport, in nanoseconds."""
+    queue_ns: int = 0
+    """Waiting for a turn on the link, in nanoseconds; 0 without an egress."""
+    waited_for: str = ""
+    """What it waited for longest there, in words."""
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from orbitmesh.errors import MeshError
 from orbitmesh.limits import FRAME_BODY_BYTES, TRANSFER_BYTES
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.coding import Coder, Threads, encode_frame
+from orbitmesh.wire.egress import Egress, Turn, Turns
 from orbitmesh.wire.frames import (
     RAW,
     cost_of,
@@ -47,15 +48,24 @@ class Sender:
         window: What may be sent before the first acknowledgement, in bytes.
         stats: Counts what is sent.
         threads: Where large frames are coded.
+        egress: Gives frames their turn; None: they go as they come.
     """
 
-    def __init__(self, keys: DirectionKeys, window: int, stats: SessionStats, threads: Threads) -> None:
+    def __init__(
+        self,
+        keys: DirectionKeys,
+        window: int,
+        stats: SessionStats,
+        threads: Threads,
+        egress: Egress | None = None,
+    ) -> None:
         self.outbox = Outbox(window)
         self.pace = Pace()
         self.writer: Writer | None = None
         self._keys = keys
         self._stats = stats
         self._threads = threads
+        self._turns = None if egress is None else Turns(egress)
         self._loop = asyncio.get_running_loop()
         self._next_transfer = 0
         self._cipher_ahead: TransferCipher | None = None
@@ -88,6 +98,10 @@ class Sender:
             credit_ns = await self._wait_credit(cost)
         else:
             outbox.spent += cost
+        queue_ns, waited_for = 0, ""
+        if self._turns is not None:
+            turn = await self._turn(self._turns, info.slice, len(payload), cost)
+            queue_ns, waited_for = turn.waited_ns, turn.why
         sealing = time.monotonic_ns()
         about = info.SerializeToString()
         size, number, transfer = len(data), outbox.next_number, self._next_transfer
@@ -101,7 +115,7 @@ class Sender:
         if not frame.written:
             await self._handing(frame)
         total_ns = time.monotonic_ns() - started
-        return SendReport(size, len(message), 1, codec_ns, seal_ns, credit_ns, total_ns)
+        return SendReport(size, len(message), 1, codec_ns, seal_ns, credit_ns, total_ns, queue_ns, waited_for)
 
     async def send_large(
         self, info: wire_pb2.TransferInfo, data: memoryview, codec: int, started: int
@@ -116,11 +130,13 @@ class Sender:
     async def _send_frames(
         self, info: wire_pb2.TransferInfo, data: memoryview, codec: int, started: int
     ) -> SendReport:
-        chunks = self._chunks(data)
+        turns = self._turns
+        chunks = self._chunks(data, info.slice)
         coder = Coder(self._threads.get(), chunks, codec, info.tensor.dtype) if codec != RAW else None
         transfer, cipher = -1, None
         sealed = done = seal_ns = credit_ns = wire_bytes = 0
         handed: deque[asyncio.Future[None]] = deque()
+        waits: dict[str, int] = {}
         try:
             while done < len(data):
                 payload: Buffer
@@ -136,6 +152,9 @@ class Sender:
                     credit_ns += await self._wait_credit(cost)
                 else:
                     self.outbox.spent += cost
+                if turns is not None:
+                    turn = await self._turn(turns, info.slice, len(payload), cost)
+                    waits[turn.why] = waits.get(turn.why, 0) + turn.waited_ns
                 sealing = time.monotonic_ns()
                 if cipher is None:
                     transfer = self._next_transfer
@@ -164,13 +183,20 @@ class Sender:
             raise
         codec_ns = 0 if coder is None else coder.work_ns
         total_ns = time.monotonic_ns() - started
-        return SendReport(len(data), wire_bytes, sealed, codec_ns, seal_ns, credit_ns, total_ns)
+        waited_for = max(waits, key=lambda why: waits[why]) if waits else ""
+        queue_ns = sum(waits.values())
+        return SendReport(
+            len(data), wire_bytes, sealed, codec_ns, seal_ns, credit_ns, total_ns, queue_ns, waited_for
+        )
 
-    def _chunks(self, data: memoryview) -> Iterator[memoryview]:
+    def _chunks(self, data: memoryview, slice_name: str) -> Iterator[memoryview]:
         """The raw bytes of each frame, as large as the link allows when its turn comes."""
         at = 0
         while at < len(data):
-            stop = at + self.pace.frame_bytes
+            size = self.pace.frame_bytes
+            if self._turns is not None:
+                size = min(size, self._turns.egress.frame_bytes(slice_name))
+            stop = at + size
             yield data[at:stop]
             at = stop
 
@@ -199,7 +225,9 @@ class Sender:
         return cipher
 
     async def send_end(self) -> None:
-        """Says that nothing follows in this direction."""
+        """Says that nothing follows in this direction, after what waits for its turn."""
+        if self._turns is not None:
+            await self._turns.settled()
         await self._wait_credit(cost_of(TAG_BYTES))
         transfer = self._next_transfer
         self._seal_empty(transfer, 0, self._next_cipher(), ends_session=True)
@@ -289,6 +317,15 @@ class Sender:
                 waiter.granted.set_result(None)
             self._credit_waiters.popleft()
 
+    async def _turn(self, turns: Turns, slice_name: str, body_bytes: int, cost: int) -> Turn:
+        """Waits until a frame that has credit may go; where it will not, the credit is given back."""
+        try:
+            return await turns.wait(slice_name, body_bytes)
+        except BaseException:
+            self.outbox.spent -= cost
+            self._grant_credit()
+            raise
+
     async def _enter(self, size: int) -> None:
         """Waits until the receiver has room for one more transfer of several frames."""
         async with self._send_slot:
@@ -347,6 +384,8 @@ class Sender:
         for future in waiting:
             if not future.done():
                 _fail(future, gone())
+        if self._turns is not None:
+            self._turns.end(gone)
         self._credit_waiters.clear()
         self._flushes.clear()
 

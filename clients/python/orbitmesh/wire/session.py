@@ -17,6 +17,7 @@ from orbitmesh.limits import FRAME_BODY_BYTES, SESSION_CREDIT_BYTES, TRANSFER_BY
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.carrying import Carrier
 from orbitmesh.wire.coding import INLINE_BYTES, Threads
+from orbitmesh.wire.egress import Egress
 from orbitmesh.wire.frames import RAW
 from orbitmesh.wire.inbox import tensor_bytes
 from orbitmesh.wire.liveness import SILENCE_S
@@ -55,6 +56,7 @@ class Session:
         keys: What to seal and open with.
         window: How many bytes may be under way or wait to be taken, each way.
         silence_s: After how long a silence, while the session is in use, a connection is given up.
+        egress: Gives frames their turn, where slices share the link; None: they go as they come.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Session:
         *,
         window: int = SESSION_CREDIT_BYTES,
         silence_s: float = SILENCE_S,
+        egress: Egress | None = None,
     ) -> None:
         if window < MIN_WINDOW_BYTES:
             raise ValueError(f"a window of {window} bytes is too small; at least {MIN_WINDOW_BYTES}")
@@ -73,7 +76,8 @@ class Session:
         self.peer = peer
         self._stats = SessionStats()
         self._threads = Threads()
-        self._sender = Sender(keys.sealing, window, self._stats, self._threads)
+        self._egress = egress
+        self._sender = Sender(keys.sealing, window, self._stats, self._threads, egress)
         self._receiver = Receiver(keys.opening, window, self._stats, self._threads, self._refuse_for_good)
         self._carrier = Carrier(self._sender, self._receiver, self.fail, lambda: self._shut, silence_s)
         self._closing = False
@@ -123,7 +127,7 @@ class Session:
             self._carrier.watchers -= 1
 
     async def send(self, info: wire_pb2.TransferInfo, data: Buffer = b"", *, codec: int = RAW) -> SendReport:
-        """Sends a transfer; returns when its last frame was handed to the transport.
+        """Sends a transfer; returns when its last frame was handed to the transport. It goes in the slice of `info`.
 
         `data` must not change until then. Where the call is cancelled, the receiver is told to drop what
         came.
@@ -137,13 +141,15 @@ class Session:
             InvalidInputError: The size is not the tensor's (DTYPE_MISMATCH) or too large (LIMIT_EXCEEDED),
             or the
                 codec does not take the type.
+            CapacityError: Too much of its slice waits for the link already (SLICE_FULL).
             MeshError: The session failed or was closed.
         """
         started = time.monotonic_ns()
         view = data if isinstance(data, bytes) else flat_bytes(data, "the data to send")
         size = len(view)
         self._check_send(info, size)
-        if size <= INLINE_BYTES:
+        egress = self._egress
+        if size <= INLINE_BYTES and (egress is None or size <= egress.frame_bytes(info.slice)):
             return await self._sender.send_small(info, view, codec, started)
         return await self._sender.send_large(info, memoryview(view), codec, started)
 
@@ -274,6 +280,9 @@ class Session:
         self._sender.acknowledged(next_number, outbox.credit_limit if credit_limit is None else credit_limit)
         self._receiver.ack_due = True
         self._stats.resumes += 1
+        if self._egress is not None:
+            # These frames had their turn, and are sealed in their order: they do not wait again, others wait for them.
+            self._egress.occupy(outbox.unacknowledged_bytes)
 
     def keep(self, task: asyncio.Task[None]) -> None:
         """Keeps the task that connects the session alive as long as the session."""

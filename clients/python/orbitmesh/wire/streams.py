@@ -21,6 +21,7 @@ from orbitmesh.rpc import STATUS_DETAILS_KEY, map_rpc_error
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.wire.acceptor import SessionAcceptor as _Acceptor
 from orbitmesh.wire.dialler import GIVE_UP_AFTER_S, Dialler
+from orbitmesh.wire.egress import Egress
 from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError
 from orbitmesh.wire.session import Session
@@ -51,6 +52,7 @@ async def dial(
     give_up_after_s: float = GIVE_UP_AFTER_S,
     silence_s: float | None = None,
     window: int = SESSION_CREDIT_BYTES,
+    egress: Egress | None = None,
 ) -> Session:
     """Opens a session; it may be used at once and takes itself up again after a cut.
 
@@ -66,6 +68,7 @@ async def dial(
             tried; never before four round trips. One second where None, or half of `give_up_after_s` where that is
             less.
         window: How many bytes may be under way, each way.
+        egress: Gives frames their turn, where slices share the link.
 
     Raises:
         MeshError: The peer cannot be reached in time, is another than expected, or refuses.
@@ -79,6 +82,7 @@ async def dial(
         give_up_after_s=give_up_after_s,
         silence_s=silence_s,
         window=window,
+        egress=egress,
     ).start()
 
 
@@ -91,6 +95,7 @@ class SessionAcceptor(_Acceptor):
         idle_s: For how long a cut session is kept.
         window: How many bytes of a session may be under way, each way.
         silence_s: After how long a silence, while a session is in use, its connection is given up.
+        egress: Gives frames their turn, where slices share the way out.
     """
 
     def __init__(
@@ -101,8 +106,9 @@ class SessionAcceptor(_Acceptor):
         idle_s: float = SESSION_IDLE_S,
         window: int = SESSION_CREDIT_BYTES,
         silence_s: float = SILENCE_S,
+        egress: Egress | None = None,
     ) -> None:
-        super().__init__(identity, on_session, idle_s=idle_s, window=window, silence_s=silence_s)
+        super().__init__(identity, on_session, idle_s=idle_s, window=window, silence_s=silence_s, egress=egress)
 
     async def handle(self, request_iterator: object, context: Context, *, caller_spiffe: str) -> None:
         """Answers one RPC of a method that is registered by `exchange_handler`.

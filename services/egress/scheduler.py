@@ -1,0 +1,364 @@
+"""Which frame leaves a link next: no clock, no event loop and no task; the time is an argument.
+
+A frame may go when the link is free and its slice is below its ceiling. Among those that may,
+
+1. slices that are urgent go first, as far as that takes nothing from what others are guaranteed;
+2. then slices within their guarantee, the one that is owed for the longest first (virtual clock);
+3. then whoever borrows what is idle: urgent slices first, the others by deficit round robin weighted by guarantee.
+
+What is dedicated to a slice is never lent: borrowers have a meter in common that leaves it out, so the link is idle
+where nothing else is left. A frame that has begun is never interrupted, so who is first waits for one frame at most.
+
+The levels are those of a hierarchy of token buckets (HTB); each bucket is a `Meter`. What is borrowed is not held
+against a guarantee later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from enum import Enum
+
+from orbitmesh.errors import CapacityError, InvalidInputError
+from services.egress.meter import NS_BITS, Ceiling, Meter
+from services.egress.rounds import Round
+from services.egress.spec import DEFAULT_SLICE, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
+from services.egress.traffic import Traffic
+
+CATCH_UP_NS = 4_000_000
+"""How late a timer may be without the link losing rate, in nanoseconds; what catches up lies below the port for
+a while, before whoever is urgent."""
+
+BURST_FRAMES = 2
+"""How many frames a slice within its guarantee may send at once after a pause."""
+
+LEAST_SHARED = 0.01
+"""Where nearly all of a link is dedicated, this part of it is lent while it is idle: no slice is shut out for ever."""
+
+FORGOTTEN = 2 * SLICES_MAX
+"""Of so many slices in all counts are kept, also of those that are gone."""
+
+
+class Cause(Enum):
+    """Why a frame waits."""
+
+    CEILING = 0
+    """Its slice has all that it may have."""
+    URGENT = 1
+    """A frame of an urgent slice goes before it."""
+    LINK = 2
+    """Another frame is on the link, or was before it in its turn."""
+    DEDICATED = 3
+    """What is idle is dedicated to other slices."""
+
+
+class State(Enum):
+    """How a ticket is."""
+
+    WAITS = 0
+    SENT = 1
+    WITHDRAWN = 2
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A frame's place in the queue of its slice."""
+
+    lane: _Lane = field(repr=False)
+    name: str
+    """The slice that was asked for."""
+    size: int
+    """In bytes."""
+    offered_ns: int
+    """When it came."""
+    before_ns: tuple[float, ...]
+    """How long its slice had waited for each cause until then."""
+    state: State = State.WAITS
+    dedicated: bool = False
+    """Whether it was paid from what is dedicated to its slice."""
+    within: bool = False
+    """Whether it was within its slice's guarantee."""
+    waited_ns: int = 0
+    """How long it waited, once it had its turn."""
+    cause: Cause | None = None
+    """What it waited for longest; None where it did not wait."""
+
+
+class _Lane:
+    """One slice on the link."""
+
+    def __init__(self, name: str, traffic: Traffic, now_ns: int) -> None:
+        self.name = name
+        self.rule = SliceRule()
+        self.traffic = traffic
+        self.queue: deque[Ticket] = deque()
+        self.queued_bytes = 0
+        self.since_ns = now_ns  # from when on it has had frames to send
+        self.idle_ns: float = -math.inf  # when it had none last
+        self.blocked_ns = [0.0] * len(Cause)
+        self.deficit = 0.0
+        self.quantum = 1.0
+        # The guarantee; of an urgent slice, all that it may have before others.
+        self.within = Meter(0.0, 0.0, now_ns)
+        self.dedicated = Meter(0.0, 0.0, now_ns)
+        self.ceiling = Ceiling(math.inf, now_ns)
+
+    def head_bytes(self) -> int:
+        """The size of its next frame; 0 where it has none."""
+        return self.queue[0].size if self.queue else 0
+
+    def change(self, rule: SliceRule, spec: PortSpec, within_bps: float, quantum: float, now_ns: int) -> None:
+        """Takes another rule from now on."""
+        burst = BURST_FRAMES * spec.frame_bytes(SliceRule()) * NS_BITS
+        self.rule = rule
+        self.within.change(within_bps, burst / within_bps if within_bps else 0.0, now_ns)
+        self.dedicated.change(rule.dedicated_bps, burst / rule.dedicated_bps if rule.dedicated_bps else 0.0, now_ns)
+        ceiling = math.inf if rule.ceiling_bps is None or rule.ceiling_bps >= spec.rate_bps else rule.ceiling_bps
+        self.ceiling.change(ceiling, 0.0, now_ns)
+        self.quantum = quantum
+
+
+class Port:
+    """One link and the frames that wait for it. All times are nanoseconds of one monotonic clock.
+
+    Args:
+        spec: The link and its slices.
+        now_ns: The time.
+        ahead_ns: How long before the link is free a frame may be handed over, where timers are not exact. What lies
+            below the port is never more than this and one frame.
+    """
+
+    def __init__(self, spec: PortSpec, now_ns: int, *, ahead_ns: int = 0) -> None:
+        self.spec = spec
+        self.queued = 0
+        self._ahead_ns = ahead_ns
+        self._lanes: dict[str, _Lane] = {}
+        self._traffic: dict[str, Traffic] = {}
+        self._round: Round[_Lane] = Round()
+        self._link_ns: float = now_ns
+        self._marked_ns = now_ns
+        self._flying: _Lane | None = None
+        self._common = Meter(math.inf, 0.0, now_ns)
+        self.change(spec, now_ns)
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """What was measured, by slice, also of slices that are gone."""
+        return dict(self._traffic)
+
+    @property
+    def queued_by_slice(self) -> dict[str, int]:
+        """How many frames of each slice wait."""
+        return {name: len(lane.queue) for name, lane in self._lanes.items()}
+
+    def frame_bytes(self, name: str) -> int:
+        """How large the frames of a slice should be."""
+        return self.spec.frame_bytes(self.spec.rule(name))
+
+    def change(self, spec: PortSpec, now_ns: int) -> None:
+        """Takes other rules from now on. No frame is lost: those of a slice that is gone wait in the default one."""
+        self._account(now_ns)
+        self.spec = spec
+        dedicated = sum(rule.dedicated_bps for rule in spec.slices.values())
+        shared = max(spec.rate_bps - dedicated, LEAST_SHARED * spec.rate_bps) if dedicated else math.inf
+        frame = spec.frame_bytes(SliceRule())
+        self._common.change(shared, BURST_FRAMES * frame * NS_BITS / shared, now_ns)
+        gone = [lane for name, lane in self._lanes.items() if name not in spec.slices and name != DEFAULT_SLICE]
+        for lane in gone:
+            del self._lanes[lane.name]
+        for name in (DEFAULT_SLICE, *spec.slices):
+            if name not in self._lanes:
+                self._lanes[name] = _Lane(name, self._traffic.setdefault(name, Traffic()), now_ns)
+        first_bps = _first_bps(spec)
+        largest = max(spec.weight(spec.rule(name)) for name in self._lanes)
+        for name, lane in self._lanes.items():
+            rule = spec.rule(name)
+            quantum = frame * spec.weight(rule) / largest
+            lane.change(rule, spec, first_bps.get(name, rule.guarantee_bps), quantum, now_ns)
+        self._round.set(list(self._lanes.values()))
+        for lane in (*gone, self._lanes[DEFAULT_SLICE]):
+            self._move(lane, now_ns)
+        for name in list(self._traffic)[: max(len(self._traffic) - FORGOTTEN, 0)]:
+            if name not in self._lanes:
+                del self._traffic[name]
+
+    def offer(self, name: str, size: int, now_ns: int) -> Ticket:
+        """Queues a frame.
+
+        Args:
+            name: Of its slice; one that is not known counts as the default one.
+            size: In bytes.
+            now_ns: The time.
+
+        Raises:
+            CapacityError: The queue of the slice is full (SLICE_FULL).
+            InvalidInputError: The size is not positive.
+        """
+        if size <= 0:
+            raise InvalidInputError(f"a frame of {size} bytes has no turn; expected at least 1")
+        lane = self._lanes.get(name) or self._lanes[DEFAULT_SLICE]
+        lane.traffic.offered_bytes += size
+        waiting = len(lane.queue)
+        # One frame always fits, whatever its size: else it could never be sent.
+        if waiting >= QUEUE_FRAMES or (waiting and lane.queued_bytes + size > QUEUE_BYTES):
+            lane.traffic.dropped_bytes += size
+            raise CapacityError(
+                f"{waiting} frames of {lane.queued_bytes} bytes of slice {lane.name!r} wait for the link already, and "
+                f"at most {QUEUE_FRAMES} frames of {QUEUE_BYTES} bytes may; send less, or give the slice more",
+                reason="SLICE_FULL",
+                metadata={"slice": lane.name, "queued_bytes": lane.queued_bytes, "limit_bytes": QUEUE_BYTES},
+            )
+        self._account(now_ns)
+        ticket = Ticket(lane, name, size, now_ns, tuple(lane.blocked_ns))
+        self._append(lane, ticket, now_ns)
+        self.queued += 1
+        return ticket
+
+    def next(self, now_ns: int) -> Ticket | int | None:
+        """The frame that goes now, or until when none may; None where none waits.
+
+        A frame that is returned keeps the link for its time; ask again for the one after it.
+        """
+        if not self.queued:
+            return None
+        self._account(now_ns)
+        if self._link_ns > now_ns + self._ahead_ns:
+            return math.ceil(self._link_ns) - self._ahead_ns
+        lane = self._choose(now_ns)
+        if lane is None:
+            return max(math.ceil(min(self._ready_ns(each) for each in self._lanes.values() if each.queue)), now_ns + 1)
+        ticket = lane.queue.popleft()
+        self._left(lane, ticket, now_ns)
+        self._take(lane, ticket, now_ns)
+        ticket.state = State.SENT
+        ticket.waited_ns = now_ns - ticket.offered_ns
+        waits = [after - before for after, before in zip(lane.blocked_ns, ticket.before_ns, strict=True)]
+        ticket.cause = Cause(waits.index(max(waits))) if ticket.waited_ns and max(waits) > 0 else None
+        lane.traffic.sent(ticket.size, ticket.waited_ns, lane.rule.latency_s)
+        return ticket
+
+    def withdraw(self, ticket: Ticket, now_ns: int) -> None:
+        """Gives a place back, or a turn whose frame will not be sent; repeating it changes nothing."""
+        lane = ticket.lane
+        if ticket.state is State.WAITS:
+            self._account(now_ns)
+            lane.queue.remove(ticket)
+            self._left(lane, ticket, now_ns)
+            lane.traffic.offered_bytes -= ticket.size
+        elif ticket.state is State.SENT:
+            self._link_ns = max(self._link_ns - ticket.size * NS_BITS / self.spec.rate_bps, min(self._link_ns, now_ns))
+            lane.ceiling.give_back(ticket.size)
+            (lane.dedicated if ticket.dedicated else self._common).give_back(ticket.size)
+            if ticket.within:
+                lane.within.give_back(ticket.size)
+            lane.traffic.unsent(ticket.size)
+        ticket.state = State.WITHDRAWN
+
+    def occupy(self, size: int, now_ns: int) -> None:
+        """Something else goes on the link, at once and without a turn: the frames that wait go after it.
+
+        Args:
+            size: In bytes.
+            now_ns: The time.
+        """
+        self._account(now_ns)
+        self._link_ns = max(self._link_ns, now_ns) + size * NS_BITS / self.spec.rate_bps
+
+    def _append(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+        if not lane.queue and now_ns - lane.idle_ns > self.spec.frame_bytes(SliceRule()) * NS_BITS / self.spec.rate_bps:
+            # A sender that asks for its next frame once the last one went has not been idle.
+            lane.since_ns = now_ns
+        lane.queue.append(ticket)
+        lane.queued_bytes += ticket.size
+
+    def _left(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+        self.queued -= 1
+        lane.queued_bytes -= ticket.size
+        if not lane.queue:
+            lane.idle_ns = now_ns
+
+    def _move(self, old: _Lane, now_ns: int) -> None:
+        """The frames of a slice that is gone wait among those of the default one, and go back once it is there."""
+        waiting, old.queue = old.queue, deque()
+        old.queued_bytes = 0
+        moved: set[str] = set()
+        for ticket in waiting:
+            lane = ticket.lane = self._lanes.get(ticket.name) or self._lanes[DEFAULT_SLICE]
+            if lane is not old:
+                ticket.before_ns = tuple(lane.blocked_ns)
+                old.traffic.offered_bytes -= ticket.size
+                lane.traffic.offered_bytes += ticket.size
+                moved.add(lane.name)
+            self._append(lane, ticket, now_ns)
+        for name in moved:
+            lane = self._lanes[name]
+            lane.queue = deque(sorted(lane.queue, key=lambda ticket: ticket.offered_ns))
+
+    def _choose(self, now_ns: int) -> _Lane | None:
+        """The slice whose frame goes now, if any may; a borrower is paid for in its round."""
+        best: tuple[bool, float] = (True, math.inf)
+        within: _Lane | None = None
+        borrowers: list[_Lane] = []
+        for lane in self._lanes.values():
+            if not lane.queue or lane.ceiling.free_ns > now_ns:
+                continue
+            if lane.within.free_ns <= now_ns or lane.dedicated.free_ns <= now_ns:
+                rank = (not lane.rule.urgent, lane.within.free_ns)
+                if within is None or rank < best:
+                    best, within = rank, lane
+            elif self._common.free_ns <= now_ns:
+                borrowers.append(lane)
+        if within is not None or not borrowers:
+            return within
+        urgent = [lane for lane in borrowers if lane.rule.urgent]
+        return self._round.pick(urgent or borrowers)
+
+    def _ready_ns(self, lane: _Lane) -> float:
+        """From when on a slice's frame may go, were it alone."""
+        return max(lane.ceiling.free_ns, min(lane.within.free_ns, lane.dedicated.free_ns, self._common.free_ns))
+
+    def _take(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+        size = ticket.size
+        ticket.dedicated = lane.dedicated.free_ns <= now_ns
+        ticket.within = ticket.dedicated or lane.within.free_ns <= now_ns
+        (lane.dedicated if ticket.dedicated else self._common).take(size, now_ns)
+        if ticket.within:
+            lane.within.take(size, min(lane.since_ns, now_ns))
+        lane.ceiling.pass_by(size, lane.since_ns, now_ns)
+        # A timer that comes late costs the link nothing: the frame could have begun as soon as the link was free.
+        start_ns = max(self._link_ns, min(now_ns, max(ticket.offered_ns, now_ns - CATCH_UP_NS)))
+        self._link_ns = start_ns + size * NS_BITS / self.spec.rate_bps
+        self._flying = lane
+
+    def _account(self, now_ns: int) -> None:
+        """Divides the time since the last look among the causes, for each slice that waited."""
+        marked_ns, self._marked_ns = self._marked_ns, max(now_ns, self._marked_ns)
+        if now_ns <= marked_ns:
+            return
+        flying = self._flying
+        urgent = flying is not None and flying.rule.urgent
+        for lane in self._lanes.values():
+            if not lane.queue:
+                continue
+            below_ns = min(max(lane.ceiling.free_ns, marked_ns), now_ns)
+            link_ns = min(max(self._link_ns, below_ns), now_ns)
+            before = Cause.URGENT if urgent and flying is not lane else Cause.LINK
+            lane.blocked_ns[Cause.CEILING.value] += below_ns - marked_ns
+            lane.blocked_ns[before.value] += link_ns - below_ns
+            after = Cause.CEILING if below_ns > marked_ns else before  # nothing but a late timer: what it was set for
+            if min(lane.within.free_ns, self._common.free_ns) > below_ns:
+                after = Cause.DEDICATED
+            lane.blocked_ns[after.value] += now_ns - link_ns
+
+
+def _first_bps(spec: PortSpec) -> dict[str, float]:
+    """What each urgent slice may have before all others: its guarantee, and its part of what nobody is guaranteed."""
+    urgent = {name: rule for name, rule in spec.slices.items() if rule.urgent}
+    spare = max(spec.rate_bps - sum(rule.guarantee_bps for rule in spec.slices.values()), 0.0)
+    weights = sum(spec.weight(rule) for rule in urgent.values())
+    ceilings = {name: rule.ceiling_bps or math.inf for name, rule in urgent.items()}
+    return {
+        name: min(ceilings[name], rule.guarantee_bps + spare * spec.weight(rule) / weights)
+        for name, rule in urgent.items()
+    }
