@@ -13,10 +13,12 @@ executors take each other's time) over emulated links (`--latency-ms 0`: none). 
 
 The others are started first and go on until the one has ended; each is started anew when it ends. A token's time is
 from the token before to its own arrival at the client; the first is left out. Percentiles are over the tokens of all
-rounds, ratios over `alone` of the same run. A step is never interrupted, so on each stage an urgent token may find one
-of the others that has just begun: the row `one step of the others` is the sum over the stages of what such a step takes
-when nothing else runs, and `bound` is what a token took alone plus that. It also says how long urgent steps waited
-for the processor on each stage (`queue`), which no load on the links or on the client adds to.
+rounds (`round_p99`: the median over rounds of each one's), ratios over `alone` of the same run. `parts_ms` is where a
+token's time went, in the mean, by the rows of the breakdown: `queue` is the wait for the processor.
+
+A step is never interrupted, so on each stage an urgent token may find one of the others that has just begun: `one step
+of the others` is the sum over the stages of what such a step takes when nothing else runs, and `bound` is what a token
+took alone plus that.
 """
 
 from __future__ import annotations
@@ -182,11 +184,13 @@ async def one(client: Client, case: str, tokens: int, others: int) -> dict[str, 
             await client.undivide()
             await asyncio.sleep(1.0)
     stages = [row for row in breakdown.rows if row.what == "compute"]
-    waits = [row for row in breakdown.rows if row.what == "queue"]
+    parts: dict[str, float] = {}
+    for row in breakdown.rows:
+        parts[row.what] = parts.get(row.what, 0.0) + row.total_s / tokens * 1e3
     return {
         "token_ms": [(later[0] - earlier[0]) * 1e3 for earlier, later in pairwise(times)],
         "compute_ms": sum(row.median_s for row in stages) * 1e3,
-        "queue_ms": sum(row.total_s for row in waits) / tokens * 1e3,
+        "parts_ms": parts,
         "others_tokens_per_second": rate,
     }
 
@@ -222,7 +226,7 @@ async def measure(mesh: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     result["one step of the others"] = step_ms
     result["bound"] = {"p99_over_alone": (alone["p99_ms"] + step_ms) / alone["p99_ms"]}
     for case in CASES[1:]:
-        for name in ("p50_ms", "p99_ms"):
+        for name in ("p50_ms", "p99_ms", "round_p99_ms"):
             result[case][f"{name[:-3]}_over_alone"] = result[case][name] / alone[name]
     result["rounds"] = runs
     return result
@@ -236,7 +240,8 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, float]:
         "p50_ms": percentile(tokens, 0.5),
         "p99_ms": percentile(tokens, 0.99),
         "p999_ms": percentile(tokens, 0.999),
-        "queue_ms": statistics.median(run["queue_ms"] for run in runs),
+        "round_p99_ms": statistics.median(percentile(run["token_ms"], 0.99) for run in runs),
+        "queue_ms": statistics.median(run["parts_ms"].get("queue", 0.0) for run in runs),
         "others_tokens_per_second": statistics.median(run["others_tokens_per_second"] for run in runs),
     }
 

@@ -27,6 +27,10 @@ from services.executor.fairqueue import Entry, FairQueue, Share
 SHORT_STEP_NS = 5_000_000
 """A step that is expected to take less, in nanoseconds, runs on the event loop."""
 
+BREATHS = 8
+"""How many times the event loop looks for news between two short steps that wait, where there are rules: as often as
+it takes from the bytes of a message to the step that it asks for."""
+
 Done = Callable[["Ran"], None]
 """Called on the event loop with what became of a job."""
 
@@ -73,6 +77,8 @@ class StepEngine:
         self._wake_ns: int | None = None
         self._running = False
         self._closing = False
+        self._turning = False
+        self._drain = False
         self._inline = 0
         self._for_thread = 0
         self._pending = 0
@@ -96,9 +102,7 @@ class StepEngine:
         Raises:
             CapacityError: Too many wait.
         """
-        # With rules, only what finds nothing to wait for: the loop must hear of a step that goes before the others.
-        others = 0 if self._queue.ruled else self._inline
-        inline = expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == others
+        inline = expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == self._inline
         with self._lock:
             self._queue.put(_Job(work, done, inline), slice_name, time.monotonic_ns())
             if inline:
@@ -107,8 +111,11 @@ class StepEngine:
                 self._for_thread += 1
                 self._ring()
         self._pending += 1
-        if inline:
+        if inline and not self._queue.ruled:
             self._loop.call_soon(self._turn)
+        elif inline and not self._turning:
+            self._turning = True
+            self._loop.call_soon(self._ruled_turn, 0)
 
     async def run(self, work: Callable[[], Any]) -> Any:
         """Queues a job of the node's own and waits for its value; raises what it raised."""
@@ -196,27 +203,43 @@ class StepEngine:
         """What is to be run now; None where there is nothing, or the loop runs something and will ring."""
         with self._lock:
             self._wake_ns = None
-            ruled = self._queue.ruled
-            # Without rules, short steps that nothing else is among are the loop's, which has a turn for each.
-            if not self._running and not self._closing and (self._for_thread or ruled):
+            # Short steps that nothing else is among are the loop's, unless it left them to this thread.
+            if not self._running and not self._closing and (self._for_thread or self._drain):
                 taken = self._next()
                 if taken is not None:
                     return taken
                 self._wake_ns = self._queue.next_ns(time.monotonic_ns())
+                self._drain = self._wake_ns is not None
             self._asleep = True
             return None
 
     # On the loop.
 
-    def _turn(self) -> None:
+    def _turn(self) -> bool:
+        """Runs one step; False where there was none for the loop."""
         with self._lock:
-            if self._running or self._for_thread or self._closing:
-                return  # the thread is awake and takes all that waits
-            taken = self._next()
+            # Where the thread is awake it takes all that waits; where a rule holds that back, it waits for its time.
+            taken = None if self._running or self._for_thread or self._closing else self._next()
             if taken is None:
-                self._ring()  # a rule holds it back: the thread waits for its time
-                return
+                self._drain = self._queue.ruled
+                self._ring()
+                return False
         self._finish(self._serve(taken), taken.item.done)
+        return True
+
+    def _ruled_turn(self, breaths: int) -> None:
+        """With rules, one step at a time, and between two of them the loop hears of what came in meanwhile: it may be a
+        step that goes before those that wait."""
+        if breaths:
+            self._loop.call_soon(self._ruled_turn, breaths - 1)
+            return
+        ran = True
+        try:
+            ran = self._turn()
+        finally:  # what waits has its turn, whatever whoever was told of this step made of it
+            self._turning = ran and len(self._queue) > 0
+            if self._turning:
+                self._loop.call_soon(self._ruled_turn, BREATHS)
 
     def _finish(self, ran: Ran, done: Done) -> None:
         self._pending -= 1
@@ -228,7 +251,7 @@ class StepEngine:
         with self._lock:
             self._queue.ended(taken, ran.ended_ns - ran.started_ns, ran.ended_ns)
             self._running = False
-            if self._for_thread or self._closing or (self._queue.ruled and self._queue):
+            if self._for_thread or self._closing:
                 self._ring()
         return ran
 

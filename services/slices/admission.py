@@ -50,11 +50,12 @@ def admit(
     places = _places(book, held, amounts, nodes)
     limit = held.promise.profile.max_number_of_ues
     if len(held.admissions) >= limit:
-        raise _full(held, amounts, places, f"has {len(held.admissions)} pieces of work of at most {limit}")
+        raise _full(held, amounts, places, f"has {len(held.admissions)} pieces of work of at most {limit}", now_ns)
     for node in places:
         free = minus(held.reserved[node].amounts, held.used.get(node, NOTHING))
         if not covers(free, amounts):
-            raise _full(held, amounts, places, f"has {in_words(free)} free on {node} of {in_words(amounts)} asked")
+            why = f"has {in_words(free)} free on {node} of {in_words(amounts)} asked"
+            raise _full(held, amounts, places, why, now_ns)
     if book.where.count >= ADMISSIONS_MAX:
         raise CapacityError(
             f"{book.where.count} pieces of work are admitted already over all slices; try again later",
@@ -179,7 +180,7 @@ def _without(book: Book, held: Slice, keys: Sequence[str]) -> Book:
     return replace(book.with_slices([fresh]), where=where)
 
 
-def _full(held: Slice, amounts: Amounts, places: Sequence[str], why: str) -> CapacityError:
+def _full(held: Slice, amounts: Amounts, places: Sequence[str], why: str, now_ns: int) -> CapacityError:
     """The refusal of work for which there is no room, with what is free and from when there is."""
     free = _free(held, held.used, places)
     at_ns, exactly = _room_at(held, amounts, places)
@@ -188,6 +189,7 @@ def _full(held: Slice, amounts: Amounts, places: Sequence[str], why: str) -> Cap
     metadata |= {f"free_{name}": f"{amount:g}" for name, amount in to_map(free).items()}
     if at_ns is not None:
         metadata["free_at_ns" if exactly else "free_not_before_ns"] = at_ns
+        metadata["retry_after_ms"] = max(1, -((now_ns - at_ns) // 10**6))
     return CapacityError(f"slice {held.name!r} {why}{when}", reason="SLICE_FULL", metadata=metadata)
 
 

@@ -13,7 +13,7 @@ from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-WIDTH = 512
+WIDTH = 128
 """How many dictionaries a map is spread over."""
 BLOCK = 512
 """Blocks of an order are cut in two above so many entries."""

@@ -36,6 +36,11 @@ class Solvers:
         self._idle: dict[Process, asyncio.TimerHandle] = {}
         self._ending: set[asyncio.Task[int]] = set()
 
+    @property
+    def busy(self) -> int:
+        """How many allocations are being computed."""
+        return self._busy
+
     async def solve(self, problem: Problem, time_limit_s: float) -> Outcome:
         """The best allocation that is found in time.
 

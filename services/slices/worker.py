@@ -24,7 +24,7 @@ NICENESS = 5
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Solves until nothing more comes."""
-    from services.slices.optimise import optimise  # type: ignore[import-not-found]
+    from services.slices.optimise import optimise
 
     while len(head := source.read(LENGTH_BYTES)) == LENGTH_BYTES:
         problem, time_limit_s = load_problem(source.read(int.from_bytes(head, "big")))

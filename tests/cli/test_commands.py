@@ -41,6 +41,15 @@ COMMANDS = (
     ["train", "ledger"],
     ["train", "curves"],
     ["train", "weights"],
+    ["slices", "templates"],
+    ["slices", "define"],
+    ["slices", "list"],
+    ["slices", "show"],
+    ["slices", "optimize"],
+    ["slices", "apply"],
+    ["slices", "resize"],
+    ["slices", "release"],
+    ["slices", "top"],
     ["model", "pack"],
     ["model", "show"],
     ["model", "verify"],
@@ -120,7 +129,8 @@ def test_wrong_usage_is_exit_code_2_in_both_forms(arguments: list[str], capsys: 
 
 @pytest.mark.parametrize(
     "command",
-    [["status"], ["nodes"], ["generate", "demo", "x"], ["explain"], ["delete", "x"], ["train", "status"]],
+    [["status"], ["nodes"], ["generate", "demo", "x"], ["explain"], ["delete", "x"], ["train", "status"],
+     ["slices", "list"]],
     ids=" ".join,
 )
 def test_without_a_mesh_the_way_to_one_is_named(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from services.localmesh.topology import LinkSpec, MeshSpec, ways
 from tests.compose.readme import DEPLOY, blocks
 
 NODES = ("sat-1", "sat-2", "sat-3", "ground-1")
-SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "links")
+SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "slices", "links")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def test_the_relays_are_the_ways_between_places(relays: dict[str, RelaySpec]) ->
 def test_every_service_takes_its_own_relays_and_no_way_past_them(
     compose: dict[str, Any], relays: dict[str, RelaySpec]
 ) -> None:
-    """Each `--peers` and `--scheduler` of a service names the relay from it to there, and none is unused."""
+    """`--peers`, `--scheduler` and `--slices` of each service name the relays from it to there, and none is unused."""
     used = set()
     for source in SERVICES[:-1]:
         command = [str(word) for word in compose["services"][source]["command"]]
@@ -63,14 +63,18 @@ def test_every_service_takes_its_own_relays_and_no_way_past_them(
                 peer, _, way = entry.partition("=")
                 ways_taken[peer.partition("/")[2]] = way
         for word in command:
-            if word.startswith("--scheduler="):
-                ways_taken["scheduler"] = word.partition("=")[2]
+            service = word.partition("=")[0].removeprefix("--")
+            if service in ("scheduler", "slices"):
+                ways_taken[service] = word.partition("=")[2]
         for target, way in ways_taken.items():
             relay = relays.get(f"{source}>{target}")
             if relay is None:
-                assert (source, target, way) in {
-                    (near, "scheduler", "scheduler:7442") for near in ("gateway", "aggregator", "ground-1")
+                direct = {
+                    "scheduler": ("scheduler:7442", ("gateway", "aggregator", "slices", "ground-1")),
+                    "slices": ("slices:7445", ("gateway", "ground-1")),
                 }
+                assert way == direct[target][0]
+                assert source in direct[target][1]
                 continue
             assert way == f"links:{relay.listen.rpartition(':')[2]}", f"{source}>{target}"
             used.add(relay.name)
@@ -100,10 +104,11 @@ def test_fixed_addresses_are_the_ones_that_relays_use(
     assert len(set(fixed)) == len(fixed)
 
 
-def test_the_gateway_is_told_where_the_aggregator_listens(compose: dict[str, Any]) -> None:
+@pytest.mark.parametrize("service", ["aggregator", "slices"])
+def test_the_gateway_is_told_where_services_behind_it_listen(service: str, compose: dict[str, Any]) -> None:
     """The port of the one is the port of the other."""
-    [given] = [word for word in compose["services"]["gateway"]["command"] if word.startswith("--aggregator=")]
-    host, _, port = given.removeprefix("--aggregator=").partition(":")
+    [given] = [word for word in compose["services"]["gateway"]["command"] if word.startswith(f"--{service}=")]
+    host, _, port = given.removeprefix(f"--{service}=").partition(":")
     assert f"--listen=0.0.0.0:{port}" in compose["services"][host]["command"]
 
 

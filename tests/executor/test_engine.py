@@ -133,6 +133,42 @@ async def test_a_short_step_alone_runs_on_the_loop_with_rules_too(engine: StepEn
     assert set(log.threads) == {threading.main_thread().name}
 
 
+async def test_between_short_steps_that_wait_the_loop_hears_of_one_that_goes_first(engine: StepEngine) -> None:
+    """What needs a few turns of the loop to become a step, as a message does, goes before short steps that wait."""
+    engine.set_rules({"now": Share(guaranteed=0.3, first=True)})
+    await engine.run(lambda: None)
+    log = Log(engine)
+    for number in range(5):
+        log.submit("other", number, expected_ns=SHORT)
+    while not log.order:  # noqa: ASYNC110 - the turns of the loop are what is tested
+        await asyncio.sleep(0)
+    for _ in range(3):
+        await asyncio.sleep(0)
+    log.submit("now", 5, expected_ns=SHORT)
+    await log.all()
+    assert log.order == [("other", 0), ("now", 5), *(("other", number) for number in range(1, 5))]
+    assert set(log.threads) == {threading.main_thread().name}
+
+
+@pytest.mark.parametrize("ruled", [False, True])
+async def test_who_fails_to_take_what_became_of_a_step_keeps_no_other_from_running(
+    engine: StepEngine, ruled: bool
+) -> None:
+    """An error in what is told of a step is the loop's to report; the steps after it run."""
+    if ruled:
+        engine.set_rules({"a": Share(guaranteed=0.5)})
+        await engine.run(lambda: None)
+    reported: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: reported.append(context["exception"]))
+    log = Log(engine)
+    engine.submit(lambda: None, lambda ran: [][1], expected_ns=SHORT, slice_name="a")
+    for number in range(3):
+        log.submit("a", number, expected_ns=SHORT)
+    await log.all()
+    assert [type(error) for error in reported] == [IndexError]
+    assert [number for _, number in log.order] == [0, 1, 2]
+
+
 @pytest.mark.parametrize("expected_ns", [SHORT, None])
 async def test_a_ceiling_holds_in_real_time(engine: StepEngine, expected_ns: int | None) -> None:
     """By the clock of the steps themselves, a slice never has more than its ceiling, its window of it and one step; and

@@ -22,6 +22,7 @@ from orbitmesh.v1 import (
     gateway_pb2_grpc,
     scheduler_pb2,
     scheduler_pb2_grpc,
+    slices_pb2_grpc,
     wire_pb2,
 )
 
@@ -119,14 +120,20 @@ async def refuse(context: Any, reason: str, message: str, **metadata: str) -> No
 
 
 async def serve(
-    gateway: SmallGateway, identity: Identity, aggregator: aggregator_pb2_grpc.AggregatorServiceServicer | None = None
+    gateway: SmallGateway,
+    identity: Identity,
+    aggregator: aggregator_pb2_grpc.AggregatorServiceServicer | None = None,
+    slices: slices_pb2_grpc.SlicesServiceServicer | None = None,
 ) -> grpc.aio.Server:
     """Starts the gateway with TLS that asks for a certificate, and notes its address; on the one it had, where it had
-    one. Where an aggregator is given, it answers that service too."""
+    one. Where an aggregator or slices are given, it answers these services too."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     if aggregator is not None:
         add_aggregator: Any = aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server
         add_aggregator(aggregator, server)
+    if slices is not None:
+        add_slices: Any = slices_pb2_grpc.add_SlicesServiceServicer_to_server
+        add_slices(slices, server)
     add_gateway: Any = gateway_pb2_grpc.add_GatewayServiceServicer_to_server
     add_scheduler: Any = scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server
     add_gateway(gateway, server)

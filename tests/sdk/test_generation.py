@@ -72,6 +72,7 @@ async def test_what_was_asked_reaches_the_gateway(mesh: AsyncMesh, gateway: Smal
         seed=2**64 - 1,
         ignore_end=True,
         timings=False,  # type: ignore[list-item]
+        slice="cam",
     )
     await generation.wait()
     request = gateway.requests[0]
@@ -84,6 +85,13 @@ async def test_what_was_asked_reaches_the_gateway(mesh: AsyncMesh, gateway: Smal
     )
     assert request.ignore_end
     assert request.no_timings
+    assert request.slice == "cam"
+
+
+async def test_a_generation_without_a_slice_names_none(mesh: AsyncMesh, gateway: SmallGateway) -> None:
+    """The field stays empty."""
+    await (await mesh.generate("demo", "x", max_new_tokens=1)).wait()
+    assert gateway.requests[0].slice == ""
 
 
 async def test_a_second_loop_sees_the_same_tokens(mesh: AsyncMesh) -> None:
@@ -220,6 +228,9 @@ async def test_a_stream_that_ends_early_is_no_answer(mesh: AsyncMesh, gateway: S
         ({"prompt": "x", "seed": -1}, "INVALID_INPUT", "seed"),
         ({"prompt": "x", "timeout": 0}, "INVALID_INPUT", "timeout"),
         ({"prompt": "x", "timeout": float("inf")}, "INVALID_INPUT", "timeout"),
+        ({"prompt": "x", "slice": ""}, "INVALID_INPUT", "slice"),
+        ({"prompt": "x", "slice": "Cam"}, "INVALID_INPUT", "slice"),
+        ({"prompt": "x", "slice": 7}, "INVALID_INPUT", "slice"),
         ({"name": "../x", "prompt": "x"}, "INVALID_INPUT", "deployment"),
     ],
 )

@@ -22,6 +22,8 @@ PAIRS = (
     (orbitmesh.AsyncGeneration, orbitmesh.Generation),
     (orbitmesh.AsyncLocal, orbitmesh.Local),
     (orbitmesh.AsyncTraining, orbitmesh.Training),
+    (orbitmesh.AsyncSlices, orbitmesh.Slices),
+    (orbitmesh.AsyncSliceAdmission, orbitmesh.SliceAdmission),
 )
 
 
@@ -30,7 +32,7 @@ def public(owner: type) -> dict[str, Any]:
 
 
 def synced(text: str) -> str:
-    return re.sub(r"\bAsync(Mesh|Generation|Training|Local|Iterator)\b", r"\1", text)
+    return re.sub(r"\bAsync(Mesh|Generation|Training|SliceAdmission|Slices|Local|Iterator)\b", r"\1", text)
 
 
 def prose(member: Any) -> str:
@@ -61,17 +63,25 @@ def test_the_version_is_that_of_the_distribution() -> None:
     assert version("orbitmesh") == orbitmesh.__version__
 
 
-def test_the_sync_face_is_what_the_generator_makes() -> None:
-    """`client.py` is fresh."""
-    assert _generate_sync.TARGET.read_text(encoding="utf-8") == _generate_sync.generate()
+@pytest.mark.parametrize("target", _generate_sync.TARGETS)
+def test_the_sync_face_is_what_the_generator_makes(target: str) -> None:
+    """Each of its modules is fresh."""
+    assert (_generate_sync.HERE / target).read_text(encoding="utf-8") == _generate_sync.generate(target)
 
 
-def test_a_changed_core_makes_the_check_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check sees a single changed letter."""
-    stale = tmp_path / "client.py"
-    stale.write_text(_generate_sync.generate().replace("prompt", "promt", 1), encoding="utf-8")
-    monkeypatch.setattr(_generate_sync, "TARGET", stale)
+@pytest.mark.parametrize("target", _generate_sync.TARGETS)
+def test_a_changed_core_makes_the_check_fail(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The check sees a single changed letter, and says where."""
+    before = _generate_sync.HERE
+    for file in before.glob("*.py"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    monkeypatch.setattr(_generate_sync, "HERE", tmp_path)
+    assert _generate_sync.main(["--check"]) == 0
+    (tmp_path / target).write_text(_generate_sync.generate(target).replace("timeout", "timeuot", 1), encoding="utf-8")
     assert _generate_sync.main(["--check"]) == 1
+    assert capsys.readouterr().err.startswith(f"{target}: ")
 
 
 @pytest.mark.parametrize(("asynchronous", "sync"), PAIRS)

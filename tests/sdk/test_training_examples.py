@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import doctest
-import inspect
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from orbitmesh import AsyncMesh, AsyncTraining, Mesh, Training, TrainingStatus
 from orbitmesh._loop import LoopThread
 from orbitmesh.local import AsyncLocal
 from services.training.task import find_task
+from tests.sdk.doc_examples import members, show, show_async
 
 WAIT_S = 60.0
 ON_A_RUN = ("name", "status", "watch", "wait", "weights", "save_weights", "predict")
@@ -24,58 +22,9 @@ OF_A_RUN = ("TrainingSpec", "TrainingNode", "TrainingContribution", "TrainingRou
 """Values whose examples such a run has."""
 
 
-def examples(symbol: Any) -> Iterator[doctest.Example]:
-    """What stands behind `>>>`."""
-    found = doctest.DocTestParser().get_examples(inspect.getdoc(symbol) or "")
-    assert found, symbol
-    yield from found
-
-
-def perform(example: doctest.Example, scope: dict[str, Any]) -> Any:
-    """The value of an example; of one with `await` a coroutine that gives it."""
-    mode = "eval" if example.want else "exec"
-    code = compile(example.source, "<example>", mode, flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-    return eval(code, scope)
-
-
-def compare(example: doctest.Example, value: Any) -> None:
-    """Texts and tuples are what the docstring shows; of figures and lists, which differ, the kind is."""
-    if not example.want:
-        return
-    try:
-        shown = ast.literal_eval(example.want)
-    except (SyntaxError, ValueError):
-        assert type(value).__name__ in ("ndarray",) and example.want.startswith("array("), example.source
-        return
-    assert type(value) is type(shown), example.source
-    if isinstance(shown, str | tuple):
-        assert value == shown, example.source
-
-
-def show(scope: dict[str, Any], *symbols: Any) -> None:
-    """Carries out the examples of each."""
-    for symbol in symbols:
-        for example in examples(symbol):
-            compare(example, perform(example, scope))
-
-
-async def show_async(scope: dict[str, Any], *symbols: Any) -> None:
-    """The same where they `await`."""
-    for symbol in symbols:
-        for example in examples(symbol):
-            value = perform(example, scope)
-            compare(example, await value if inspect.isawaitable(value) else value)
-
-
 def scope_of(mesh: Any) -> dict[str, Any]:
     """The names that the examples take for granted."""
     return {**vars(orbitmesh), "mesh": mesh, "pictures": find_task("digits").samples(3)[0]}
-
-
-def members(owner: type, *names: str) -> list[Any]:
-    """Methods, and properties by what computes them."""
-    found = [inspect.getattr_static(owner, name) for name in names]
-    return [each.fget if isinstance(each, property) else each for each in found]
 
 
 @pytest.fixture(scope="module")

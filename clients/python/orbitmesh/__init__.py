@@ -12,6 +12,8 @@ they raise is a `MeshError`, see `orbitmesh.errors` for the tree.
 """
 
 from orbitmesh._generation import AsyncGeneration
+from orbitmesh._slices import AsyncSliceAdmission, AsyncSlices
+from orbitmesh._slices_sync import SliceAdmission, Slices
 from orbitmesh._training import AsyncTraining
 from orbitmesh.aio import AsyncMesh
 from orbitmesh.client import Generation, Local, Mesh, Training
@@ -49,6 +51,18 @@ from orbitmesh.results import (
     Status,
     Token,
 )
+from orbitmesh.slice_results import (
+    Slice,
+    SliceAllocation,
+    SliceNode,
+    SliceOutcome,
+    SliceProfile,
+    SlicesApplied,
+    SliceShare,
+    SlicesOverview,
+    SliceTemplate,
+    SliceTraffic,
+)
 from orbitmesh.trace.breakdown import Breakdown, BreakdownRow, ClockOffset
 from orbitmesh.training_results import (
     Ledger,
@@ -70,6 +84,8 @@ __all__ = [
     "AsyncGeneration",
     "AsyncLocal",
     "AsyncMesh",
+    "AsyncSliceAdmission",
+    "AsyncSlices",
     "AsyncTraining",
     "AuthError",
     "Breakdown",
@@ -107,6 +123,18 @@ __all__ = [
     "SavedWeights",
     "SealError",
     "SecureSums",
+    "Slice",
+    "SliceAdmission",
+    "SliceAllocation",
+    "SliceNode",
+    "SliceOutcome",
+    "SliceProfile",
+    "SliceShare",
+    "SliceTemplate",
+    "SliceTraffic",
+    "Slices",
+    "SlicesApplied",
+    "SlicesOverview",
     "Stage",
     "Status",
     "Token",

@@ -1,5 +1,5 @@
-"""Writes `client.py`, the sync face, from the async core: `python -m orbitmesh._generate_sync` (`--check`
-only compares).
+"""Writes `client.py` and `_slices_sync.py`, the sync face, from the async core: `python -m orbitmesh._generate_sync`
+(`--check` only compares).
 
 Signatures, types and docstrings are taken from the source text of the core as they stand there, so they
 cannot drift apart; only the bodies are new: they hand the work to the core on a private loop thread. A public
@@ -14,21 +14,14 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-TARGET = HERE / "client.py"
-SOURCES = (
-    ("local.py", ("AsyncLocal",)),
-    ("_generation.py", ("AsyncGeneration",)),
-    ("_training.py", ("AsyncTraining",)),
-    ("aio.py", ("AsyncMesh",)),
-)
-"""The classes to turn, in the order in which they are needed."""
+Sources = tuple[tuple[str, tuple[str, ...]], ...]
 COPIED = ("AsyncLocalEntry", "AsyncLocalAccess")
 """Classes of `aio.py` that need no more than other names."""
 LINE_COLUMNS = 110
 """The longest line, in columns."""
 
 _WORDS = (
-    (r"\bAsync(Mesh|Generation|Training|LocalEntry|LocalAccess|Local)\b", r"\1"),
+    (r"\bAsync(Mesh|Generation|Training|SliceAdmission|Slices|LocalEntry|LocalAccess|Local)\b", r"\1"),
     (r"\bAsyncIterator\b", "Iterator"),
     (r"\basync (with|for|def)\b", r"\1"),
     (r"\(await ((?:[^()]|\([^()]*\))*)\)\.", r"\1."),
@@ -49,6 +42,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
@@ -63,6 +57,43 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 '''
 
+_SLICES_HEAD = '''"""The sync face of slices. Made by `python -m orbitmesh._generate_sync`: change `_slices.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from types import TracebackType
+
+from orbitmesh import _slices_proto
+from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._slices import AsyncSliceAdmission, AsyncSlices
+from orbitmesh.slice_results import (
+    Slice,
+    SliceNode,
+    SliceOutcome,
+    SliceProfile,
+    SlicesApplied,
+    SliceShare,
+    SlicesOverview,
+    SliceTemplate,
+)
+'''
+
+TARGETS: dict[str, tuple[str, Sources]] = {
+    "client.py": (
+        _HEAD,
+        (
+            ("local.py", ("AsyncLocal",)),
+            ("_generation.py", ("AsyncGeneration",)),
+            ("_training.py", ("AsyncTraining",)),
+            ("aio.py", ("AsyncMesh",)),
+        ),
+    ),
+    "_slices_sync.py": (_SLICES_HEAD, (("_slices.py", ("AsyncSliceAdmission", "AsyncSlices")),)),
+}
+"""What each module begins with, and the classes to turn, in the order in which they are needed."""
+
 _INIT = {
     "AsyncLocal": """
     def __init__(self, core: AsyncLocal, loop: LoopThread) -> None:
@@ -76,6 +107,16 @@ _INIT = {
 """,
     "AsyncTraining": """
     def __init__(self, core: AsyncTraining, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+""",
+    "AsyncSliceAdmission": """
+    def __init__(self, core: AsyncSliceAdmission, loop: LoopThread) -> None:
+        self._core = core
+        self._loop = loop
+""",
+    "AsyncSlices": """
+    def __init__(self, core: AsyncSlices, loop: LoopThread) -> None:
         self._core = core
         self._loop = loop
 """,
@@ -119,6 +160,27 @@ _BODIES = {
             if not self._loop.stopped:
                 self._loop.run(end_of(updates))
 """,
+    ("AsyncMesh", "slices"): """        return Slices(self._core.slices, self._loop)
+""",
+    ("AsyncSlices", "admit"): """        core = ({call})
+        return SliceAdmission(core, self._loop)
+""",
+    ("AsyncSlices", "watch"): """        overviews = self._core._watch(node)
+        try:
+            while (overview := self._loop.run(next_of(overviews))) is not None:
+                yield overview
+        finally:
+            # Where the mesh is closed already, the stream went with it.
+            if not self._loop.stopped:
+                self._loop.run(end_of(overviews))
+""",
+    ("AsyncSliceAdmission", "__aenter__"): """        self._loop.run(self._core.__aenter__())
+        return self
+""",
+    ("AsyncSliceAdmission", "__aexit__"): """        # Where the mesh is closed already, it ends with its lifetime.
+        if not self._loop.stopped:
+            self._loop.run(self._core.__aexit__(kind, error, trace))
+""",
     ("AsyncMesh", "__aenter__"): """        try:
             self.open()
         except BaseException:
@@ -154,10 +216,11 @@ _BODIES = {
 }
 
 
-def generate() -> str:
-    """The text of `client.py`."""
-    parts = [_HEAD]
-    for file, names in SOURCES:
+def generate(target: str = "client.py") -> str:
+    """The text of a module of the sync face."""
+    head, sources = TARGETS[target]
+    parts = [head]
+    for file, names in sources:
         text = (HERE / file).read_text(encoding="utf-8")
         found = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
         if file == "aio.py":
@@ -231,15 +294,19 @@ def _words(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Writes `client.py`, or with `--check` says whether it is fresh."""
-    text = generate()
-    if "--check" not in arguments:
-        TARGET.write_text(text, encoding="utf-8")
-        return 0
-    if TARGET.read_text(encoding="utf-8") == text:
-        return 0
-    sys.stderr.write("client.py is not what aio.py makes of it; run `python -m orbitmesh._generate_sync`\n")
-    return 1
+    """Writes the sync face, or with `--check` says whether it is fresh."""
+    stale = []
+    for target in TARGETS:
+        text = generate(target)
+        if "--check" not in arguments:
+            (HERE / target).write_text(text, encoding="utf-8")
+        elif (HERE / target).read_text(encoding="utf-8") != text:
+            stale.append(target)
+    if stale:
+        sys.stderr.write(
+            f"{', '.join(stale)}: not what the async core makes of it; run `python -m orbitmesh._generate_sync`\n"
+        )
+    return int(bool(stale))
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import math
 import operator
 import re
 import secrets
+import sys
 from collections.abc import Sequence
 from typing import SupportsIndex
 
@@ -28,6 +29,7 @@ PROMPT_BYTES = 1 << 21
 """The longest prompt as text, in bytes of UTF-8."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+_SLICE = re.compile(r"[a-z0-9-]{1,63}")
 _TRACE = re.compile(r"[0-9a-f]{32}")
 
 
@@ -41,6 +43,7 @@ def generate_request(
     seed: int,
     ignore_end: bool,
     timings: bool,
+    in_slice: str | None = None,
 ) -> gateway_pb2.GenerateRequest:
     """The request for one answer.
 
@@ -57,6 +60,7 @@ def generate_request(
         ),
         ignore_end=ignore_end,
         no_timings=not timings,
+        slice="" if in_slice is None else slice_name(in_slice),
         request_id=secrets.token_hex(16),
     )
     request.linger.FromSeconds(LINGER_S)
@@ -136,6 +140,17 @@ def checked_name(name: str, what: str) -> str:
             f"{what} is {name!r:.80}; expected a letter or digit and then up to 62 letters, digits, dots, "
             "underscores or hyphens"
         )
+    return name
+
+
+def slice_name(name: str, what: str = "the slice's name") -> str:
+    """The name, where a slice may be called that.
+
+    Raises:
+        InvalidInputError: It may not.
+    """
+    if not isinstance(name, str) or not _SLICE.fullmatch(name):
+        raise InvalidInputError(f"{what} is {name!r:.80}; expected 1 to 63 of a-z, 0-9 and -")
     return name
 
 
@@ -246,6 +261,8 @@ def between(value: float, what: str, least: float, most: float) -> float:
     Raises:
         InvalidInputError: it is not; the message names `what`.
     """
-    if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
+    # An integer may be larger than any float, which no function of `math` takes.
+    finite = isinstance(value, int | float) and -sys.float_info.max <= value <= sys.float_info.max
+    if not finite or not least <= value <= most:
         raise InvalidInputError(f"{what} is {value!r:.80}; expected a number from {least:g} to {most:g}")
     return float(value)

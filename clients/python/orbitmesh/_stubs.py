@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import grpc.aio
 
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Identity, Role
-from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2_grpc, scheduler_pb2_grpc
+from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2_grpc, scheduler_pb2_grpc, slices_pb2_grpc
+
+T = TypeVar("T")
 
 IDEMPOTENT = (
     "/orbitmesh.v1.AggregatorService/CancelRun",
@@ -28,6 +32,16 @@ IDEMPOTENT = (
     "/orbitmesh.v1.SchedulerService/ListDeployments",
     "/orbitmesh.v1.SchedulerService/ListNodes",
     "/orbitmesh.v1.SchedulerService/Plan",
+    "/orbitmesh.v1.SlicesService/Admit",
+    "/orbitmesh.v1.SlicesService/Apply",
+    "/orbitmesh.v1.SlicesService/DefineSlice",
+    "/orbitmesh.v1.SlicesService/GetSlice",
+    "/orbitmesh.v1.SlicesService/ListSlices",
+    "/orbitmesh.v1.SlicesService/ListTemplates",
+    "/orbitmesh.v1.SlicesService/Optimize",
+    "/orbitmesh.v1.SlicesService/Release",
+    "/orbitmesh.v1.SlicesService/Resize",
+    "/orbitmesh.v1.SlicesService/Withdraw",
 )
 """What may be sent again while the gateway is unavailable: it changes nothing, or carries a request id."""
 
@@ -50,6 +64,8 @@ class Stubs:
     """`PackService`."""
     aggregator: Any
     """`AggregatorService`, which the gateway answers too."""
+    slices: Any
+    """`SlicesService`, which the gateway answers too."""
 
     @classmethod
     def open(cls, address: str, identity: Identity) -> Stubs:
@@ -62,6 +78,7 @@ class Stubs:
         make_scheduler: Any = scheduler_pb2_grpc.SchedulerServiceStub
         make_packs: Any = gateway_pb2_grpc.PackServiceStub
         make_aggregator: Any = aggregator_pb2_grpc.AggregatorServiceStub
+        make_slices: Any = slices_pb2_grpc.SlicesServiceStub
         channel = open_channel(address, identity, Role.GATEWAY, None, idempotent_methods=IDEMPOTENT)
         return cls(
             address=address,
@@ -71,8 +88,24 @@ class Stubs:
             scheduler=make_scheduler(channel),
             packs=make_packs(channel),
             aggregator=make_aggregator(channel),
+            slices=make_slices(channel),
         )
 
     async def close(self) -> None:
         """Ends the connection; calls under way end with CANCELLED."""
         await self.channel.close()
+
+
+class Connection(Protocol):
+    """What handles need of a mesh; `AsyncMesh` is one."""
+
+    _timeout: float
+    """How long a control call may take where its caller names no time, in seconds."""
+    _farewells: set[asyncio.Task[None]]
+    """What the mesh is still told of; the connection outlives it."""
+
+    async def _ready(self) -> Stubs:
+        """Its services."""
+
+    async def _call(self, method: Callable[..., Awaitable[T]], request: Any, timeout: float | None) -> T:
+        """One control call."""

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from orbitmesh import _predicting, _training_proto, _weights
 from orbitmesh._requests import checked_timeout, whole
-from orbitmesh._resuming import LOST, PAUSE_MAX_S, PAUSE_MIN_S
-from orbitmesh._streams import next_message
-from orbitmesh._stubs import Stubs
-from orbitmesh.errors import CancelledError_, DeadlineError, InvalidInputError, MeshError, TransportError
+from orbitmesh._streams import told_again
+from orbitmesh._stubs import Connection
+from orbitmesh.errors import CancelledError_, DeadlineError, InvalidInputError
 from orbitmesh.rpc import keep_status
 from orbitmesh.training_results import Ledger, SavedWeights, TrainingRound, TrainingStatus
 from orbitmesh.v1 import aggregator_pb2
@@ -31,16 +31,6 @@ ROUNDS_REMEMBERED = 64
 """A round that lies further back than so many does not change any more."""
 
 T = TypeVar("T")
-
-
-class Connection(Protocol):
-    """What is needed of a mesh; `AsyncMesh` is one."""
-
-    async def _ready(self) -> Stubs:
-        """Its services."""
-
-    async def _call(self, method: Callable[..., Awaitable[T]], request: Any, timeout: float | None) -> T:
-        """One control call."""
 
 
 class AsyncTraining:
@@ -289,31 +279,19 @@ class AsyncTraining:
 
     async def _watch(self, from_round: int) -> AsyncGenerator[TrainingStatus, None]:
         told = _Told(whole(from_round, "from_round", 0, _training_proto.UINT32_MAX))
-        loop = asyncio.get_running_loop()
-        heard_s, pause_s = loop.time(), PAUSE_MIN_S
-        while True:
+
+        async def open_stream() -> tuple[Any, str]:
             stubs = await self._mesh._ready()
             request = aggregator_pb2.WatchRunRequest(name=self._name, from_round=told.ask_from)
-            call = keep_status(stubs.aggregator.WatchRun(request))
-            lost: MeshError = TransportError(f"the mesh stopped telling of {self._name!r} before it had ended")
-            try:
-                while (message := await next_message(call, stubs.address)) is not None:
-                    update = told.update(message.run)
-                    yield update
-                    if update.ended:
-                        return
-                    # Who reads may take its time: only our own waiting counts.
-                    heard_s, pause_s = loop.time(), PAUSE_MIN_S
-            except MeshError as error:
-                if error.reason not in LOST:
-                    raise
-                lost = error
-            finally:
-                call.cancel()
-            if loop.time() + pause_s >= heard_s + PATIENCE_S:
-                raise lost
-            await asyncio.sleep(pause_s)
-            pause_s = min(PAUSE_MAX_S, 2 * pause_s)
+            return keep_status(stubs.aggregator.WatchRun(request)), stubs.address
+
+        ended = f"the mesh stopped telling of {self._name!r} before it had ended"
+        async with contextlib.aclosing(told_again(open_stream, PATIENCE_S, ended)) as messages:
+            async for message in messages:
+                update = told.update(message.run)
+                yield update
+                if update.ended:
+                    return
 
 
 class _Told:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -13,13 +12,15 @@ from types import TracebackType
 from typing import Any, TypeVar, overload
 
 from orbitmesh import _from_proto, _packs, _requests, _training_proto
+from orbitmesh._deadlines import bounded
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import ForkGuard
 from orbitmesh._resuming import ResumingCall
+from orbitmesh._slices import AsyncSlices
 from orbitmesh._stubs import Stubs
 from orbitmesh._training import AsyncTraining
 from orbitmesh.contacts import ContactPlan
-from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError, TransportError
+from orbitmesh.errors import InfeasiblePlanError, InvalidInputError, TransportError
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
 from orbitmesh.results import Deployment, Link, Node, OnProgress, OnWaiting, Plan, Progress, Status
@@ -323,7 +324,7 @@ class AsyncMesh:
             work_s=work_s,
             work_tokens=work_tokens,
         )
-        async with _bounded(timeout, f"planning {source}"):
+        async with bounded(timeout, f"planning {source}"):
             stubs = await self._ready()
             pack = await _packs.signed_pack(source, stubs.identity, on_progress or _silent)
             request.manifest = pack.manifest_bytes
@@ -391,7 +392,7 @@ class AsyncMesh:
             request_id=str(uuid.uuid4()),
         )
         tell = on_progress or _silent
-        async with _bounded(timeout, f"deploying {source}"):
+        async with bounded(timeout, f"deploying {source}"):
             deadline = asyncio.get_running_loop().time() + timeout
             stubs = await self._ready()
             pack = await _packs.signed_pack(source, stubs.identity, tell)
@@ -415,6 +416,7 @@ class AsyncMesh:
         seed: int = 0,
         ignore_end: bool = False,
         timings: bool = True,
+        slice: str | None = None,  # noqa: A002
         timeout: float | None = None,
         on_waiting: OnWaiting | None = None,
     ) -> AsyncGeneration:
@@ -431,6 +433,7 @@ class AsyncMesh:
             seed: The random number of each position is a function of this seed and the position.
             ignore_end: True goes on past the model's end token.
             timings: False leaves out the timings, and with them the breakdown.
+            slice: The slice whose share of time and memory it uses, one of `slices`; None for what no slice has.
             timeout: How long the whole answer may take, in seconds; None means 600.
             on_waiting: Called with a sentence when the answer waits (for a contact, for a node that is replaced, for
                 the gateway) and with None when it goes on; `generation.waiting` says the same.
@@ -438,7 +441,7 @@ class AsyncMesh:
         Raises:
             UnknownModelError: there is no such deployment.
             InvalidInputError: the prompt is empty or longer than the context, or a number is out of range.
-            CapacityError: the caches are full; `metadata` says what is free.
+            CapacityError: the caches are full, or the slice is; `metadata` says what is free.
 
         Example:
             >>> generation = await mesh.generate("demo", prompt="Space is", max_new_tokens=64)
@@ -454,11 +457,12 @@ class AsyncMesh:
             seed=seed,
             ignore_end=ignore_end,
             timings=timings,
+            in_slice=slice,
         )
         bound = _requests.checked_timeout(GENERATE_DEADLINE_S if timeout is None else timeout)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + bound
-        async with _bounded(bound, f"the answer of {name}"):
+        async with bounded(bound, f"the answer of {name}"):
             stubs = await self._ready()
             left = max(deadline - loop.time(), 0.001)
             generation = AsyncGeneration(ResumingCall(stubs.gateway, request, left, self._farewells), on_waiting)
@@ -586,6 +590,16 @@ class AsyncMesh:
         answer = await self._call(stubs.aggregator.ListRuns, aggregator_pb2.ListRunsRequest(), timeout)
         return [_training_proto.status(message) for message in answer.runs]
 
+    @property
+    def slices(self) -> AsyncSlices:
+        """The slices of the mesh: shares of its CPU, GPU, memory and bandwidth, each promised to one tenant.
+
+        Example:
+            >>> [template.name for template in await mesh.slices.templates()]
+            ['urllc', 'embb', 'mmtc']
+        """
+        return AsyncSlices(self)
+
     def _local_handle(self) -> AsyncLocal:
         if not isinstance(self._target, AsyncLocal):
             raise InvalidInputError(
@@ -613,7 +627,7 @@ class AsyncMesh:
             target_address, directory = target.address, target.identity
         stubs: Stubs | None = None
         try:
-            async with _bounded(self._timeout, f"connecting to {target_address}"):
+            async with bounded(self._timeout, f"connecting to {target_address}"):
                 identity = await asyncio.to_thread(load_identity, directory)
                 stubs = Stubs.open(target_address, identity)
                 await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None, target_address)
@@ -659,18 +673,6 @@ class AsyncMesh:
         if last.state not in (scheduler_pb2.DEPLOYMENT_STATE_READY, scheduler_pb2.DEPLOYMENT_STATE_DEGRADED):
             raise TransportError(f"the scheduler stopped reporting before {request.name} served; see `deployments`")
         return _from_proto.deployment(last)
-
-
-@contextlib.asynccontextmanager
-async def _bounded(timeout: float, what: str) -> AsyncIterator[None]:
-    seconds = _requests.checked_timeout(timeout)
-    try:
-        async with asyncio.timeout(seconds) as bound:
-            yield
-    except TimeoutError:
-        if not bound.expired():
-            raise
-        raise DeadlineError(f"{what} did not end within {seconds:g} s and was stopped; allow more time") from None
 
 
 def _silent(_: Progress) -> None:

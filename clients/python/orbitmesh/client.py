@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
 from orbitmesh.contacts import ContactPlan, MeshClock
@@ -96,11 +97,11 @@ class Local:
         return self._core.processes()
 
     def services(self) -> dict[str, int]:
-        """The processes of the gateway, the scheduler and the aggregator, as they were started last.
+        """The processes of the services that run once, as they were started last.
 
         Example:
             >>> sorted(mesh.local.services())
-            ['aggregator', 'gateway', 'scheduler']
+            ['aggregator', 'gateway', 'scheduler', 'slices']
         """
         return self._core.services()
 
@@ -108,7 +109,7 @@ class Local:
         """Kills the process of a node, or of one of the services, with SIGKILL, as a failing machine would.
 
         Args:
-            node: A node's name, `gateway`, `scheduler` or `aggregator`.
+            node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -120,10 +121,10 @@ class Local:
 
     def restart(self, node: str) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
-        it keeps on disk. Gateway, scheduler and aggregator come back at the address they had.
+        it keeps on disk. The services that run once come back at the address they had.
 
         Args:
-            node: A node's name, `gateway`, `scheduler` or `aggregator`.
+            node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -170,7 +171,7 @@ class Local:
         """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
 
         Args:
-            a: A node, `gateway`, `scheduler`, `aggregator`, or a site of the plan.
+            a: A node, `gateway`, `scheduler`, `aggregator`, `slices`, or a site of the plan.
             b: Another one.
 
         Returns:
@@ -926,6 +927,7 @@ class Mesh:
         seed: int = 0,
         ignore_end: bool = False,
         timings: bool = True,
+        slice: str | None = None,  # noqa: A002
         timeout: float | None = None,
         on_waiting: OnWaiting | None = None,
     ) -> Generation:
@@ -942,6 +944,7 @@ class Mesh:
             seed: The random number of each position is a function of this seed and the position.
             ignore_end: True goes on past the model's end token.
             timings: False leaves out the timings, and with them the breakdown.
+            slice: The slice whose share of time and memory it uses, one of `slices`; None for what no slice has.
             timeout: How long the whole answer may take, in seconds; None means 600.
             on_waiting: Called with a sentence when the answer waits (for a contact, for a node that is replaced, for
                 the gateway) and with None when it goes on; `generation.waiting` says the same.
@@ -949,7 +952,7 @@ class Mesh:
         Raises:
             UnknownModelError: there is no such deployment.
             InvalidInputError: the prompt is empty or longer than the context, or a number is out of range.
-            CapacityError: the caches are full; `metadata` says what is free.
+            CapacityError: the caches are full, or the slice is; `metadata` says what is free.
 
         Example:
             >>> generation = mesh.generate("demo", prompt="Space is", max_new_tokens=64)
@@ -966,6 +969,7 @@ class Mesh:
                 seed=seed,
                 ignore_end=ignore_end,
                 timings=timings,
+                slice=slice,
                 timeout=timeout,
                 on_waiting=on_waiting,
             )
@@ -1086,3 +1090,13 @@ class Mesh:
             [('run', 'done')]
         """
         return self._loop.run(self._core.trainings(timeout=timeout))
+
+    @property
+    def slices(self) -> Slices:
+        """The slices of the mesh: shares of its CPU, GPU, memory and bandwidth, each promised to one tenant.
+
+        Example:
+            >>> [template.name for template in mesh.slices.templates()]
+            ['urllc', 'embb', 'mmtc']
+        """
+        return Slices(self._core.slices, self._loop)

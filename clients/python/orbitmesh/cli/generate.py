@@ -32,6 +32,7 @@ def register(subparsers: Subparsers) -> None:
         summary="answer a prompt, streaming the tokens as they are produced",
         examples="""orbitmesh generate demo "The with statement" --max-new-tokens 64
         orbitmesh generate demo --prompt-file question.txt --temperature 0.8 --top-p 0.95 --seed 7
+        orbitmesh generate demo "The with statement" --slice cam
         orbitmesh generate demo --token-ids 12,7,99 --json""",
     )
     parser.add_argument("name", help="the deployment")
@@ -48,6 +49,7 @@ def register(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default 0)")
     parser.add_argument("--ignore-end", action="store_true", help="go on past the model's end token")
+    parser.add_argument("--slice", metavar="NAME", help="the slice whose share it uses (see `orbitmesh slices`)")
     parser.add_argument("--explain", action="store_true", help="show where the time went afterwards")
     add_connection_options(parser)
 
@@ -66,6 +68,7 @@ def run(arguments: argparse.Namespace) -> int:
             top_p=arguments.top_p,
             seed=arguments.seed,
             ignore_end=arguments.ignore_end,
+            slice=arguments.slice,
             timeout=arguments.timeout,
             on_waiting=status,
         )

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from orbitmesh.cli import bench, contacts, demo, deploy, explain, generate, model, pki, status, train, up
+from orbitmesh.cli import bench, contacts, demo, deploy, explain, generate, model, pki, slices, status, train, up
 from orbitmesh.cli.output import FAILED, INTERRUPTED, USAGE, Output
 from orbitmesh.errors import InvalidInputError, MeshError
 
@@ -25,6 +25,7 @@ examples:
   orbitmesh generate demo "The with statement"
   orbitmesh explain                               where the time of the last answer went
   orbitmesh train start digits --rounds 20 --watch   what the nodes have becomes one model; no data travels
+  orbitmesh slices define cam --template urllc     a share of the mesh, promised to a tenant
   orbitmesh down
 
 exit codes: 0 done, 1 the mesh says no, 2 wrong usage, 130 interrupted
@@ -52,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=_Parser)
-    for module in (demo, up, status, deploy, generate, explain, train, contacts, model, pki, bench):
+    for module in (demo, up, status, deploy, generate, explain, train, slices, contacts, model, pki, bench):
         module.register(subparsers)
     return parser
 

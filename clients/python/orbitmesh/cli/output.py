@@ -56,6 +56,21 @@ _ADVICE: tuple[tuple[type[MeshError], str], ...] = (
     (InternalError, "this is a defect of orbitmesh; please report it with the trace"),
 )
 
+_ADVICE_BY_REASON = {
+    "ALREADY_EXISTS": "take another name, or remove what is there first (`orbitmesh delete`, `orbitmesh train delete`, "
+    "`orbitmesh slices release`, `orbitmesh down`)",
+    "NOT_FOUND": "take a name that the message, `orbitmesh status`, `orbitmesh train status` or "
+    "`orbitmesh slices list` lists",
+    "FAILED_PRECONDITION": "see to what the message names, then retry",
+    "SLICES_INFEASIBLE": "give what the message names, or promise less; `slices optimize --what-if FILE` shows "
+    "what other nodes or slices would do",
+    "LATENCY_BELOW_FLOOR": "allow at least the floor that the message names, or let nodes nearer to its place serve it",
+    "SLICE_FULL": "wait until work in the slice has ended, or give it more with `orbitmesh slices resize`",
+    "SLICE_IN_USE": "wait until the work in it has ended, or let it end with that: `orbitmesh slices release --drain`",
+    "SLICE_NOT_YOURS": "take a name that `orbitmesh slices list` shows, or an identity of its tenant or of an operator",
+    "STALE_ETAG": "somebody else has changed it meanwhile: look again (`orbitmesh slices list`), then decide anew",
+}
+
 
 def plain(value: Any) -> Any:
     """The value as JSON knows it: dataclasses as objects, ranges as [first, one past the last], times in ISO
@@ -77,15 +92,8 @@ def plain(value: Any) -> Any:
 
 def advice(error: MeshError) -> str:
     """What to do about an error."""
-    if error.reason == "ALREADY_EXISTS":
-        return (
-            "take another name, or remove what is there first (`orbitmesh delete`, `orbitmesh train delete`, "
-            "`orbitmesh down`)"
-        )
-    if error.reason == "NOT_FOUND":
-        return "take a name that the message, `orbitmesh status` or `orbitmesh train status` lists"
-    if error.reason == "FAILED_PRECONDITION":
-        return "see to what the message names, then retry"
+    if error.reason in _ADVICE_BY_REASON:
+        return _ADVICE_BY_REASON[error.reason]
     return next((text for kind, text in _ADVICE if isinstance(error, kind)), "retry")
 
 

@@ -1,0 +1,248 @@
+"""The best allocation of slices to nodes that can be found in time, and a bound that none is better than.
+
+Three steps. The linear relaxation (`relaxation`) gives the bound; a dive through it and small changes (`placing`) give
+a placement; HiGHS' branch and bound starts from that, over the pairs of slice and node that the relaxation's prices do
+not rule out, and improves it or proves it the best. Problems of up to `SMALL_PAIRS` pairs are left to HiGHS until it
+has the proof or the time is over; larger ones only where the placement is not yet within `GOOD` of the bound.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from time import perf_counter
+
+import numpy as np
+
+from orbitmesh.errors import DeadlineError, InvalidInputError
+from services.slices.branching import Latency, branch
+from services.slices.infeasible import explain, refuse_impossible
+from services.slices.levels import level
+from services.slices.model import Model, model_of
+from services.slices.placing import Placement, Placing
+from services.slices.problem import Goal, Outcome, Problem
+from services.slices.relaxation import Relaxed, Wanted, first_of_each, relax
+from services.slices.resources import SLACK
+from services.slices.settled import allocations_of, value_of
+from services.slices.solver import INF, Bools, End, Floats
+
+__all__ = ["optimise"]
+
+TIME_LIMIT_S = 1.0
+TIME_LIMIT_MOST_S = 60.0
+SMALL_PAIRS = 400
+GOOD = 2e-3
+TRIES = 400
+"""Most small changes that are tried."""
+SEARCH_NODES = 2000
+"""Most nodes of the search tree of a larger problem."""
+LOOK_AT = 6
+"""Nodes of a slice that a dive looks at."""
+UNBOUNDED_MS = 10_000.0
+"""A slice without a latency counts as one with this where urgency is weighed."""
+AFTER_S = 1.0
+"""So much longer it may take to say why there is no allocation, or to put the last one down."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A placement with its bound."""
+
+    present: Bools
+    """[P]."""
+    served: Floats
+    """[P]."""
+    bound: float
+    """Nothing is better."""
+    complete: bool
+    """False where the time ended the search."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A search: what is to be large, under which conditions."""
+
+    model: Model
+    """The problem."""
+    wanted: Wanted
+    """What is to be large in the relaxation."""
+    usable: Bools
+    """[P]: no other pairs."""
+    presence: Floats | None = None
+    """[P]: what dives and small changes value in place of `wanted`: which pairs are present."""
+    latency: Latency | None = None
+    """What branch and bound asks of the latency."""
+    start: Bools | None = None
+    """[P]: a placement to begin from."""
+
+    @property
+    def valued(self) -> Wanted:
+        """What dives and small changes value beside presence."""
+        return self.wanted if self.presence is None else Wanted(np.zeros(len(self.model.ratio)))
+
+    @property
+    def small(self) -> bool:
+        """Whether branch and bound is to prove the best."""
+        return int(self.usable.sum()) <= SMALL_PAIRS
+
+    def value(self, placement: Placement) -> float:
+        """What is to be large, of a placement."""
+        if self.latency is not None and self.latency.most is None:
+            return -self.latency.sum_of(self.model, placement.present)
+        return placement.value
+
+
+def optimise(problem: Problem, *, time_limit_s: float = TIME_LIMIT_S) -> Outcome:
+    """The best allocation that was found, with a bound.
+
+    Args:
+        problem: Slices, nodes and goal.
+        time_limit_s: The most that the search may take, above 0 and at most 60. The same problem gets the same answer,
+            unless the time ended the search: `Outcome.complete` is False then.
+
+    Raises:
+        InvalidInputError: a time limit out of range.
+        InfeasiblePlanError: SLICES_INFEASIBLE: not all can have what has to be served; the message names the resource
+            that binds and the smallest relaxation that fits. LATENCY_BELOW_FLOOR: no node that a slice may use is near
+            enough.
+        DeadlineError: the time ended before any allocation was found, and none was proven impossible.
+    """
+    if not 0 < time_limit_s <= TIME_LIMIT_MOST_S:
+        raise InvalidInputError(f"time limit is {time_limit_s!r} s; expected above 0, at most {TIME_LIMIT_MOST_S:g}")
+    began = perf_counter()
+    until = began + time_limit_s
+    refuse_impossible(problem)
+    model = model_of(problem)
+    ways = {Goal.BALANCED: _balanced, Goal.LATENCY_SENSITIVE: _nearest, Goal.THROUGHPUT_MAX: _most}
+    found = ways[problem.goal](model, until)
+    allocations = allocations_of(model, found.present, found.served)
+    objective = value_of(problem, allocations)
+    bound = (min if problem.goal is Goal.LATENCY_SENSITIVE else max)(found.bound, objective)
+    gap = abs(objective - bound) / bound if bound else float(objective != bound)
+    took_s = perf_counter() - began
+    return Outcome(problem.goal, allocations, objective, bound, gap if gap > SLACK else 0.0, took_s, found.complete)
+
+
+def _most(model: Model, until: float) -> Found:
+    return _search(Task(model, _gain(model, model.weight), np.ones(model.pairs, dtype=bool)), until)
+
+
+def _balanced(model: Model, until: float) -> Found:
+    fair = Wanted(np.zeros(len(model.ratio)), fair=True)
+    found = _search(Task(model, fair, np.ones(model.pairs, dtype=bool)), until)
+    present, served, complete = level(
+        model, found.present, found.served, until, until + AFTER_S, exact=model.pairs <= SMALL_PAIRS and found.complete
+    )
+    return Found(present, served, found.bound, found.complete and complete)
+
+
+def _nearest(model: Model, until: float) -> Found:
+    """Least latency with what has to be served alone: more would only need more room. Then as much as possible."""
+    demands = model.problem.demands
+    urgency = np.array([each.weight / min(each.latency_ms, UNBOUNDED_MS) for each in demands])
+    task = Task(model, _gain(model, urgency), np.ones(model.pairs, dtype=bool))
+    asked = np.flatnonzero(model.least > 0)
+    if not len(asked):
+        return replace(_search(task, until), bound=0.0)
+    low = model_of(replace(model.problem, demands=tuple(demands[each] for each in asked)), only_least=True)
+    share = low.weight / low.weight.sum()
+    cost = share[low.slice_of] * low.floor_ms
+    nearest = Task(
+        low, Wanted(-(cost / low.least[low.slice_of])[low.pair_of] * low.ratio), np.ones(low.pairs, dtype=bool),
+        presence=-cost, latency=Latency(share),
+    )  # fmt: skip
+    now = perf_counter()
+    near = _search(nearest, now + (until - now) / 2)
+    weight = np.zeros(model.slices)
+    weight[asked] = share
+    index = {(s, n): pair for pair, (s, n) in enumerate(zip(model.slice_of, model.node_of, strict=True))}
+    start = np.zeros(model.pairs, dtype=bool)
+    for pair in np.flatnonzero(near.present):
+        start[index[asked[low.slice_of[pair]], low.node_of[pair]]] = True
+    if task.small:
+        most = Latency(weight).sum_of(model, start)
+        much = _search(replace(task, latency=Latency(weight, most), start=start), until)
+    else:
+        # Every slice keeps to nodes that are no farther than the farthest that serves it now.
+        far = np.full(model.slices, INF)
+        far[asked] = 0.0
+        np.maximum.at(far, model.slice_of[start], model.floor_ms[start])
+        much = _search(replace(task, usable=model.floor_ms <= far[model.slice_of] * (1 + SLACK), start=start), until)
+    return Found(much.present, much.served, max(0.0, -near.bound), near.complete and much.complete)
+
+
+def _gain(model: Model, weight: Floats) -> Wanted:
+    return Wanted(weight[model.slice_of[model.pair_of]] * model.ratio)
+
+
+def _search(task: Task, until: float) -> Found:
+    """The placement with the largest value that was found, and its bound.
+
+    Raises:
+        InfeasiblePlanError: there is none.
+        DeadlineError: none was found in time.
+    """
+    model = task.model
+    relaxed = relax(model, task.wanted, task.usable, until)
+    if relaxed and relaxed.short:
+        raise explain(model.problem, AFTER_S)
+    bound = relaxed.bound if relaxed else INF
+    best = _placed(task, relaxed, until)
+    if best is not None and (bound - task.value(best) <= GOOD * abs(bound) and not task.small):
+        return Found(best.present, best.served, bound, complete=relaxed is not None)
+    kept = task.usable
+    if relaxed and best is not None:
+        # A pair whose price takes more than what the best is short of the bound is in no better placement.
+        spare = task.value(best) - relaxed.from_here
+        kept = kept & (relaxed.price >= spare - 1e-6 * (1 + abs(spare)))
+    found = branch(
+        model, task.wanted, kept, latency=task.latency, start=best.present if best else None,
+        seconds=until - perf_counter(), nodes=None if task.small else SEARCH_NODES,
+    )  # fmt: skip
+    if found.end is End.INFEASIBLE and best is None:
+        raise explain(model.problem, AFTER_S)
+    if found.present is not None:
+        exact = _settled(task, found.present, until + AFTER_S)
+        if exact is not None and (best is None or task.value(exact) > task.value(best)):
+            best = exact
+    if best is None:
+        raise DeadlineError(
+            "the time ended before an allocation was found, and none was proven impossible: "
+            "allow more time, or ask for fewer slices at once"
+        )
+    bound = min(bound, max(found.bound, task.value(best)))
+    return Found(best.present, best.served, bound, complete=relaxed is not None and found.end is not End.TIME)
+
+
+def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | None:
+    """The best placement that a dive and small changes find, from the task's start too."""
+    model = task.model
+    starts = []
+    if task.start is not None:
+        starts.append(_settled(task, task.start, until + AFTER_S))
+    if relaxed is None or (task.latency is not None and task.latency.most is not None):
+        return starts[0] if starts else None
+    rank = np.where(relaxed.weight > SLACK, -1 - relaxed.weight, -relaxed.price)
+    some = first_of_each(model, np.where(task.usable, rank, INF), LOOK_AT)
+    placing = Placing(model, task.valued, some, task.presence)
+    starts.append(placing.dive(until))
+    enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
+    best: Placement | None = None
+    for each in starts:
+        if each is None:
+            continue
+        better = placing.improve(each, task.usable, enough, TRIES, until)
+        if not better.lacking.any() and (best is None or better.value > best.value):
+            best = better
+    return best
+
+
+def _settled(task: Task, present: Bools, until: float) -> Placement | None:
+    """What a placement serves at best; None where it cannot serve what it has to."""
+    placing = Placing(task.model, task.valued, present, task.presence)
+    on = np.ones(len(placing.pairs))
+    placing.settle(on, on)
+    switches, value = placing.solve(until)
+    if not len(switches):
+        return None
+    placement = placing.placement(value)
+    return None if placement.lacking.any() else placement
