@@ -391,6 +391,8 @@ GOALS: dict[str, tuple[str, float]] = {
     "resize_p99_of_steady": ("at most", 2.0),
 }
 
+ALWAYS = ("ceiling_least_percent", "ceiling_most_percent", "resize_failed")
+
 
 async def measure(rounds: int, seconds: float) -> dict[str, Any]:
     """All rounds."""
@@ -400,15 +402,18 @@ async def measure(rounds: int, seconds: float) -> dict[str, Any]:
             found.append(await one_round(link, seconds, number))
             print(f"round {number + 1} of {rounds}: {found[-1]}", file=sys.stderr)
     figures = {name: peers.summary([each[name] for each in found]) for name in found[0]}
-    goals = {
-        name: {
-            "goal": f"{word} {bound:g}",
-            "median": figures[name]["median"],
-            "met": figures[name]["median"] <= bound if word == "at most" else figures[name]["median"] >= bound,
-        }
-        for name, (word, bound) in GOALS.items()
-    }
-    return {"goals": goals, "figures": figures, "rounds": found}
+    return {"goals": judged(figures), "figures": figures, "rounds": found}
+
+
+def judged(figures: dict[str, dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """Whether each goal was met: by the median of the rounds, and by the worst where it is to hold always."""
+    goals: dict[str, dict[str, Any]] = {}
+    for name, (word, bound) in GOALS.items():
+        most = word == "at most"
+        value = figures[name][("max" if most else "min") if name in ALWAYS else "median"]
+        met = value <= bound if most else value >= bound
+        goals[name] = {"goal": f"{word} {bound:g}", "value": value, "met": met}
+    return goals
 
 
 def main() -> int:
@@ -439,7 +444,7 @@ def main() -> int:
     for name, row in result["figures"].items():
         print(f"{name:28} {row['median']:10.3f}  ({row['min']:.3f} - {row['max']:.3f})")
     for name, row in result["goals"].items():
-        print(f"{name:28} {row['goal']:>16}: {'met' if row['met'] else 'missed'} with {row['median']:.3f}")
+        print(f"{name:28} {row['goal']:>16}: {'met' if row['met'] else 'missed'} with {row['value']:.3f}")
     return 0
 
 

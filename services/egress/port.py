@@ -156,6 +156,7 @@ class EgressPort:
         """A future is done, and whoever waits for it is woken next; or it was given up."""
         if ticket.state is State.SENT:
             self._resuming -= 1
+            self._port.begin(ticket, self._clock())
         elif ticket.state is State.WAITS:
             self._waiting.pop(ticket, None)
             self._port.withdraw(ticket, self._clock())

@@ -255,6 +255,18 @@ class Port:
             lane.traffic.unsent(ticket.size)
         ticket.state = State.WITHDRAWN
 
+    def begin(self, ticket: Ticket, now_ns: int) -> None:
+        """The frame of a turn begins to be sent, later than its turn came: it keeps the link from then on.
+
+        Else the next one would follow at once, and lie below the port before whoever is urgent. What a wake-up usually
+        takes costs no rate.
+        """
+        if ticket.state is State.SENT:
+            ends_ns = now_ns - CATCH_UP_NS + ticket.size * NS_BITS / self.spec.rate_bps
+            if ends_ns > self._link_ns:
+                self._account(now_ns)
+                self._link_ns = ends_ns
+
     def occupy(self, size: int, now_ns: int) -> None:
         """Something else goes on the link, at once and without a turn: the frames that wait go after it.
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
-from orbitmesh.errors import InvalidInputError
+from orbitmesh.errors import DeadlineError, InvalidInputError
 from orbitmesh.v1 import slices_pb2
+from services.runtime.caller import time_left_s
 from services.slices import admission, book, traffic
 from services.slices.access import Caller, own, tenant_for, usable
 from services.slices.amounts import parse
@@ -109,6 +110,9 @@ class Deeds:
     async def admit(self, caller: Caller, request: slices_pb2.AdmitRequest) -> slices_pb2.AdmitResponse:
         """Reserves room for work."""
         asked = _asked(caller, request)
+        if time_left_s(1.0) <= 0:
+            # Its caller has given up, and may have withdrawn it already: it would hold its room for nobody.
+            raise DeadlineError("the time for this admission was spent before it was looked at; ask again")
         amounts = parse(request.resources)
         lifetime_s = duration_s(request.lifetime) if request.HasField("lifetime") else LIFETIME_S
         if not 0 < lifetime_s <= LIFETIME_MAX_S:

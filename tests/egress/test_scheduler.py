@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from orbitmesh.errors import CapacityError, InvalidInputError
 from services.egress import Port, PortSpec, SliceRule, Ticket
-from services.egress.scheduler import Cause
+from services.egress.scheduler import CATCH_UP_NS, Cause
 from services.egress.spec import QUEUE_BYTES, QUEUE_FRAMES
 from tests.egress.virtual_link import FRAME, SECOND, Greedy, World, fluid_shares
 
@@ -328,6 +328,22 @@ def test_what_goes_without_a_turn_keeps_the_link() -> None:
     port.offer("", 500, 6 * MS)
     assert port.next(6 * MS) == 125_000 * 8e9 / RATE
     assert isinstance(port.next(100 * MS), Ticket)
+
+
+def test_a_frame_that_begins_late_keeps_the_link_for_its_time() -> None:
+    """Where a sender comes to send a long while after its turn, the next frame does not follow it at once."""
+    port = Port(PortSpec(RATE), 0)
+    for _ in range(3):
+        port.offer("", FRAME, 0)
+    first = port.next(0)
+    assert isinstance(first, Ticket)
+    port.begin(first, 1 * MS)  # as wake-ups are: nothing is lost
+    assert port.next(1 * MS) == math.ceil(FRAME * 8e9 / RATE)
+    port.begin(first, 50 * MS)
+    found = port.next(50 * MS)
+    assert isinstance(found, int)
+    assert found >= 50 * MS + FRAME_NS - CATCH_UP_NS
+    assert isinstance(port.next(found), Ticket)
 
 
 def test_a_frame_says_what_it_waited_for() -> None:

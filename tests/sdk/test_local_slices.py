@@ -338,3 +338,24 @@ def test_the_script_of_the_examples_runs_to_its_end(
     for words in ("SLICES_INFEASIBLE", "STALE_ETAG", "SLICE_FULL", "SLICE_IN_USE", "cam is active", "left: []"):
         assert words in said, said
 
+
+def test_the_status_of_the_mesh_tells_of_its_slices(empty: Mesh, capsys: pytest.CaptureFixture[str]) -> None:
+    """How many there are and how many of them have something; where the service is gone the rest is shown all the
+    same, and it comes back where it was, with what it had."""
+    where = ["--gateway", empty.local.gateway, "--identity", str(empty.local.identity)]
+    assert main(["status", *where]) == 0
+    assert "slices up" in capsys.readouterr().out
+    empty.slices.define("one", resources=SMALL)
+    empty.slices.define("two", resources=SMALL)
+    empty.slices.apply(empty.slices.optimize(slices=["one"]))
+    assert main(["status", *where]) == 0
+    assert "1 of 2 slices are active" in capsys.readouterr().out
+    empty.local.kill("slices")
+    try:
+        assert main(["status", *where, "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert told["slices"] == {"service": "unreachable", "known": 0, "active": 0}
+        assert told["nodes"]
+    finally:
+        empty.local.restart("slices")
+    assert [each.state for each in empty.slices.list().slices] == ["active", "defined"]

@@ -88,6 +88,8 @@ class Service:
     """Where it is."""
     pki: Path
     """Everybody's identities."""
+    light: LightSource
+    """How long light takes."""
     solvers: Solvers
     """What computes allocations."""
     stack: AsyncExitStack
@@ -124,7 +126,7 @@ async def serving(pki: Path, state: Path, contacts: Path | None = None) -> Async
     try:
         async with AsyncExitStack() as stack:
             await host.start()
-            service = Service(keeper, host, f"127.0.0.1:{host.port}", pki, solvers, stack, clock)
+            service = Service(keeper, host, f"127.0.0.1:{host.port}", pki, light, solvers, stack, clock)
             await service.see(NODES)
             yield service
     finally:

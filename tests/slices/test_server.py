@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+import time
 from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from orbitmesh.errors import MeshError
+from orbitmesh.errors import DeadlineError, MeshError
 from orbitmesh.limits import MESSAGE_BYTES
+from orbitmesh.trust import Role
 from orbitmesh.v1 import slices_pb2 as pb
+from services.runtime.caller import Call, enter_call
+from services.slices.access import Caller
 from services.slices.book import NAMED_NODES_MAX, NODES_MAX, SLICES_MAX, SPREAD_MAX
+from services.slices.deeds import Deeds
 from services.slices.values import Book
 from tests.slices.recount import contents, over_commitments
 from tests.slices.support import WAIT_S, Client, Service, a_profile, a_row, make_active
@@ -360,6 +365,22 @@ async def test_work_whose_time_is_over_is_given_back_by_itself(service: Service)
         pass
     await olga("Admit", pb.AdmitRequest(slice="a", resources={"CPU": 4}))
     assert over_commitments(now(service)) == []
+
+
+async def test_work_that_nobody_waits_for_any_more_is_not_admitted(service: Service) -> None:
+    """A request that is looked at after its deadline may come after its own withdrawal and hold room for nobody."""
+    olga = await service.client("operator-olga")
+    await make_active(olga, "a")
+    deeds, caller = Deeds(service.keeper, service.light, time.time_ns), Caller(Role.OPERATOR, "olga")
+
+    async def late() -> None:
+        peer: Any = None
+        enter_call(Call(peer, "Admit", time.monotonic() - 0.001))
+        await deeds.admit(caller, pb.AdmitRequest(slice="a", request_id="late"))
+
+    with pytest.raises(DeadlineError):
+        await asyncio.create_task(late())
+    assert now(service).slices["a"].admissions.count == 0
 
 
 async def test_a_watcher_is_told_whole_states_and_the_newest_alone(service: Service) -> None:

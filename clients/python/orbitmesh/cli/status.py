@@ -20,8 +20,8 @@ from orbitmesh.results import Deployment, Node, Stage
 from orbitmesh.trace.render import format_seconds
 from orbitmesh.training_results import TrainingStatus
 
-AGGREGATOR_WAIT_S = 5.0
-"""How long the aggregator is waited for at the most, in seconds: the rest is known by then."""
+BEHIND_WAIT_S = 5.0
+"""How long each service behind the gateway is waited for at the most, in seconds: the rest is known by then."""
 
 _STATE_STYLES = {
     "up": "green",
@@ -38,7 +38,7 @@ def register(subparsers: Subparsers) -> None:
         subparsers,
         "status",
         run_status,
-        summary="show the gateway, the deployments, the runs of training that go on, and the nodes",
+        summary="show the gateway and what is behind it, deployments, runs of training that go on, and nodes",
         examples="""orbitmesh status
         orbitmesh status --gateway gateway.example:7443 --identity ~/.orbitmesh/me""",
     )
@@ -61,18 +61,21 @@ def register(subparsers: Subparsers) -> None:
 
 
 def run_status(arguments: argparse.Namespace) -> int:
-    """Shows the gateway, the deployments, the runs that go on and the nodes."""
+    """Shows the gateway, what is behind it, the deployments, the runs that go on and the nodes."""
     output = Output(arguments.json)
     timeout = arguments.timeout or CONTROL_DEADLINE_S
     with connect(arguments) as mesh:
         status = mesh.status(timeout=timeout)
         deployments, nodes = mesh.deployments(timeout=timeout), mesh.nodes(timeout=timeout)
-        training = _training(mesh, min(timeout, AGGREGATOR_WAIT_S))
-    output.document({"gateway": status, "deployments": deployments, "nodes": nodes, "training": training})
+        training = _training(mesh, min(timeout, BEHIND_WAIT_S))
+        slices = _slices(mesh, min(timeout, BEHIND_WAIT_S))
+    output.document(
+        {"gateway": status, "deployments": deployments, "nodes": nodes, "training": training, "slices": slices}
+    )
     scheduler = "up" if status.scheduler_up else "unreachable"
     output.say(
         f"gateway {status.name} at {status.address}, version {status.version}, scheduler {scheduler}, "
-        f"aggregator {training.aggregator}"
+        f"aggregator {training.aggregator}, slices {slices.service}"
     )
     output.say(f"{status.generations} generations running, {status.packs} packs kept")
     going_on = [run for run in training.runs if not run.ended]
@@ -81,6 +84,8 @@ def run_status(arguments: argparse.Namespace) -> int:
         output.say(f"{len(going_on)} runs of training go on, {ended} have ended (orbitmesh train status)")
     if going_on:
         output.view(runs_table(going_on))
+    if slices.known:
+        output.say(f"{slices.active} of {slices.known} slices are active (orbitmesh slices list)")
     if deployments:
         output.view(deployments_table(deployments))
     else:
@@ -107,6 +112,29 @@ def _training(mesh: Mesh, timeout: float) -> TrainingOverview:
         return TrainingOverview("unreachable", ())
     except InvalidInputError:
         return TrainingOverview("none", ())
+
+
+@dataclass(frozen=True)
+class SlicesState:
+    """What there is to say of slices."""
+
+    service: str
+    """`up`; `unreachable`; or `none`, where the gateway was given none."""
+    known: int
+    """How many slices the caller has, or may see."""
+    active: int
+    """How many of them something is reserved for."""
+
+
+def _slices(mesh: Mesh, timeout: float) -> SlicesState:
+    """As for training."""
+    try:
+        found = mesh.slices.list(timeout=timeout).slices
+    except TransportError:
+        return SlicesState("unreachable", 0, 0)
+    except InvalidInputError:
+        return SlicesState("none", 0, 0)
+    return SlicesState("up", len(found), sum(bool(each.allocations) for each in found))
 
 
 def run_nodes(arguments: argparse.Namespace) -> int:
