@@ -12,13 +12,14 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 
+from gateway.admission import Admissions
 from gateway.book import Book, Entry
 from gateway.life import Life, Parts
 from gateway.packs import PackShelf
 from gateway.text import Text, TextStream
 from gateway.traces import Traces
 from gateway.upstream import Upstream
-from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError
+from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError, PermissionError_
 from orbitmesh.limits import CONTEXT_TOKENS
 from orbitmesh.pack import Manifest
 from orbitmesh.trust.names import check_name
@@ -63,7 +64,8 @@ class Generations:
         self._book = book
         self._tasks = tasks
         self._log = log
-        self._parts = Parts(upstream, traces, tasks, log)
+        self._admissions = Admissions(upstream, log)
+        self._parts = Parts(upstream, traces, self._admissions, tasks, log)
         self._named: dict[tuple[str, str], Life] = {}
         self._beginning: dict[tuple[str, str], asyncio.Task[Life]] = {}
         self._lives: set[Life] = set()
@@ -75,7 +77,8 @@ class Generations:
 
         Raises:
             InvalidInputError: Where prompt, bounds or sampling are wrong.
-            CapacityError: Where a stage is full, the gateway is, or the client does not read.
+            CapacityError: Where a stage is full, the gateway or the slice is, or the client does not read.
+            PermissionError_: The slice is somebody else's.
             DeadlineError: When the caller's time is spent.
             NodeLostError: Where a node is gone before the generation began.
         """
@@ -190,7 +193,16 @@ class Generations:
             # Tokens that only the caller still knows: they are not produced again.
             tokens=list(request.received.ids)[:new_tokens],
         )
-        page = await asyncio.to_thread(self._book.begin, entry) if request.request_id else None
+        try:
+            await self._admissions.admit(entry, limit_s)
+            page = await asyncio.to_thread(self._book.begin, entry) if request.request_id else None
+        except (InvalidInputError, PermissionError_, CapacityError):
+            raise
+        except BaseException:
+            if request.slice:
+                # It may have been let in although the answer was lost on the way, or nobody waited for it.
+                self._tasks.create_task(self._admissions.give_back(entry))
+            raise
         life = Life(self._parts, entry, page, deployment=deployment, began_ns=began_ns)
         self._start(life)
         return life

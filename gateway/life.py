@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gateway.admission import Admissions
 from gateway.book import Entry, Page
 from gateway.course import Course
 from gateway.moving import move
@@ -25,6 +26,8 @@ LIFE_MARGIN_S = 2.0
 """By how much a generation outlives its deadline on the nodes, so that they free it when the gateway cannot."""
 SCHEDULER_LOOK_S = 5.0
 """How long the deployment of a generation that is ended is looked for."""
+OUT_OF_SLICE_S = 1.0
+"""How long whoever asked is not told of the end while the generation is not out of its slice."""
 SCHEDULER_RETRY_S = 0.5
 """The pause before the scheduler is asked again for the deployment of a generation that is taken up."""
 
@@ -37,6 +40,8 @@ class Parts:
     """The ways to nodes and scheduler."""
     traces: Traces
     """Where its record goes."""
+    admissions: Admissions
+    """Who lets it out of its slice."""
     tasks: asyncio.TaskGroup
     """Where it lives."""
     log: EventLog
@@ -84,6 +89,7 @@ class Life:
         )
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._giving_back: asyncio.Task[None] | None = None
         self._gone: list[Callable[[], object]] = []
         self._ended: Callable[[], None] = lambda: None
         self._listeners = 0
@@ -127,7 +133,7 @@ class Life:
         """
         while not self.over and not self._record.admitted_ns:
             await self.news.wait()
-        self._raise()
+        await self._raise()
         if self._deployment is None:
             raise InternalError("a generation ended before it began")
         return self._deployment
@@ -138,7 +144,8 @@ class Life:
         Raises:
             MeshError: Why it ended before its last token.
         """
-        self._raise()
+        await self._raise()
+        await self._out_of_slice()
         if self._closing is not None:
             await asyncio.shield(self._closing)
         return _finished(self._record, self.entry, self._taken_up)
@@ -190,9 +197,15 @@ class Life:
             callback()
         self._gone.clear()
 
-    def _raise(self) -> None:
+    async def _raise(self) -> None:
         if self._error is not None:
+            await self._out_of_slice()
             raise self._error
+
+    async def _out_of_slice(self) -> None:
+        """Who hears that a generation has ended may release its slice, or begin the next one in it."""
+        if self._giving_back is not None:
+            await asyncio.wait([self._giving_back], timeout=OUT_OF_SLICE_S)
 
     def _stop(self) -> None:
         if self._task is not None and not self._task.done():
@@ -242,6 +255,8 @@ class Life:
         finally:
             # On a task of its own: a generation that is cancelled must still tell the nodes.
             self._closing = self._parts.tasks.create_task(self._close(self._stages))
+            if self.entry.request.slice and not self._left:
+                self._giving_back = self._parts.tasks.create_task(self._parts.admissions.give_back(self.entry))
             self.over = True
             self._ended()
             self._notify()

@@ -76,7 +76,7 @@ class SlicesRelay(slices_pb2_grpc.SlicesServiceServicer):
     ) -> AsyncIterator[slices_pb2.WatchSlicesResponse]:
         """Tells how they are, as long as both services stay."""
         call = self._stub().WatchSlices(
-            request, timeout=watch_deadline_s(), metadata=behalf_metadata(current_caller())
+            request, timeout=watch_deadline_s(), metadata=behalf_metadata(current_caller().spiffe)
         )
         address = self._upstream.slices_address
         async with aclosing(until_drained(call, self._draining, address=address, server=SERVER)) as answers:
@@ -89,5 +89,5 @@ class SlicesRelay(slices_pb2_grpc.SlicesServiceServicer):
 
     async def _unary(self, method: str, request: Any) -> Any:
         call = getattr(self._stub(), method)
-        metadata = behalf_metadata(current_caller())
+        metadata = behalf_metadata(current_caller().spiffe)
         return await hand_on(call, request, address=self._upstream.slices_address, server=SERVER, metadata=metadata)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 from orbitmesh.errors import IdentityError, PermissionError_
-from orbitmesh.trust.certificates import Peer
 from orbitmesh.trust.names import Role, parse_spiffe, spiffe_id
 from services.runtime.caller import current_caller
 
@@ -19,9 +18,9 @@ FOR_WHOM = frozenset({Role.CLIENT, Role.OPERATOR})
 """For whom a gateway may call."""
 
 
-def behalf_metadata(caller: Peer) -> tuple[tuple[str, str], ...]:
-    """What a gateway adds to a call that it hands on for `caller`."""
-    return ((BEHALF_KEY, caller.spiffe),)
+def behalf_metadata(spiffe: str) -> tuple[tuple[str, str], ...]:
+    """What a gateway adds to a call that it makes for the one with this SPIFFE identifier."""
+    return ((BEHALF_KEY, spiffe),)
 
 
 def called_for(context: Any) -> tuple[Role, str]:

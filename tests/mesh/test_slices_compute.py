@@ -86,7 +86,7 @@ def test_a_slice_at_its_ceiling_is_slower_says_why_and_says_the_same_words(
     mesh: Mesh, models: Models, calls: Calls
 ) -> None:
     """A generation in a slice with 2 % of every node waits for that on every stage, by a row that names the rule; its
-    tokens are those of the unsplit model; and once the slice is released nothing holds it back."""
+    tokens are those of the unsplit model; and once the slice is released it lets nobody in."""
     model = models.get("llama")
     prompt = model.prompt(7)
     expected = model.answer(prompt, 8)
@@ -109,7 +109,9 @@ def test_a_slice_at_its_ceiling_is_slower_says_why_and_says_the_same_words(
             again_until(waits_for_the_rule, "every stage held a step back by the rule")
             _, breakdown = calls.generate("narrow", prompt, 8, "")
             assert not any(row.what.startswith("waiting: ") for row in breakdown.rows)
-        again_until(lambda: not waits_for_the_rule(), "the slice was let go")
+        with pytest.raises(grpc.RpcError) as refused:
+            calls.generate("narrow", prompt, 8, "narrow")
+        assert map_rpc_error(refused.value).reason == "NOT_FOUND"
 
 
 def test_a_slice_has_no_more_cache_than_its_share_and_others_go_on(mesh: Mesh, models: Models, calls: Calls) -> None:

@@ -1,0 +1,82 @@
+"""Generations that name a slice: who is let in, who is refused with what, and that nobody stays in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from orbitmesh import Mesh
+from orbitmesh.errors import CapacityError, InvalidInputError, PermissionError_
+from tests.mesh.support import Models, deployed, until
+
+TOKENS = 8
+SMALL = {"CPU": 0.01, "GPU": 0, "MemoryGB": 0.001, "BandwidthGbps": 0.001}
+
+
+@contextmanager
+def held(mesh: Mesh, name: str, **profile: Any) -> Iterator[None]:
+    """An active slice, for as long as the block runs; releasing it fails where work is left in it."""
+    mesh.slices.define(name, resources=SMALL, **profile)
+    mesh.slices.apply(mesh.slices.optimize(slices=[name]))
+    yield
+    mesh.slices.release(name)
+
+
+def test_as_many_generations_are_in_a_slice_as_it_takes(mesh: Mesh, models: Models) -> None:
+    """One more is refused while they run, with what is free and when, and let in as soon as one has ended; who has the
+    last token may release the slice."""
+    model = models.get("llama")
+    prompt = model.prompt(5)
+    with deployed(mesh, model, "few", stages=2), held(mesh, "few", max_number_of_ues=1):
+        first = mesh.generate("few", prompt=prompt, max_new_tokens=40, slice="few", ignore_end=True)
+        tokens = iter(first)
+        next(tokens)
+        assert mesh.slices.get("few").admitted == 1
+        with pytest.raises(CapacityError) as refused:
+            list(mesh.generate("few", prompt=prompt, max_new_tokens=TOKENS, slice="few"))
+        assert refused.value.reason == "SLICE_FULL"
+        assert {"slice", "free_at_ns"} <= set(refused.value.metadata)
+        assert len(list(tokens)) == 39
+        assert mesh.slices.get("few").admitted == 0
+        second = mesh.generate("few", prompt=prompt, max_new_tokens=TOKENS, slice="few", ignore_end=True)
+        assert [token.id for token in second] == model.answer(prompt, TOKENS)
+
+
+def test_a_generation_that_is_given_up_leaves_its_slice(mesh: Mesh, models: Models) -> None:
+    """Cancelled by its caller in the middle: its place is free for another one."""
+    model = models.get("llama")
+    with deployed(mesh, model, "left", stages=2), held(mesh, "left", max_number_of_ues=1):
+        generation = mesh.generate("left", prompt=model.prompt(5), max_new_tokens=200, slice="left", ignore_end=True)
+        next(iter(generation))
+        generation.cancel()
+        until(lambda: mesh.slices.get("left").admitted == 0, "the slice is empty")
+
+
+def test_a_slice_that_is_not_there_or_not_active_lets_nobody_in(mesh: Mesh, models: Models) -> None:
+    """By reasons that say so, before anything is opened on a node."""
+    model = models.get("llama")
+    mesh.slices.define("plans", resources=SMALL)
+    with deployed(mesh, model, "nobody", stages=2):
+        for name, error, reason in (
+            ("nowhere", PermissionError_, "SLICE_NOT_YOURS"),
+            ("plans", InvalidInputError, "FAILED_PRECONDITION"),
+        ):
+            with pytest.raises(error) as refused:
+                list(mesh.generate("nobody", prompt=model.prompt(5), max_new_tokens=TOKENS, slice=name))
+            assert getattr(refused.value, "reason", "") == reason
+    mesh.slices.release("plans")
+
+
+def test_a_tenant_uses_only_its_own_slices(mesh: Mesh, models: Models) -> None:
+    """An operator gives somebody else a slice; this client is told the same as of one that does not exist."""
+    model = models.get("llama")
+    with Mesh.connect(mesh.local.gateway, identity=mesh.local.operator_identity) as operator:
+        operator.slices.define("theirs", resources=SMALL, tenant="somebody")
+        operator.slices.apply(operator.slices.optimize(slices=["theirs"]))
+        with deployed(mesh, model, "others", stages=2), pytest.raises(PermissionError_) as refused:
+            list(mesh.generate("others", prompt=model.prompt(5), max_new_tokens=TOKENS, slice="theirs"))
+        assert refused.value.reason == "SLICE_NOT_YOURS"
+        operator.slices.release("theirs")
