@@ -46,9 +46,9 @@ def refuse_impossible(problem: Problem) -> None:
     """
     floors = floors_of(problem)
     near = near_enough(problem, floors)
+    capacity = np.array([node.capacity.values() for node in problem.nodes])
     for row, demand in enumerate(problem.demands):
-        usable = [node for column, node in enumerate(problem.nodes) if near[row, column]]
-        if not usable:
+        if not near[row].any():
             allowed = [name.node for name in problem.nodes if not demand.nodes or name.node in demand.nodes]
             nearest = min(allowed, key=demand.floor_ms)
             floor = demand.floor_ms(nearest)
@@ -66,9 +66,10 @@ def refuse_impossible(problem: Problem) -> None:
                     "latency_ms": f"{demand.latency_ms:g}",
                 },
             )  # fmt: skip
-        for name, need in demand.need.items():
-            most = sorted((node.capacity[name] * demand.share(name).maximum for node in usable), reverse=True)
-            room = sum(most[: demand.nodes_max])
+        here = capacity[near[row]]
+        for each, (name, need) in enumerate(demand.need.items()):
+            most = np.sort(here[:, each])[::-1][: demand.nodes_max] * demand.share(name).maximum
+            room = float(most.sum())
             if need * demand.least_served > room * (1 + SLACK):
                 where = "the largest node" if demand.nodes_max == 1 else f"the {demand.nodes_max} largest nodes"
                 raise InfeasiblePlanError(

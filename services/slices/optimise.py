@@ -88,6 +88,8 @@ class Task:
         """What is to be large, of a placement."""
         if self.latency is not None and self.latency.most is None:
             return -self.latency.sum_of(self.model, placement.present)
+        if self.wanted.fair:
+            return float(np.bincount(self.model.slice_of, placement.served, self.model.slices).min())
         return placement.value
 
 
@@ -216,23 +218,36 @@ def _search(task: Task, until: float) -> Found:
 def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | None:
     """The best placement that a dive and small changes find, from the task's start too."""
     model = task.model
-    starts = []
-    if task.start is not None:
-        starts.append(_settled(task, task.start, until + AFTER_S))
     if relaxed is None or (task.latency is not None and task.latency.most is not None):
-        return starts[0] if starts else None
-    rank = np.where(relaxed.weight > SLACK, -1 - relaxed.weight, -relaxed.price)
-    some = first_of_each(model, np.where(task.usable, rank, INF), LOOK_AT)
-    placing = Placing(model, task.valued, some, task.presence)
-    starts.append(placing.dive(until))
+        return None if task.start is None else _settled(task, task.start, until + AFTER_S)
+    rank = np.where(task.usable, np.where(relaxed.weight > SLACK, -1 - relaxed.weight, -relaxed.price), INF)
+    valued = task.valued
+    if valued.fair:
+        # Many slices may be the least served at once, and no single change raises all of them: what each is short of
+        # the bound counts too, and nothing above the bound does.
+        model = replace(model, upmost=np.maximum(model.least, min(1.0, relaxed.bound)))
+        valued = Wanted(model.ratio / model.slices, fair=True)
+    modest = Wanted(np.zeros(len(model.ratio)))
+    # What asks only for what has to be served is found where the others get stuck, and is but a start.
+    dives = ((valued, LOOK_AT), (modest, LOOK_AT), (modest, 3 * LOOK_AT), (valued, LOOK_AT // 2), (valued, 2 * LOOK_AT))
     enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
     best: Placement | None = None
-    for each in starts:
-        if each is None:
+    for what, count in ((None, 0), *dives):
+        if what is modest and best is not None:
             continue
-        better = placing.improve(each, task.usable, enough, TRIES, until)
-        if not better.lacking.any() and (best is None or better.value > best.value):
+        if what is None:
+            found = _settled(task, task.start, until + AFTER_S) if task.start is not None else None
+        else:
+            found = Placing(model, what, first_of_each(model, rank, count), task.presence).dive(until)
+        if found is None:
+            continue
+        # With the present pairs alone: a program of a third of the size.
+        placing = Placing(model, valued, found.present, task.presence)
+        better = placing.improve(found, task.usable, lambda one: task.value(one) >= enough, TRIES, until)
+        if not better.lacking.any() and (best is None or task.value(better) > task.value(best)):
             best = better
+        if task.small or (best is not None and task.value(best) >= enough) or perf_counter() > until:
+            break
     return best
 
 
