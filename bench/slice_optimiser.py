@@ -7,7 +7,8 @@ say; `whole` has every slice on one node, where the bound counts slices in parts
 Beside ours, a greedy by priority density: first what has to be served, then as much as fits, heaviest weight per
 scarce resource first, each on the roomiest node.
 
-Goals: within 0.5 % of the bound in 1 s at 100 slices x 50 nodes, within 3 % in 5 s at 300 x 100.
+Goals: within 0.5 % of the bound in 1 s at 100 slices x 50 nodes, within 3 % in 5 s at 300 x 100. `cpu_s` is the time of
+the processor, which on a machine that others use too is much less than `took_s`.
 """
 
 from __future__ import annotations
@@ -154,19 +155,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help=f"write {RESULTS.relative_to(ROOT)} and print it")
     parser.add_argument("--seeds", type=int, default=SEEDS, help="problems of each kind")
-    parser.add_argument("--limit", type=float, default=None, help="seconds, in place of those of the goals")
+    parser.add_argument("--slower", type=float, default=1.0, help="times the limits, where others use the machine too")
     arguments = parser.parse_args()
     on = machine()
     rows = []
     for slices, nodes, limit_s in SIZES:
-        for whole in (False, True):
+        for whole in (False, True) if (slices, nodes) == SIZES[0][:2] else (False,):
             for goal in Goal:
-                limit = arguments.limit or limit_s
+                limit = limit_s * arguments.slower
                 rows.append(measure(slices, nodes, limit, goal, whole=whole, seeds=arguments.seeds))
-                if not arguments.json:
-                    print(json.dumps(rows[-1]), flush=True)
+                print(json.dumps(rows[-1]), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:
-        found = {"command": "python bench/slice_optimiser.py --json", "machine": on, "load": LOAD, "rows": rows}
+        command = f"python bench/slice_optimiser.py --json --slower {arguments.slower:g} --seeds {arguments.seeds}"
+        found = {"command": command, "machine": on, "load": LOAD, "rows": rows}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps(found, indent=1))
 

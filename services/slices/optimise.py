@@ -32,7 +32,7 @@ TIME_LIMIT_MOST_S = 60.0
 SMALL_PAIRS = 400
 GOOD = 2e-3
 TRIES = 400
-"""Most small changes that are tried."""
+"""Most small changes of a placement that are tried; a sixth where it lacks what has to be served."""
 SEARCH_NODES = 2000
 """Most nodes of the search tree of a larger problem."""
 LOOK_AT = 6
@@ -229,7 +229,7 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
         valued = Wanted(model.ratio / model.slices, fair=True)
     modest = Wanted(np.zeros(len(model.ratio)))
     # What asks only for what has to be served is found where the others get stuck, and is but a start.
-    dives = ((valued, LOOK_AT), (modest, LOOK_AT), (modest, 3 * LOOK_AT), (valued, LOOK_AT // 2), (valued, 2 * LOOK_AT))
+    dives = ((valued, LOOK_AT // 2), (valued, LOOK_AT), (modest, LOOK_AT), (valued, 2 * LOOK_AT), (modest, 3 * LOOK_AT))
     enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
     best: Placement | None = None
     for what, count in ((None, 0), *dives):
@@ -243,7 +243,8 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
             continue
         # With the present pairs alone: a program of a third of the size.
         placing = Placing(model, valued, found.present, task.presence)
-        better = placing.improve(found, task.usable, lambda one: task.value(one) >= enough, TRIES, until)
+        tries = TRIES if not found.lacking.any() else TRIES // 6
+        better = placing.improve(found, task.usable, lambda one: task.value(one) >= enough, tries, until)
         if not better.lacking.any() and (best is None or task.value(better) > task.value(best)):
             best = better
         if task.small or (best is not None and task.value(best) >= enough) or perf_counter() > until:

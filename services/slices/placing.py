@@ -21,6 +21,8 @@ WHOLE = 1e-6
 """Closer to 0 or 1 than this is 0 or 1."""
 CRUMB = 0.08
 """Wanted less than this is settled as absent first."""
+MOVES = 200
+"""Most changes of one placement that are tried."""
 BY = 6
 """Each step settles one in so many of the pairs that are still open."""
 
@@ -221,7 +223,7 @@ class Placing:
             moves.append((-float(prices[pair]), int(pair), drop))
         moves += self._relocations(present, usable, served, found, scale)
         moves.sort()
-        return [(add, drop) for _, add, drop in moves if (add, drop) not in tabu][:40]
+        return [(add, drop) for _, add, drop in moves if (add, drop) not in tabu][:MOVES]
 
     def _relocations(
         self, present: Bools, usable: Bools, served: Floats, found: Answer, scale: float
