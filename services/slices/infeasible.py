@@ -128,8 +128,8 @@ def explain(problem: Problem, seconds: float) -> InfeasiblePlanError:
     )
 
 
-def _pairs(problem: Problem) -> tuple[Ints, Ints]:
-    """Slices and nodes of the pairs that are looked at."""
+def _pairs(problem: Problem) -> tuple[Ints, Ints, bool]:
+    """Slices and nodes of the pairs that are looked at, and whether these are all."""
     near = near_enough(problem, floors_of(problem))
     free = np.array([node.free.values() for node in problem.nodes])
     slices, nodes = [], []
@@ -144,10 +144,12 @@ def _pairs(problem: Problem) -> tuple[Ints, Ints]:
         both = np.unique(np.concatenate([order, spaced]))
         slices += [row] * len(both)
         nodes += both.tolist()
-    return np.array(slices), np.array(nodes)
+    return np.array(slices), np.array(nodes), len(slices) == int(near.sum())
 
 
-def _relief(problem: Problem, pairs: tuple[Ints, Ints], resources: tuple[int, ...], until: float) -> Relief | None:
+def _relief(
+    problem: Problem, pairs: tuple[Ints, Ints, bool], resources: tuple[int, ...], until: float
+) -> Relief | None:
     """The least that has to be added of some resources; None where that alone does not help, or in no time."""
     program, extra = _program(problem, pairs, resources, factor=False)
     total = np.array([node.capacity.values() for node in problem.nodes]).sum(axis=0)
@@ -159,14 +161,14 @@ def _relief(problem: Problem, pairs: tuple[Ints, Ints], resources: tuple[int, ..
         found[:, each] = answer.values[extra[each]]
     found[found < SEEN * np.maximum(1.0, total)] = 0.0
     part = float((found.sum(axis=0) / np.maximum(total, SEEN)).sum())
-    return Relief(found, part, answer.end is End.BEST)
+    return Relief(found, part, answer.end is End.BEST and pairs[2])
 
 
-def _factor(problem: Problem, pairs: tuple[Ints, Ints], until: float) -> tuple[float, bool] | None:
+def _factor(problem: Problem, pairs: tuple[Ints, Ints, bool], until: float) -> tuple[float, bool] | None:
     """The largest common factor of what has to be served that fits, and whether that is proven."""
     program, _ = _program(problem, pairs, (), factor=True)
     answer = _solve(program, until)
-    return None if answer.values is None else (float(answer.values[0]), answer.end is End.BEST)
+    return None if answer.values is None else (float(answer.values[0]), answer.end is End.BEST and pairs[2])
 
 
 def _solve(program: Program, until: float) -> Answer:
@@ -174,17 +176,17 @@ def _solve(program: Program, until: float) -> Answer:
 
 
 def _program(
-    problem: Problem, pairs: tuple[Ints, Ints], resources: tuple[int, ...], *, factor: bool
+    problem: Problem, pairs: tuple[Ints, Ints, bool], resources: tuple[int, ...], *, factor: bool
 ) -> tuple[Program, dict[int, Ints]]:
     """x, z, reserved and extra, written out: a guarantee and a maximum grow with what is added to a node.
 
     Args:
         problem: The problem.
-        pairs: Slices and nodes.
+        pairs: Slices and nodes, and whether these are all.
         resources: Those of which something may be added.
         factor: Column 0 is a common factor of what has to be served, to be large, in place of extras that are small.
     """
-    slice_of, node_of = pairs
+    slice_of, node_of, _ = pairs
     count = len(slice_of)
     demands = problem.demands
     capacity = np.array([node.capacity.values() for node in problem.nodes])

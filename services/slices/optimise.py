@@ -18,7 +18,7 @@ from services.slices.branching import Latency, branch
 from services.slices.infeasible import explain, refuse_impossible
 from services.slices.levels import level
 from services.slices.model import Model, model_of
-from services.slices.placing import Placement, Placing
+from services.slices.placing import Placement, Placing, first_fit
 from services.slices.problem import Goal, Outcome, Problem
 from services.slices.relaxation import Relaxed, Wanted, first_of_each, relax
 from services.slices.resources import SLACK
@@ -153,7 +153,10 @@ def _nearest(model: Model, until: float) -> Found:
         presence=-cost, latency=Latency(share),
     )  # fmt: skip
     now = perf_counter()
-    near = _search(nearest, now + (until - now) / 2)
+    try:
+        near = _search(nearest, now + (until - now) / 2)
+    except DeadlineError:
+        near = _search(nearest, until)
     weight = np.zeros(model.slices)
     weight[asked] = share
     index = {(s, n): pair for pair, (s, n) in enumerate(zip(model.slice_of, model.node_of, strict=True))}
@@ -231,12 +234,16 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
     # What asks only for what has to be served is found where the others get stuck, and is but a start.
     dives = ((valued, LOOK_AT // 2), (valued, LOOK_AT), (modest, LOOK_AT), (valued, 2 * LOOK_AT), (modest, 3 * LOOK_AT))
     enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
+    fitted = first_fit(model, task.usable, task.presence)
+    first = None if fitted is None else _settled(task, fitted, until + AFTER_S)
     best: Placement | None = None
-    for what, count in ((None, 0), *dives):
-        if what is modest and best is not None:
+    for what, count in ((None, 0), dives[0], (None, 1), *dives[1:]):
+        if best is not None and (what is modest or count == 1):
             continue
         if what is None:
-            found = _settled(task, task.start, until + AFTER_S) if task.start is not None else None
+            found = first
+            if not count:
+                found = _settled(task, task.start, until + AFTER_S) if task.start is not None else None
         else:
             found = Placing(model, what, first_of_each(model, rank, count), task.presence).dive(until)
         if found is None:
@@ -249,7 +256,7 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
             best = better
         if task.small or (best is not None and task.value(best) >= enough) or perf_counter() > until:
             break
-    return best
+    return best or first
 
 
 def _settled(task: Task, present: Bools, until: float) -> Placement | None:

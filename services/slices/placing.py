@@ -247,6 +247,30 @@ class Placing:
         return np.arange(first, last)
 
 
+def first_fit(model: Model, usable: Bools, presence: Floats | None) -> Bools | None:
+    """[P]: what has to be served of each slice on one node, the largest slice first, each on the node with the most
+    room or of the most value; None where some slice finds none.
+    """
+    left = model.free.copy()
+    present = np.zeros(model.pairs, dtype=bool)
+    size = (model.need * model.least[:, None] / np.maximum(model.free.sum(axis=0), SHORT)).max(axis=1)
+    for which in np.argsort(-size, kind="stable"):
+        if model.least[which] <= 0:
+            continue
+        pairs = np.flatnonzero(usable & (model.slice_of == which) & (model.most >= model.least[which]))
+        taken = np.maximum(model.need[which] * model.least[which], model.guaranteed[pairs])
+        after = left[model.node_of[pairs]] - taken
+        fitting = np.flatnonzero((after >= 0).all(axis=1))
+        if not len(fitting):
+            return None
+        room = (after / model.capacity[model.node_of[pairs]].clip(SHORT)).min(axis=1)
+        rank = room if presence is None else presence[pairs]
+        chosen = fitting[np.argmax(rank[fitting])]
+        present[pairs[chosen]] = True
+        left[model.node_of[pairs[chosen]]] = after[chosen]
+    return present
+
+
 def program_of(
     model: Model, wanted: Wanted, pairs: Ints, presence: Floats, *, whole: bool = False
 ) -> tuple[Program, Ints, Ints, Ints, Rows]:
