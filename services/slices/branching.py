@@ -64,9 +64,10 @@ def branch(
     chosen = np.flatnonzero(pairs)
     if not len(chosen) or seconds <= 0:
         return Branched(None, INF, End.TIME)
-    program, switches, _, _, rows = program_of(model, wanted, chosen, np.zeros(model.pairs), whole=True)
+    smallest = latency is not None and latency.most is None
+    valued = Wanted(np.zeros(len(model.ratio))) if smallest else wanted
+    program, switches, _, _, rows = program_of(model, valued, chosen, np.zeros(model.pairs), whole=True)
     if latency is not None:
-        smallest = latency.most is None
         far = program.add_columns(model.slices, 0.0, INF, -latency.weight if smallest else 0.0)
         farther = program.add_rows(len(chosen), 0.0, INF)
         program.put(farther, far[model.slice_of[chosen]], 1.0)

@@ -46,9 +46,9 @@ def refuse_impossible(problem: Problem) -> None:
     """
     floors = floors_of(problem)
     near = near_enough(problem, floors)
+    capacity = np.array([node.capacity.values() for node in problem.nodes])
     for row, demand in enumerate(problem.demands):
-        usable = [node for column, node in enumerate(problem.nodes) if near[row, column]]
-        if not usable:
+        if not near[row].any():
             allowed = [name.node for name in problem.nodes if not demand.nodes or name.node in demand.nodes]
             nearest = min(allowed, key=demand.floor_ms)
             floor = demand.floor_ms(nearest)
@@ -66,9 +66,10 @@ def refuse_impossible(problem: Problem) -> None:
                     "latency_ms": f"{demand.latency_ms:g}",
                 },
             )  # fmt: skip
-        for name, need in demand.need.items():
-            most = sorted((node.capacity[name] * demand.share(name).maximum for node in usable), reverse=True)
-            room = sum(most[: demand.nodes_max])
+        here = capacity[near[row]]
+        for each, (name, need) in enumerate(demand.need.items()):
+            most = np.sort(here[:, each])[::-1][: demand.nodes_max] * demand.share(name).maximum
+            room = float(most.sum())
             if need * demand.least_served > room * (1 + SLACK):
                 where = "the largest node" if demand.nodes_max == 1 else f"the {demand.nodes_max} largest nodes"
                 raise InfeasiblePlanError(
@@ -127,8 +128,8 @@ def explain(problem: Problem, seconds: float) -> InfeasiblePlanError:
     )
 
 
-def _pairs(problem: Problem) -> tuple[Ints, Ints]:
-    """Slices and nodes of the pairs that are looked at."""
+def _pairs(problem: Problem) -> tuple[Ints, Ints, bool]:
+    """Slices and nodes of the pairs that are looked at, and whether these are all."""
     near = near_enough(problem, floors_of(problem))
     free = np.array([node.free.values() for node in problem.nodes])
     slices, nodes = [], []
@@ -143,10 +144,12 @@ def _pairs(problem: Problem) -> tuple[Ints, Ints]:
         both = np.unique(np.concatenate([order, spaced]))
         slices += [row] * len(both)
         nodes += both.tolist()
-    return np.array(slices), np.array(nodes)
+    return np.array(slices), np.array(nodes), len(slices) == int(near.sum())
 
 
-def _relief(problem: Problem, pairs: tuple[Ints, Ints], resources: tuple[int, ...], until: float) -> Relief | None:
+def _relief(
+    problem: Problem, pairs: tuple[Ints, Ints, bool], resources: tuple[int, ...], until: float
+) -> Relief | None:
     """The least that has to be added of some resources; None where that alone does not help, or in no time."""
     program, extra = _program(problem, pairs, resources, factor=False)
     total = np.array([node.capacity.values() for node in problem.nodes]).sum(axis=0)
@@ -158,14 +161,14 @@ def _relief(problem: Problem, pairs: tuple[Ints, Ints], resources: tuple[int, ..
         found[:, each] = answer.values[extra[each]]
     found[found < SEEN * np.maximum(1.0, total)] = 0.0
     part = float((found.sum(axis=0) / np.maximum(total, SEEN)).sum())
-    return Relief(found, part, answer.end is End.BEST)
+    return Relief(found, part, answer.end is End.BEST and pairs[2])
 
 
-def _factor(problem: Problem, pairs: tuple[Ints, Ints], until: float) -> tuple[float, bool] | None:
+def _factor(problem: Problem, pairs: tuple[Ints, Ints, bool], until: float) -> tuple[float, bool] | None:
     """The largest common factor of what has to be served that fits, and whether that is proven."""
     program, _ = _program(problem, pairs, (), factor=True)
     answer = _solve(program, until)
-    return None if answer.values is None else (float(answer.values[0]), answer.end is End.BEST)
+    return None if answer.values is None else (float(answer.values[0]), answer.end is End.BEST and pairs[2])
 
 
 def _solve(program: Program, until: float) -> Answer:
@@ -173,17 +176,17 @@ def _solve(program: Program, until: float) -> Answer:
 
 
 def _program(
-    problem: Problem, pairs: tuple[Ints, Ints], resources: tuple[int, ...], *, factor: bool
+    problem: Problem, pairs: tuple[Ints, Ints, bool], resources: tuple[int, ...], *, factor: bool
 ) -> tuple[Program, dict[int, Ints]]:
     """x, z, reserved and extra, written out: a guarantee and a maximum grow with what is added to a node.
 
     Args:
         problem: The problem.
-        pairs: Slices and nodes.
+        pairs: Slices and nodes, and whether these are all.
         resources: Those of which something may be added.
         factor: Column 0 is a common factor of what has to be served, to be large, in place of extras that are small.
     """
-    slice_of, node_of = pairs
+    slice_of, node_of, _ = pairs
     count = len(slice_of)
     demands = problem.demands
     capacity = np.array([node.capacity.values() for node in problem.nodes])

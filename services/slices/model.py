@@ -3,7 +3,7 @@
 Where a slice is present (z = 1) and a part x of it is served, `max(need x, guaranteed)` is reserved. That is convex and
 piecewise linear with bends where the traffic of one resource outgrows its guarantee. Hence every (x, z) is a sum of
 columns, each the point x = ratio, z = 1 of one bend, and the linear relaxation over these columns is the tightest that
-looks at one pair at a time: at most five columns for a pair, and no row beside capacities and slices.
+looks at one pair at a time: at most six columns for a pair, and no row beside capacities and slices.
 """
 
 from __future__ import annotations
@@ -146,7 +146,8 @@ def _bends(need: Floats, guaranteed: Floats, least: Floats, most: Floats) -> tup
     with np.errstate(divide="ignore", invalid="ignore"):
         bends = np.where(need > 0, guaranteed / need, np.inf)
     bends = np.clip(bends, least[:, None], most[:, None])
-    bends = np.sort(np.concatenate([bends, most[:, None]], axis=1), axis=1)
+    # The least one too: on several nodes together a slice may be served less than their first bends sum to.
+    bends = np.sort(np.concatenate([least[:, None], bends, most[:, None]], axis=1), axis=1)
     kept = np.ones(bends.shape, dtype=bool)
     kept[:, :-1] = np.diff(bends, axis=1) > SAME
     pair_of, place = np.nonzero(kept)

@@ -18,7 +18,7 @@ from services.slices.branching import Latency, branch
 from services.slices.infeasible import explain, refuse_impossible
 from services.slices.levels import level
 from services.slices.model import Model, model_of
-from services.slices.placing import Placement, Placing
+from services.slices.placing import Placement, Placing, first_fit
 from services.slices.problem import Goal, Outcome, Problem
 from services.slices.relaxation import Relaxed, Wanted, first_of_each, relax
 from services.slices.resources import SLACK
@@ -32,7 +32,7 @@ TIME_LIMIT_MOST_S = 60.0
 SMALL_PAIRS = 400
 GOOD = 2e-3
 TRIES = 400
-"""Most small changes that are tried."""
+"""Most small changes of a placement that are tried; a sixth where it lacks what has to be served."""
 SEARCH_NODES = 2000
 """Most nodes of the search tree of a larger problem."""
 LOOK_AT = 6
@@ -88,6 +88,8 @@ class Task:
         """What is to be large, of a placement."""
         if self.latency is not None and self.latency.most is None:
             return -self.latency.sum_of(self.model, placement.present)
+        if self.wanted.fair:
+            return float(np.bincount(self.model.slice_of, placement.served, self.model.slices).min())
         return placement.value
 
 
@@ -151,7 +153,10 @@ def _nearest(model: Model, until: float) -> Found:
         presence=-cost, latency=Latency(share),
     )  # fmt: skip
     now = perf_counter()
-    near = _search(nearest, now + (until - now) / 2)
+    try:
+        near = _search(nearest, now + (until - now) / 2)
+    except DeadlineError:
+        near = _search(nearest, until)
     weight = np.zeros(model.slices)
     weight[asked] = share
     index = {(s, n): pair for pair, (s, n) in enumerate(zip(model.slice_of, model.node_of, strict=True))}
@@ -216,24 +221,42 @@ def _search(task: Task, until: float) -> Found:
 def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | None:
     """The best placement that a dive and small changes find, from the task's start too."""
     model = task.model
-    starts = []
-    if task.start is not None:
-        starts.append(_settled(task, task.start, until + AFTER_S))
     if relaxed is None or (task.latency is not None and task.latency.most is not None):
-        return starts[0] if starts else None
-    rank = np.where(relaxed.weight > SLACK, -1 - relaxed.weight, -relaxed.price)
-    some = first_of_each(model, np.where(task.usable, rank, INF), LOOK_AT)
-    placing = Placing(model, task.valued, some, task.presence)
-    starts.append(placing.dive(until))
+        return None if task.start is None else _settled(task, task.start, until + AFTER_S)
+    rank = np.where(task.usable, np.where(relaxed.weight > SLACK, -1 - relaxed.weight, -relaxed.price), INF)
+    valued = task.valued
+    if valued.fair:
+        # Many slices may be the least served at once, and no single change raises all of them: what each is short of
+        # the bound counts too, and nothing above the bound does.
+        model = replace(model, upmost=np.maximum(model.least, min(1.0, relaxed.bound)))
+        valued = Wanted(model.ratio / model.slices, fair=True)
+    modest = Wanted(np.zeros(len(model.ratio)))
+    # What asks only for what has to be served is found where the others get stuck, and is but a start.
+    dives = ((valued, LOOK_AT // 2), (valued, LOOK_AT), (modest, LOOK_AT), (valued, 2 * LOOK_AT), (modest, 3 * LOOK_AT))
     enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
+    fitted = first_fit(model, task.usable, task.presence)
+    first = None if fitted is None else _settled(task, fitted, until + AFTER_S)
     best: Placement | None = None
-    for each in starts:
-        if each is None:
+    for what, count in ((None, 0), dives[0], (None, 1), *dives[1:]):
+        if best is not None and (what is modest or count == 1):
             continue
-        better = placing.improve(each, task.usable, enough, TRIES, until)
-        if not better.lacking.any() and (best is None or better.value > best.value):
+        if what is None:
+            found = first
+            if not count:
+                found = _settled(task, task.start, until + AFTER_S) if task.start is not None else None
+        else:
+            found = Placing(model, what, first_of_each(model, rank, count), task.presence).dive(until)
+        if found is None:
+            continue
+        # With the present pairs alone: a program of a third of the size.
+        placing = Placing(model, valued, found.present, task.presence)
+        tries = TRIES if not found.lacking.any() else TRIES // 6
+        better = placing.improve(found, task.usable, lambda one: task.value(one) >= enough, tries, until)
+        if not better.lacking.any() and (best is None or task.value(better) > task.value(best)):
             best = better
-    return best
+        if task.small or (best is not None and task.value(best) >= enough) or perf_counter() > until:
+            break
+    return best or first
 
 
 def _settled(task: Task, present: Bools, until: float) -> Placement | None:

@@ -7,6 +7,7 @@ For a settled placement the parts served are a linear program, whose prices say 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -20,6 +21,8 @@ WHOLE = 1e-6
 """Closer to 0 or 1 than this is 0 or 1."""
 CRUMB = 0.08
 """Wanted less than this is settled as absent first."""
+MOVES = 200
+"""Most changes of one placement that are tried."""
 BY = 6
 """Each step settles one in so many of the pairs that are still open."""
 
@@ -148,26 +151,25 @@ class Placing:
         switches, value = self.solve(until)
         return self.placement(value) if len(switches) else None
 
-    def improve(self, placement: Placement, usable: Bools, enough: float, tries: int, until: float = INF) -> Placement:
+    def improve(
+        self, placement: Placement, usable: Bools, enough: Callable[[Placement], bool], tries: int, until: float = INF
+    ) -> Placement:
         """A placement at least as good, by adding, swapping and dropping one pair at a time.
 
         Args:
-            placement: Where to begin.
+            placement: Where to begin; its pairs are looked at already.
             usable: [P]: no other pairs.
-            enough: A value that ends the search.
+            enough: Whether a placement is so good that the search ends.
             tries: The most changes that are tried.
             until: When to end, `perf_counter`.
         """
-        for pair in np.flatnonzero(placement.present):
-            if pair not in self.pairs:
-                self.extend(int(pair))
         present = placement.present.copy()
         best = placement
         tabu: set[tuple[int, int]] = set()
         value = self._value_of(present, until)
         while value > -INF:
             best = self.placement(value)
-            if value >= enough:
+            if not best.lacking.any() and enough(best):
                 break
             for change in self._moves(present, usable, best.served, self._found, tabu):
                 if tries <= 0 or perf_counter() > until:
@@ -219,8 +221,54 @@ class Placing:
                 own = np.flatnonzero(present & (model.slice_of == which))
                 drop = int(own[np.argmin(served[own])])
             moves.append((-float(prices[pair]), int(pair), drop))
+        moves += self._relocations(present, usable, served, found, scale)
         moves.sort()
-        return [(add, drop) for _, add, drop in moves if (add, drop) not in tabu][:40]
+        return [(add, drop) for _, add, drop in moves if (add, drop) not in tabu][:MOVES]
+
+    def _relocations(
+        self, present: Bools, usable: Bools, served: Floats, found: Answer, scale: float
+    ) -> list[tuple[float, int, int]]:
+        """What a slice has on one node moved as it is to another, where that costs less at the prices of now."""
+        model = self.model
+        price = found.duals[self.rows.room].reshape(-1, 4) / model.unit
+        moves: list[tuple[float, int, int]] = []
+        for pair in np.flatnonzero(present):
+            others = self._pairs_of(model.slice_of[pair])
+            others = others[usable[others] & ~present[others] & (model.most[others] >= served[pair] - WHOLE)]
+            taken = np.maximum(model.need[model.slice_of[pair]] * served[pair], model.guaranteed[others])
+            cost = (price[model.node_of[others]] * taken).sum(axis=1) - self.presence[others]
+            now = float(price[model.node_of[pair]] @ model.reserved(int(pair), float(served[pair])))
+            gain = now - self.presence[pair] - cost
+            moves += [(-float(gain[k]), int(others[k]), int(pair)) for k in np.argsort(-gain)[:2] if gain[k] > scale]
+        return moves
+
+    def _pairs_of(self, which: int) -> Ints:
+        first, last = np.searchsorted(self.model.slice_of, [which, which + 1])
+        return np.arange(first, last)
+
+
+def first_fit(model: Model, usable: Bools, presence: Floats | None) -> Bools | None:
+    """[P]: what has to be served of each slice on one node, the largest slice first, each on the node with the most
+    room or of the most value; None where some slice finds none.
+    """
+    left = model.free.copy()
+    present = np.zeros(model.pairs, dtype=bool)
+    size = (model.need * model.least[:, None] / np.maximum(model.free.sum(axis=0), SHORT)).max(axis=1)
+    for which in np.argsort(-size, kind="stable"):
+        if model.least[which] <= 0:
+            continue
+        pairs = np.flatnonzero(usable & (model.slice_of == which) & (model.most >= model.least[which]))
+        taken = np.maximum(model.need[which] * model.least[which], model.guaranteed[pairs])
+        after = left[model.node_of[pairs]] - taken
+        fitting = np.flatnonzero((after >= 0).all(axis=1))
+        if not len(fitting):
+            return None
+        room = (after / model.capacity[model.node_of[pairs]].clip(SHORT)).min(axis=1)
+        rank = room if presence is None else presence[pairs]
+        chosen = fitting[np.argmax(rank[fitting])]
+        present[pairs[chosen]] = True
+        left[model.node_of[pairs[chosen]]] = after[chosen]
+    return present
 
 
 def program_of(

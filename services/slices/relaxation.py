@@ -93,7 +93,8 @@ def relax(model: Model, wanted: Wanted, usable: Bools, until: float = INF) -> Re
         return None
     offset = program.columns
     weight = np.zeros(model.pairs)
-    np.add.at(weight, model.pair_of[columns], answer.values[offset:])
+    known = columns[: len(answer.values) - offset]  # the time may have ended the round that added more
+    np.add.at(weight, model.pair_of[known], answer.values[offset:])
     short = bool(answer.values[rows.lack].max(initial=0.0) > SHORT)
     return Relaxed(best, np.minimum(weight, 1.0), _best_of_pairs(model, prices), here, short)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
+from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError
 from services.slices.optimise import optimise
 from services.slices.problem import Demand, Goal, NodeCapacity, Problem
 from services.slices.resources import Resources
@@ -143,3 +143,20 @@ def test_a_tie_is_the_same_every_time() -> None:
     demands = tuple(replace(demand_of("mmtc"), slice=f"s{i}") for i in range(3))
     found = {optimise(Problem(demands, nodes, goal), time_limit_s=LIMIT_S).allocations for goal in GOALS for _ in "12"}
     assert len(found) <= len(GOALS)
+
+
+@pytest.mark.parametrize("limit_s", [0.001, 0.05, 0.3, 1.0])
+def test_whenever_the_time_ends_an_allocation_keeps_its_promises(limit_s: float) -> None:
+    """However early the time ends, there is an allocation that keeps every promise, or an error that says so."""
+    rng = random.Random(9)
+    nodes = tuple(NodeCapacity(f"n{i}", Resources(*(rng.uniform(10, 40) for _ in range(4)))) for i in range(40))
+    demands = tuple(
+        demand_of(rng.choice(("embb", "mmtc")), slice=f"s{i}", need=Resources(*(rng.uniform(5, 15) for _ in range(4))))
+        for i in range(60)
+    )
+    for goal in GOALS:
+        problem = Problem(demands, nodes, goal)
+        try:
+            check(problem, optimise(problem, time_limit_s=limit_s))
+        except DeadlineError as error:
+            assert "more time" in str(error)
