@@ -60,10 +60,11 @@ def held(calls: Calls, name: str, shares: Mapping[str, slices_pb2.SliceShare]) -
     define = slices_pb2.DefineSliceRequest(name=name, profile=profile, request_id=f"define {name}")
     calls.slices.DefineSlice(define, timeout=CALL_S)
     state = calls.slices.ListSlices(slices_pb2.ListSlicesRequest(), timeout=CALL_S)
-    part = 1 / len(state.nodes)
+    nodes = [node.name for node in state.nodes if not node.absent]
+    part = 1 / len(nodes)
     rows = [
-        slices_pb2.SliceAllocation(slice=name, node=node.name, served=part, resources={"CPU": 0.01 * part})
-        for node in state.nodes
+        slices_pb2.SliceAllocation(slice=name, node=node, served=part, resources={"CPU": 0.01 * part})
+        for node in nodes
     ]
     apply = slices_pb2.ApplyRequest(allocations=rows, etag=state.etag, request_id=f"apply {name}")
     calls.slices.Apply(apply, timeout=CALL_S)

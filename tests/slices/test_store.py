@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from services.slices.store import SliceStore
 from services.slices.values import Book
 from tests.slices.recount import contents
 from tests.slices.support import a_profile, make_active, serving
+
+GATHERED_WITHIN_S = 60.0
 
 
 async def test_a_restart_finds_all_that_was_there(pki: Path, tmp_path: Path) -> None:
@@ -184,6 +187,9 @@ async def test_changes_that_come_together_are_written_together(pki: Path, tmp_pa
 
         def counted(*given: Any) -> None:
             writes[0] += 1
+            give_up = time.monotonic() + GATHERED_WITHIN_S
+            while service.keeper._head.book.where.count < 200 and time.monotonic() < give_up:
+                time.sleep(0.001)  # the disk is busy until all are decided
             save(*given)
 
         service.keeper._store.save = counted  # type: ignore[method-assign]
@@ -194,7 +200,7 @@ async def test_changes_that_come_together_are_written_together(pki: Path, tmp_pa
             assert book.where.get(f"operator/olga w{index}") == "a"
 
         await asyncio.gather(*(admit(index) for index in range(200)))
-        assert writes[0] < 100
+        assert writes[0] < 10
     store = SliceStore(tmp_path)
     assert len(store.load().book.where) == 200
     store.close()
