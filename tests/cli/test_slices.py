@@ -6,12 +6,8 @@ import argparse
 import dataclasses
 import io
 import json
-import os
-import pty
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,18 +27,11 @@ from orbitmesh.cli.slices import share
 from orbitmesh.slice_results import RESOURCES, SliceNode, SliceProfile, SliceShare
 from orbitmesh.trust import Role, init_mesh, issue
 from orbitmesh.v1 import slices_pb2
+from tests.interruptible import interrupted, interruptible
 from tests.sdk.small_gateway import SmallGateway, serve
 from tests.sdk.small_slices import SmallSlices
 
-WAIT_S = 60.0
 NODE_42 = Path(__file__).parents[2] / "examples" / "slices" / "node-42.toml"
-COMMAND = """
-import signal, sys
-from orbitmesh.cli.main import main
-# Shells let what they start in the background ignore Ctrl-C, and that is inherited.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main())
-"""
 
 
 @pytest.fixture(autouse=True)
@@ -551,51 +540,17 @@ def test_ctrl_c_ends_the_watching_cleanly(
 ) -> None:
     """Exit code 130, the table was there, and no traceback."""
     slices.shown("define", "cam")
-    command = [sys.executable, "-c", COMMAND, "slices", "top", *place[1]]
-    said, code = (on_a_terminal if where_to == "a terminal" else elsewhere)(
-        [*command, "--json"] if where_to == "machines" else command
+    command = interruptible("-m", "orbitmesh.cli.main", "slices", "top", *place[1])
+    said, code = interrupted(
+        [*command, "--json"] if where_to == "machines" else command,
+        lambda said: "cam" in said,
+        terminal=where_to == "a terminal",
     )
     assert code == 130, said
     assert "cam" in said
     assert "Traceback" not in said
     if where_to == "machines":
         assert json.loads(said.splitlines()[-1]) == {"event": "interrupted"}
-
-
-def elsewhere(command: list[str]) -> tuple[str, int]:
-    """Output of a command that is interrupted once it has shown a slice."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        while "cam" not in said and (line := process.stdout.readline()):
-            said += line
-        process.send_signal(signal.SIGINT)
-        said += process.stdout.read()
-        return said, process.wait(WAIT_S)
-
-
-def on_a_terminal(command: list[str]) -> tuple[str, int]:
-    """The same where standard output is a terminal."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        said = b""
-        sent = False
-        while True:
-            try:
-                piece = os.read(ours, 4096)
-            except OSError:
-                break  # Linux says so where the other end is closed
-            if not piece:
-                break
-            said += piece
-            if not sent and b"cam" in said:
-                process.send_signal(signal.SIGINT)
-                sent = True
-        os.close(ours)
-        return said.decode(errors="replace"), process.wait(WAIT_S)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,7 @@ import argparse
 import asyncio
 import io
 import json
-import os
-import pty
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -31,18 +27,12 @@ from orbitmesh.cli.train import strategy
 from orbitmesh.trust import Role, init_mesh, issue
 from orbitmesh.v1 import aggregator_pb2, training_pb2
 from services.training.task import find_task
+from tests.interruptible import interrupted, interruptible
 from tests.sdk.small_aggregator import RUNNING, SmallAggregator, a_round, saying, told
 from tests.sdk.small_gateway import SmallGateway, serve
 
 WAIT_S = 60.0
 PNG = b"\x89PNG\r\n\x1a\n"
-COMMAND = """
-import signal, sys
-from orbitmesh.cli.main import main
-# Shells let what they start in the background ignore Ctrl-C, and that is inherited.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main())
-"""
 
 
 @pytest.fixture(scope="module")
@@ -535,9 +525,11 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_run_goes_on(
     """Exit code 130, how to come back, and no request but the watch itself was sent."""
     small, where = told_mesh
     small.watching, small.asked[:] = [for_ever], []
-    command = [sys.executable, "-c", COMMAND, "train", "watch", "run", *where]
-    said, code = (on_a_terminal if where_to == "a terminal" else elsewhere)(
-        [*command, "--json"] if where_to == "machines" else command
+    command = interruptible("-m", "orbitmesh.cli.main", "train", "watch", "run", *where)
+    said, code = interrupted(
+        [*command, "--json"] if where_to == "machines" else command,
+        lambda said: "accuracy" in said and "0.5" in said,
+        terminal=where_to == "a terminal",
     )
     assert code == 130, said
     if where_to == "machines":
@@ -547,37 +539,3 @@ def test_ctrl_c_ends_the_watching_and_says_that_the_run_goes_on(
         assert "orbitmesh train watch run" in said
         assert "Traceback" not in said
     assert {type(each).__name__ for each in small.asked} == {"GetRunRequest", "WatchRunRequest"}
-
-
-def elsewhere(command: list[str]) -> tuple[str, int]:
-    """Output of a command that is interrupted once it has shown the first round."""
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
-        said = process.stdout.readline()
-        process.send_signal(signal.SIGINT)
-        said += process.stdout.read()
-        return said, process.wait(WAIT_S)
-
-
-def on_a_terminal(command: list[str]) -> tuple[str, int]:
-    """The same where standard output is a terminal: the table is drawn before the interrupt."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen(
-        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm", "COLUMNS": "120"}
-    ) as process:  # fmt: skip
-        os.close(theirs)
-        said = b""
-        sent = False
-        while True:
-            try:
-                piece = os.read(ours, 4096)
-            except OSError:
-                break  # Linux says so where the other end is closed
-            if not piece:
-                break
-            said += piece
-            if not sent and b"accuracy" in said and b"0.5" in said:
-                process.send_signal(signal.SIGINT)
-                sent = True
-        os.close(ours)
-        return said.decode(errors="replace"), process.wait(WAIT_S)
