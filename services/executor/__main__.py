@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from contextlib import ExitStack
 
-from services.executor.settings import ExecutorSettings
+from orbitmesh.errors import InvalidInputError
+from services.executor.cgroups import Confinement
+from services.executor.settings import Confine, ExecutorSettings
+from services.runtime.logs import EventLog
 from services.runtime.process import run_service
 
 SWITCH_INTERVAL_S = 0.0005
@@ -18,18 +23,40 @@ async def run(settings: ExecutorSettings) -> None:
     import torch
 
     from orbitmesh.trust import IdentitySource
-    from services.executor.measures import measure
+    from services.executor.measures import measure, usable_cpu
     from services.executor.node import ExecutorNode
     from services.executor.server import serve
     from services.runtime.server import ServiceHost
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    torch.set_num_threads(settings.threads or len(os.sched_getaffinity(0)))
+    cpu = usable_cpu(settings.cores)
+    torch.set_num_threads(settings.threads or math.ceil(cpu))
     identities = IdentitySource(settings.identity)
     host = ServiceHost(identities, listen=settings.listen)
-    machine = measure(settings.memory_bytes)
-    host.log.info("measured", cores=machine.cores, gflops=round(machine.flops / 1e9, 1))
-    await serve(host, ExecutorNode(settings, identities, machine, host.log), settings.advertise)
+    with ExitStack() as until_the_end:
+        confine(settings, host.log, until_the_end)
+        machine = measure(settings.memory_bytes, cpu)
+        host.log.info("measured", cores=cpu, gflops=round(machine.flops / 1e9, 1))
+        await serve(host, ExecutorNode(settings, identities, machine, host.log), settings.advertise)
+
+
+def confine(settings: ExecutorSettings, log: EventLog, until: ExitStack) -> None:
+    """Holds this process to its cores, where it was given some.
+
+    Raises:
+        InvalidInputError: It must be, and the machine does not allow it.
+    """
+    if not settings.cores or settings.confine is Confine.OFF:
+        return
+    try:
+        group = Confinement(settings.cores)
+    except InvalidInputError as error:
+        if settings.confine is Confine.REQUIRE:
+            raise
+        log.warning("not_confined", detail=error.message)
+    else:
+        until.callback(group.close)
+        log.info("confined", cores=settings.cores, group=str(group.path))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from orbitmesh.errors import InvalidInputError
 from orbitmesh.v1 import scheduler_pb2
+from services.executor.cgroups import own_group
 
 MEASURE_S = 0.15
 """How long one of the two speed measurements may take, in seconds."""
@@ -27,7 +30,7 @@ class Machine:
     """The facts that do not change while the process lives."""
 
     cores: int
-    """Processor cores this process may use."""
+    """Processor cores this process may use, at once."""
     memory_bytes: int
     """Bytes that stages may take."""
     flops: float
@@ -36,10 +39,13 @@ class Machine:
     """Bytes per second that one matrix-vector product reads."""
     accelerators: tuple[tuple[str, int], ...]
     """Name and bytes of memory of each."""
+    cpu: float = 0.0
+    """Processor time it may use, in cores; 0 means as much as `cores`."""
 
     def fill(self, message: scheduler_pb2.HeartbeatRequest) -> None:
         """Writes the facts into a heartbeat."""
         message.cores = self.cores
+        message.cpu = self.cpu
         message.memory_total_bytes = self.memory_bytes
         message.flops = self.flops
         message.memory_bandwidth = self.memory_bandwidth
@@ -47,19 +53,43 @@ class Machine:
             message.accelerators.add(name=name, memory_bytes=memory_bytes)
 
 
-def measure(memory_limit_bytes: int) -> Machine:
-    """Measures this machine; takes about half a second."""
+def usable_cpu(cores: float) -> float:
+    """The processor time that this process may use, in cores: what the machine and its control group leave it.
+
+    Args:
+        cores: What its operator gives it; 0 means all that is there.
+
+    Raises:
+        InvalidInputError: More than there is, or less than nothing.
+    """
+    machine = float(len(os.sched_getaffinity(0)))
+    group = own_group()
+    quota = group.quota if group is not None else None
+    there = machine if quota is None else min(machine, quota)
+    if not 0 <= cores <= there:
+        raise InvalidInputError(f"{cores:g} cores; expected 0 to {there:g}, which is what this machine leaves it")
+    return cores or there
+
+
+def measure(memory_limit_bytes: int, cpu: float) -> Machine:
+    """Measures this machine; takes about half a second.
+
+    Args:
+        memory_limit_bytes: What stages may take; 0 means most of the machine's.
+        cpu: See `usable_cpu`.
+    """
     total = psutil.virtual_memory().total
     accelerators: tuple[tuple[str, int], ...] = ()
     if torch.cuda.is_available():
         properties = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         accelerators = tuple((found.name, int(found.total_memory)) for found in properties)
     return Machine(
-        cores=len(os.sched_getaffinity(0)),
+        cores=math.ceil(cpu),
         memory_bytes=memory_limit_bytes or int(total * DEFAULT_MEMORY_SHARE),
         flops=_flops(),
         memory_bandwidth=_memory_bandwidth(),
         accelerators=accelerators,
+        cpu=cpu,
     )
 
 

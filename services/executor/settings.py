@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+
+
+class Confine(Enum):
+    """Whether a control group holds an executor to its cores."""
+
+    AUTO = "auto"
+    """Where the machine allows it; elsewhere a line of the log says why not."""
+    REQUIRE = "require"
+    """It does not start otherwise."""
+    OFF = "off"
+    """Never."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +42,12 @@ class ExecutorSettings:
     """What kind of place it is: satellite, edge or ground."""
     memory_bytes: int = 0
     """Bytes that stages may take, weights and caches; 0 means 80 % of the machine's memory."""
+    cores: float = 0.0
+    """Processor time that it may use, in cores, such as 1.5; 0 means all that its machine or control group leaves."""
+    confine: Confine = Confine.AUTO
+    """Whether the kernel holds it to --cores, by a control group: auto (where that is allowed), require, off."""
     threads: int = 0
-    """Threads of one computation; 0 means all cores."""
+    """Threads of one computation; 0 means as many as it may use cores."""
     device: str = "cpu"
     """Where torch computes: cpu, cuda, cuda:0."""
     peers: tuple[str, ...] = ()

@@ -31,7 +31,7 @@ def node_of(message: scheduler_pb2.Node, bandwidths: Mapping[str, float]) -> Nod
     """
     measures = message.measures
     capacity = Resources(
-        cpu=float(measures.cores),
+        cpu=measures.cpu or float(measures.cores),
         gpu=float(len(measures.accelerators)),
         memory_gb=measures.memory_total_bytes / 1e9,
         bandwidth_gbps=bandwidths.get(message.name, bandwidths[""]),

@@ -100,7 +100,7 @@ def node(message: scheduler_pb2.Node) -> Node:
         kind=measures.kind,
         state=_NODE_STATES.get(message.state, "unknown"),
         address=measures.address,
-        cores=measures.cores,
+        cores=measures.cpu or float(measures.cores),
         memory_total_bytes=measures.memory_total_bytes,
         memory_free_bytes=measures.memory_free_bytes,
         load=measures.load,

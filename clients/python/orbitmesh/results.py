@@ -105,8 +105,8 @@ class Node:
     """`up`, `draining` or `lost`."""
     address: str
     """Where others reach its executor, host:port."""
-    cores: int
-    """Processor cores that the executor may use."""
+    cores: float
+    """Processor time that the executor may use, in cores."""
     memory_total_bytes: int
     """Memory of the machine or the executor's own limit, in bytes."""
     memory_free_bytes: int

@@ -195,7 +195,7 @@ def nodes_table(nodes: list[Node]) -> Table:
             node.name,
             node.kind,
             _state(node.state),
-            str(node.cores),
+            f"{node.cores:.4g}",
             f"{node.load:.0%}",
             f"{size(node.memory_free_bytes)} of {size(node.memory_total_bytes)}",
             f"{node.flops / 1e9:.1f}",

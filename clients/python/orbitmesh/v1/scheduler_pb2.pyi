@@ -47,7 +47,7 @@ DEPLOYMENT_STATE_FAILED: DeploymentState
 DEPLOYMENT_STATE_DEGRADED: DeploymentState
 
 class HeartbeatRequest(_message.Message):
-    __slots__ = ("address", "kind", "cores", "memory_total_bytes", "memory_free_bytes", "load", "accelerators", "flops", "memory_bandwidth", "stages", "links", "sequence", "draining")
+    __slots__ = ("address", "kind", "cores", "memory_total_bytes", "memory_free_bytes", "load", "accelerators", "flops", "memory_bandwidth", "stages", "links", "sequence", "draining", "cpu")
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
     CORES_FIELD_NUMBER: _ClassVar[int]
@@ -61,6 +61,7 @@ class HeartbeatRequest(_message.Message):
     LINKS_FIELD_NUMBER: _ClassVar[int]
     SEQUENCE_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    CPU_FIELD_NUMBER: _ClassVar[int]
     address: str
     kind: str
     cores: int
@@ -74,7 +75,8 @@ class HeartbeatRequest(_message.Message):
     links: _containers.RepeatedCompositeFieldContainer[LinkMeasure]
     sequence: int
     draining: bool
-    def __init__(self, address: _Optional[str] = ..., kind: _Optional[str] = ..., cores: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., load: _Optional[float] = ..., accelerators: _Optional[_Iterable[_Union[Accelerator, _Mapping]]] = ..., flops: _Optional[float] = ..., memory_bandwidth: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[_executor_pb2.Stage, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkMeasure, _Mapping]]] = ..., sequence: _Optional[int] = ..., draining: _Optional[bool] = ...) -> None: ...
+    cpu: float
+    def __init__(self, address: _Optional[str] = ..., kind: _Optional[str] = ..., cores: _Optional[int] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ..., load: _Optional[float] = ..., accelerators: _Optional[_Iterable[_Union[Accelerator, _Mapping]]] = ..., flops: _Optional[float] = ..., memory_bandwidth: _Optional[float] = ..., stages: _Optional[_Iterable[_Union[_executor_pb2.Stage, _Mapping]]] = ..., links: _Optional[_Iterable[_Union[LinkMeasure, _Mapping]]] = ..., sequence: _Optional[int] = ..., draining: _Optional[bool] = ..., cpu: _Optional[float] = ...) -> None: ...
 
 class Accelerator(_message.Message):
     __slots__ = ("name", "memory_bytes")
