@@ -39,7 +39,10 @@ def breakdown(record: GenerationRecord) -> gateway_pb2.Breakdown:
         title=f"{record.deployment}: {record.prompt_tokens} tokens in, {len(arrived)} out",
         total_s=total * NS,
         new_tokens=len(arrived),
+        slice=record.slice,
     )
+    if record.error is not None:
+        message.error_reason, message.error = record.error.reason, record.error.message
     message.started_at.FromNanoseconds(record.began_at_ns)
     for name, reading in record.clocks.items():
         message.clock_offsets.add(node=name, offset_ns=reading.offset_ns, uncertainty_ns=reading.round_trip_ns // 2)

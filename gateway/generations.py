@@ -16,6 +16,7 @@ from gateway.admission import Admissions
 from gateway.book import Book, Entry
 from gateway.life import Life, Parts
 from gateway.packs import PackShelf
+from gateway.record import GenerationRecord
 from gateway.text import Text, TextStream
 from gateway.traces import Traces
 from gateway.upstream import Upstream
@@ -65,6 +66,7 @@ class Generations:
         self._tasks = tasks
         self._log = log
         self._admissions = Admissions(upstream, log)
+        self._traces = traces
         self._parts = Parts(upstream, traces, self._admissions, tasks, log)
         self._named: dict[tuple[str, str], Life] = {}
         self._beginning: dict[tuple[str, str], asyncio.Task[Life]] = {}
@@ -194,7 +196,7 @@ class Generations:
             tokens=list(request.received.ids)[:new_tokens],
         )
         try:
-            await self._admissions.admit(entry, limit_s)
+            await self._let_in(entry, limit_s, began_ns)
             page = await asyncio.to_thread(self._book.begin, entry) if request.request_id else None
         except (InvalidInputError, PermissionError_, CapacityError):
             raise
@@ -206,6 +208,20 @@ class Generations:
         life = Life(self._parts, entry, page, deployment=deployment, began_ns=began_ns)
         self._start(life)
         return life
+
+    async def _let_in(self, entry: Entry, limit_s: float, began_ns: int) -> None:
+        """Asks for leave; a refusal is a trace as well, which its caller is given the number of."""
+        try:
+            await self._admissions.admit(entry, limit_s)
+        except MeshError as error:
+            error.trace_id = entry.trace_id
+            self._traces.refused(
+                GenerationRecord(
+                    entry.trace_id, entry.request.deployment, [], len(entry.prompt), began_ns, time.time_ns(),
+                    ended_ns=time.monotonic_ns(), slice=entry.request.slice, error=error,
+                )
+            )  # fmt: skip
+            raise
 
     def _start(self, life: Life) -> None:
         self._lives.add(life)

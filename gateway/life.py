@@ -86,6 +86,7 @@ class Life:
             began_ns=began_ns or time.monotonic_ns(),
             began_at_ns=time.time_ns(),
             taken_up_tokens=len(entry.tokens),
+            slice=entry.request.slice,
         )
         self._task: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -257,6 +258,9 @@ class Life:
             self._closing = self._parts.tasks.create_task(self._close(self._stages))
             if self.entry.request.slice and not self._left:
                 self._giving_back = self._parts.tasks.create_task(self._parts.admissions.give_back(self.entry))
+            if isinstance(self._error, MeshError):
+                self._record.error = self._error
+                self._error.trace_id = self._error.trace_id or self.entry.trace_id
             self.over = True
             self._ended()
             self._notify()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from orbitmesh.errors import MeshError
 from orbitmesh.trace.breakdown import HAND_OVER, RECOVER, WAITING_FOR_CONTACT
 from orbitmesh.v1 import executor_pb2
 
@@ -87,6 +88,10 @@ class GenerationRecord:
     """When it did not get on: in order, disjoint, possibly touching."""
     taken_up_tokens: int = 0
     """Tokens produced before this record begins, where another gateway process began the generation."""
+    slice: str = ""
+    """The slice that it named; empty for none."""
+    error: MeshError | None = None
+    """Why it ended before its last token, or was refused."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -39,6 +39,11 @@ def test_as_many_generations_are_in_a_slice_as_it_takes(mesh: Mesh, models: Mode
             list(mesh.generate("few", prompt=prompt, max_new_tokens=TOKENS, slice="few"))
         assert refused.value.reason == "SLICE_FULL"
         assert {"slice", "free_at_ns"} <= set(refused.value.metadata)
+        told = mesh.explain(refused.value.trace_id or "none was given")
+        assert (told.slice, told.error_reason, told.new_tokens) == ("few", "SLICE_FULL", 0)
+        assert told.error == refused.value.message
+        assert [(row.place, row.what) for row in told.rows] == [("gateway", "admit")]
+        assert f"ended by SLICE_FULL: {told.error}" in " ".join(str(told).split())
         assert len(list(tokens)) == 39
         assert mesh.slices.get("few").admitted == 0
         second = mesh.generate("few", prompt=prompt, max_new_tokens=TOKENS, slice="few", ignore_end=True)

@@ -229,6 +229,9 @@ def breakdown(message: gateway_pb2.Breakdown) -> Breakdown:
         ),
         started_at=_time(message.started_at),
         incomplete=message.incomplete,
+        slice=message.slice,
+        error_reason=message.error_reason,
+        error=message.error,
     )
 
 

@@ -104,6 +104,12 @@ class Breakdown:
     """When it began, in UTC."""
     incomplete: bool = False
     """True when a stage's timings never came home: rows `unreported` or `unattributed` hold its time."""
+    slice: str = ""
+    """The slice that it was in; empty for none."""
+    error_reason: str = ""
+    """Why it ended before its last token, or was refused: a reason such as `SLICE_FULL`; empty where it was not."""
+    error: str = ""
+    """The same for people."""
 
     @property
     def places(self) -> tuple[str, ...]:

@@ -124,7 +124,10 @@ def _notes(breakdown: Breakdown) -> list[str]:
         f"{format_seconds(breakdown.total_s)} end to end, {breakdown.attributed:.1%} attributed, "
         f"{format_seconds(breakdown.unattributed_s)} unattributed, {waiting:.0%} waiting"
     )
-    notes = [summary, *_stalls(breakdown)]
+    notes = [f"ended by {breakdown.error_reason}: {breakdown.error}"] if breakdown.error_reason else []
+    notes += [summary, *_stalls(breakdown)]
+    if breakdown.slice:
+        notes.append(f"in slice {breakdown.slice}")
     if breakdown.token_s:
         ordered = sorted(breakdown.token_s)
         notes.append(

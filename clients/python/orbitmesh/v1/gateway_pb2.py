@@ -28,7 +28,7 @@ from orbitmesh.v1 import executor_pb2 as orbitmesh_dot_v1_dot_executor__pb2
 from orbitmesh.v1 import wire_pb2 as orbitmesh_dot_v1_dot_wire__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aorbitmesh/v1/gateway.proto\x12\x0corbitmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1borbitmesh/v1/executor.proto\x1a\x17orbitmesh/v1/wire.proto\"\xce\x02\n\x0fGenerateRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.orbitmesh.v1.TokenIdsH\x00\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.orbitmesh.v1.Sampling\x12\x12\n\nignore_end\x18\x06 \x01(\x08\x12\x12\n\nno_timings\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12(\n\x08received\x18\t \x01(\x0b\x32\x16.orbitmesh.v1.TokenIds\x12)\n\x06linger\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05slice\x18\x0b \x01(\tB\x08\n\x06prompt\"-\n\x17\x43\x61ncelGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1a\n\x18\x43\x61ncelGenerationResponse\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe8\x01\n\x10GenerateResponse\x12\x32\n\x07started\x18\x01 \x01(\x0b\x32\x1f.orbitmesh.v1.GenerationStartedH\x00\x12-\n\x05token\x18\x02 \x01(\x0b\x32\x1c.orbitmesh.v1.GeneratedTokenH\x00\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32 .orbitmesh.v1.GenerationFinishedH\x00\x12\x32\n\x07waiting\x18\x04 \x01(\x0b\x32\x1f.orbitmesh.v1.GenerationWaitingH\x00\x42\x07\n\x05\x65vent\"N\n\x11GenerationWaiting\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x11GenerationStarted\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x06\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"<\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xd5\x01\n\x12GenerationFinished\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.orbitmesh.v1.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x12\n\nnew_tokens\x18\x03 \x01(\r\x12\x15\n\rfirst_token_s\x18\x04 \x01(\x01\x12\x0f\n\x07total_s\x18\x05 \x01(\x01\x12\x11\n\traw_bytes\x18\x06 \x01(\x04\x12\x12\n\nwire_bytes\x18\x07 \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\"\"\n\x0e\x45xplainRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"=\n\x0f\x45xplainResponse\x12*\n\tbreakdown\x18\x01 \x01(\x0b\x32\x17.orbitmesh.v1.Breakdown\"\xb0\x02\n\tBreakdown\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12\x12\n\nattributed\x18\x04 \x01(\x01\x12(\n\x04rows\x18\x05 \x03(\x0b\x32\x1a.orbitmesh.v1.BreakdownRow\x12\x12\n\nnew_tokens\x18\x06 \x01(\r\x12\x18\n\x10token_attributed\x18\x07 \x03(\x01\x12\x30\n\rclock_offsets\x18\x08 \x03(\x0b\x32\x19.orbitmesh.v1.ClockOffset\x12.\n\nstarted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nincomplete\x18\n \x01(\x08\x12\x0f\n\x07token_s\x18\x0b \x03(\x01\"z\n\x0c\x42reakdownRow\x12\r\n\x05place\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04wait\x18\x03 \x01(\x08\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x10\n\x08median_s\x18\x06 \x01(\x01\x12\r\n\x05share\x18\x07 \x01(\x01\"F\n\x0b\x43lockOffset\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\toffset_ns\x18\x02 \x01(\x12\x12\x16\n\x0euncertainty_ns\x18\x03 \x01(\x04\"\x12\n\x10GetStatusRequest\"}\n\x11GetStatusResponse\x12\x13\n\x0bgenerations\x18\x01 \x01(\r\x12\r\n\x05packs\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x14\n\x0cscheduler_up\x18\x06 \x01(\x08\"L\n\x11\x43reatePackRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"@\n\x12\x43reatePackResponse\x12*\n\x07missing\x18\x01 \x03(\x0b\x32\x19.orbitmesh.v1.MissingFile\";\n\x0bMissingFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x12\n\x10ListPacksRequest\"6\n\x11ListPacksResponse\x12!\n\x05packs\x18\x01 \x03(\x0b\x32\x12.orbitmesh.v1.Pack\"S\n\x04Pack\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\"0\n\x0fTransferRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\r\n\x04\x62ody\x18\xe8\x07 \x01(\x0c\"1\n\x10TransferResponse\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\r\n\x04\x62ody\x18\xe8\x07 \x01(\x0c\x32\xd6\x02\n\x0eGatewayService\x12K\n\x08Generate\x12\x1d.orbitmesh.v1.GenerateRequest\x1a\x1e.orbitmesh.v1.GenerateResponse0\x01\x12\x61\n\x10\x43\x61ncelGeneration\x12%.orbitmesh.v1.CancelGenerationRequest\x1a&.orbitmesh.v1.CancelGenerationResponse\x12\x46\n\x07\x45xplain\x12\x1c.orbitmesh.v1.ExplainRequest\x1a\x1d.orbitmesh.v1.ExplainResponse\x12L\n\tGetStatus\x12\x1e.orbitmesh.v1.GetStatusRequest\x1a\x1f.orbitmesh.v1.GetStatusResponse2\xfb\x01\n\x0bPackService\x12O\n\nCreatePack\x12\x1f.orbitmesh.v1.CreatePackRequest\x1a .orbitmesh.v1.CreatePackResponse\x12L\n\tListPacks\x12\x1e.orbitmesh.v1.ListPacksRequest\x1a\x1f.orbitmesh.v1.ListPacksResponse\x12M\n\x08Transfer\x12\x1d.orbitmesh.v1.TransferRequest\x1a\x1e.orbitmesh.v1.TransferResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1aorbitmesh/v1/gateway.proto\x12\x0corbitmesh.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1borbitmesh/v1/executor.proto\x1a\x17orbitmesh/v1/wire.proto\"\xce\x02\n\x0fGenerateRequest\x12\x12\n\ndeployment\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.orbitmesh.v1.TokenIdsH\x00\x12\x16\n\x0emax_new_tokens\x18\x04 \x01(\r\x12(\n\x08sampling\x18\x05 \x01(\x0b\x32\x16.orbitmesh.v1.Sampling\x12\x12\n\nignore_end\x18\x06 \x01(\x08\x12\x12\n\nno_timings\x18\x07 \x01(\x08\x12\x12\n\nrequest_id\x18\x08 \x01(\t\x12(\n\x08received\x18\t \x01(\x0b\x32\x16.orbitmesh.v1.TokenIds\x12)\n\x06linger\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12\r\n\x05slice\x18\x0b \x01(\tB\x08\n\x06prompt\"-\n\x17\x43\x61ncelGenerationRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"\x1a\n\x18\x43\x61ncelGenerationResponse\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xe8\x01\n\x10GenerateResponse\x12\x32\n\x07started\x18\x01 \x01(\x0b\x32\x1f.orbitmesh.v1.GenerationStartedH\x00\x12-\n\x05token\x18\x02 \x01(\x0b\x32\x1c.orbitmesh.v1.GeneratedTokenH\x00\x12\x34\n\x08\x66inished\x18\x03 \x01(\x0b\x32 .orbitmesh.v1.GenerationFinishedH\x00\x12\x32\n\x07waiting\x18\x04 \x01(\x0b\x32\x1f.orbitmesh.v1.GenerationWaitingH\x00\x42\x07\n\x05\x65vent\"N\n\x11GenerationWaiting\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"P\n\x11GenerationStarted\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\x12\n\ngeneration\x18\x02 \x01(\x06\x12\x15\n\rprompt_tokens\x18\x03 \x01(\r\"<\n\x0eGeneratedToken\x12\n\n\x02id\x18\x01 \x01(\r\x12\x10\n\x08position\x18\x02 \x01(\r\x12\x0c\n\x04text\x18\x03 \x01(\t\"\xd5\x01\n\x12GenerationFinished\x12*\n\x06reason\x18\x01 \x01(\x0e\x32\x1a.orbitmesh.v1.FinishReason\x12\x15\n\rprompt_tokens\x18\x02 \x01(\r\x12\x12\n\nnew_tokens\x18\x03 \x01(\r\x12\x15\n\rfirst_token_s\x18\x04 \x01(\x01\x12\x0f\n\x07total_s\x18\x05 \x01(\x01\x12\x11\n\traw_bytes\x18\x06 \x01(\x04\x12\x12\n\nwire_bytes\x18\x07 \x01(\x04\x12\x19\n\x11tokens_per_second\x18\x08 \x01(\x01\"\"\n\x0e\x45xplainRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\"=\n\x0f\x45xplainResponse\x12*\n\tbreakdown\x18\x01 \x01(\x0b\x32\x17.orbitmesh.v1.Breakdown\"\xe4\x02\n\tBreakdown\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x0f\n\x07total_s\x18\x03 \x01(\x01\x12\x12\n\nattributed\x18\x04 \x01(\x01\x12(\n\x04rows\x18\x05 \x03(\x0b\x32\x1a.orbitmesh.v1.BreakdownRow\x12\x12\n\nnew_tokens\x18\x06 \x01(\r\x12\x18\n\x10token_attributed\x18\x07 \x03(\x01\x12\x30\n\rclock_offsets\x18\x08 \x03(\x0b\x32\x19.orbitmesh.v1.ClockOffset\x12.\n\nstarted_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nincomplete\x18\n \x01(\x08\x12\x0f\n\x07token_s\x18\x0b \x03(\x01\x12\r\n\x05slice\x18\x0c \x01(\t\x12\x14\n\x0c\x65rror_reason\x18\r \x01(\t\x12\r\n\x05\x65rror\x18\x0e \x01(\t\"z\n\x0c\x42reakdownRow\x12\r\n\x05place\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0c\n\x04wait\x18\x03 \x01(\x08\x12\x0f\n\x07total_s\x18\x04 \x01(\x01\x12\r\n\x05\x63ount\x18\x05 \x01(\r\x12\x10\n\x08median_s\x18\x06 \x01(\x01\x12\r\n\x05share\x18\x07 \x01(\x01\"F\n\x0b\x43lockOffset\x12\x0c\n\x04node\x18\x01 \x01(\t\x12\x11\n\toffset_ns\x18\x02 \x01(\x12\x12\x16\n\x0euncertainty_ns\x18\x03 \x01(\x04\"\x12\n\x10GetStatusRequest\"}\n\x11GetStatusResponse\x12\x13\n\x0bgenerations\x18\x01 \x01(\r\x12\r\n\x05packs\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x05 \x01(\t\x12\x14\n\x0cscheduler_up\x18\x06 \x01(\x08\"L\n\x11\x43reatePackRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x10\n\x08manifest\x18\x02 \x01(\x0c\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"@\n\x12\x43reatePackResponse\x12*\n\x07missing\x18\x01 \x03(\x0b\x32\x19.orbitmesh.v1.MissingFile\";\n\x0bMissingFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06sha256\x18\x02 \x01(\x0c\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"\x12\n\x10ListPacksRequest\"6\n\x11ListPacksResponse\x12!\n\x05packs\x18\x01 \x03(\x0b\x32\x12.orbitmesh.v1.Pack\"S\n\x04Pack\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x17\n\x0fmanifest_sha256\x18\x02 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\x12\x10\n\x08\x63omplete\x18\x04 \x01(\x08\"0\n\x0fTransferRequest\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\r\n\x04\x62ody\x18\xe8\x07 \x01(\x0c\"1\n\x10TransferResponse\x12\x0e\n\x06header\x18\x01 \x01(\x0c\x12\r\n\x04\x62ody\x18\xe8\x07 \x01(\x0c\x32\xd6\x02\n\x0eGatewayService\x12K\n\x08Generate\x12\x1d.orbitmesh.v1.GenerateRequest\x1a\x1e.orbitmesh.v1.GenerateResponse0\x01\x12\x61\n\x10\x43\x61ncelGeneration\x12%.orbitmesh.v1.CancelGenerationRequest\x1a&.orbitmesh.v1.CancelGenerationResponse\x12\x46\n\x07\x45xplain\x12\x1c.orbitmesh.v1.ExplainRequest\x1a\x1d.orbitmesh.v1.ExplainResponse\x12L\n\tGetStatus\x12\x1e.orbitmesh.v1.GetStatusRequest\x1a\x1f.orbitmesh.v1.GetStatusResponse2\xfb\x01\n\x0bPackService\x12O\n\nCreatePack\x12\x1f.orbitmesh.v1.CreatePackRequest\x1a .orbitmesh.v1.CreatePackResponse\x12L\n\tListPacks\x12\x1e.orbitmesh.v1.ListPacksRequest\x1a\x1f.orbitmesh.v1.ListPacksResponse\x12M\n\x08Transfer\x12\x1d.orbitmesh.v1.TransferRequest\x1a\x1e.orbitmesh.v1.TransferResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,33 +58,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_EXPLAINRESPONSE']._serialized_start=1311
   _globals['_EXPLAINRESPONSE']._serialized_end=1372
   _globals['_BREAKDOWN']._serialized_start=1375
-  _globals['_BREAKDOWN']._serialized_end=1679
-  _globals['_BREAKDOWNROW']._serialized_start=1681
-  _globals['_BREAKDOWNROW']._serialized_end=1803
-  _globals['_CLOCKOFFSET']._serialized_start=1805
-  _globals['_CLOCKOFFSET']._serialized_end=1875
-  _globals['_GETSTATUSREQUEST']._serialized_start=1877
-  _globals['_GETSTATUSREQUEST']._serialized_end=1895
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1897
-  _globals['_GETSTATUSRESPONSE']._serialized_end=2022
-  _globals['_CREATEPACKREQUEST']._serialized_start=2024
-  _globals['_CREATEPACKREQUEST']._serialized_end=2100
-  _globals['_CREATEPACKRESPONSE']._serialized_start=2102
-  _globals['_CREATEPACKRESPONSE']._serialized_end=2166
-  _globals['_MISSINGFILE']._serialized_start=2168
-  _globals['_MISSINGFILE']._serialized_end=2227
-  _globals['_LISTPACKSREQUEST']._serialized_start=2229
-  _globals['_LISTPACKSREQUEST']._serialized_end=2247
-  _globals['_LISTPACKSRESPONSE']._serialized_start=2249
-  _globals['_LISTPACKSRESPONSE']._serialized_end=2303
-  _globals['_PACK']._serialized_start=2305
-  _globals['_PACK']._serialized_end=2388
-  _globals['_TRANSFERREQUEST']._serialized_start=2390
-  _globals['_TRANSFERREQUEST']._serialized_end=2438
-  _globals['_TRANSFERRESPONSE']._serialized_start=2440
-  _globals['_TRANSFERRESPONSE']._serialized_end=2489
-  _globals['_GATEWAYSERVICE']._serialized_start=2492
-  _globals['_GATEWAYSERVICE']._serialized_end=2834
-  _globals['_PACKSERVICE']._serialized_start=2837
-  _globals['_PACKSERVICE']._serialized_end=3088
+  _globals['_BREAKDOWN']._serialized_end=1731
+  _globals['_BREAKDOWNROW']._serialized_start=1733
+  _globals['_BREAKDOWNROW']._serialized_end=1855
+  _globals['_CLOCKOFFSET']._serialized_start=1857
+  _globals['_CLOCKOFFSET']._serialized_end=1927
+  _globals['_GETSTATUSREQUEST']._serialized_start=1929
+  _globals['_GETSTATUSREQUEST']._serialized_end=1947
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1949
+  _globals['_GETSTATUSRESPONSE']._serialized_end=2074
+  _globals['_CREATEPACKREQUEST']._serialized_start=2076
+  _globals['_CREATEPACKREQUEST']._serialized_end=2152
+  _globals['_CREATEPACKRESPONSE']._serialized_start=2154
+  _globals['_CREATEPACKRESPONSE']._serialized_end=2218
+  _globals['_MISSINGFILE']._serialized_start=2220
+  _globals['_MISSINGFILE']._serialized_end=2279
+  _globals['_LISTPACKSREQUEST']._serialized_start=2281
+  _globals['_LISTPACKSREQUEST']._serialized_end=2299
+  _globals['_LISTPACKSRESPONSE']._serialized_start=2301
+  _globals['_LISTPACKSRESPONSE']._serialized_end=2355
+  _globals['_PACK']._serialized_start=2357
+  _globals['_PACK']._serialized_end=2440
+  _globals['_TRANSFERREQUEST']._serialized_start=2442
+  _globals['_TRANSFERREQUEST']._serialized_end=2490
+  _globals['_TRANSFERRESPONSE']._serialized_start=2492
+  _globals['_TRANSFERRESPONSE']._serialized_end=2541
+  _globals['_GATEWAYSERVICE']._serialized_start=2544
+  _globals['_GATEWAYSERVICE']._serialized_end=2886
+  _globals['_PACKSERVICE']._serialized_start=2889
+  _globals['_PACKSERVICE']._serialized_end=3140
 # @@protoc_insertion_point(module_scope)

@@ -127,7 +127,7 @@ class ExplainResponse(_message.Message):
     def __init__(self, breakdown: _Optional[_Union[Breakdown, _Mapping]] = ...) -> None: ...
 
 class Breakdown(_message.Message):
-    __slots__ = ("trace_id", "title", "total_s", "attributed", "rows", "new_tokens", "token_attributed", "clock_offsets", "started_at", "incomplete", "token_s")
+    __slots__ = ("trace_id", "title", "total_s", "attributed", "rows", "new_tokens", "token_attributed", "clock_offsets", "started_at", "incomplete", "token_s", "slice", "error_reason", "error")
     TRACE_ID_FIELD_NUMBER: _ClassVar[int]
     TITLE_FIELD_NUMBER: _ClassVar[int]
     TOTAL_S_FIELD_NUMBER: _ClassVar[int]
@@ -139,6 +139,9 @@ class Breakdown(_message.Message):
     STARTED_AT_FIELD_NUMBER: _ClassVar[int]
     INCOMPLETE_FIELD_NUMBER: _ClassVar[int]
     TOKEN_S_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_REASON_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
     trace_id: str
     title: str
     total_s: float
@@ -150,7 +153,10 @@ class Breakdown(_message.Message):
     started_at: _timestamp_pb2.Timestamp
     incomplete: bool
     token_s: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, trace_id: _Optional[str] = ..., title: _Optional[str] = ..., total_s: _Optional[float] = ..., attributed: _Optional[float] = ..., rows: _Optional[_Iterable[_Union[BreakdownRow, _Mapping]]] = ..., new_tokens: _Optional[int] = ..., token_attributed: _Optional[_Iterable[float]] = ..., clock_offsets: _Optional[_Iterable[_Union[ClockOffset, _Mapping]]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., incomplete: _Optional[bool] = ..., token_s: _Optional[_Iterable[float]] = ...) -> None: ...
+    slice: str
+    error_reason: str
+    error: str
+    def __init__(self, trace_id: _Optional[str] = ..., title: _Optional[str] = ..., total_s: _Optional[float] = ..., attributed: _Optional[float] = ..., rows: _Optional[_Iterable[_Union[BreakdownRow, _Mapping]]] = ..., new_tokens: _Optional[int] = ..., token_attributed: _Optional[_Iterable[float]] = ..., clock_offsets: _Optional[_Iterable[_Union[ClockOffset, _Mapping]]] = ..., started_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., incomplete: _Optional[bool] = ..., token_s: _Optional[_Iterable[float]] = ..., slice: _Optional[str] = ..., error_reason: _Optional[str] = ..., error: _Optional[str] = ...) -> None: ...
 
 class BreakdownRow(_message.Message):
     __slots__ = ("place", "what", "wait", "total_s", "count", "median_s", "share")
