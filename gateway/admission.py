@@ -7,6 +7,7 @@ pieces of work it takes. How much each may have while it runs is kept to where i
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from gateway.book import Entry
 from gateway.upstream import Upstream
@@ -38,22 +39,24 @@ class Admissions:
         self._upstream = upstream
         self._log = log
 
-    async def admit(self, entry: Entry, life_s: float) -> None:
+    async def admit(self, entry: Entry, nodes: Sequence[str], life_s: float) -> None:
         """Lets a generation into the slice that it names; one that names none needs nobody's leave.
 
         Args:
             entry: The generation.
+            nodes: The nodes of its pipeline.
             life_s: How long it may last, in seconds; longer than a day it is not held.
 
         Raises:
             PermissionError_: `SLICE_NOT_YOURS`.
             CapacityError: `SLICE_FULL`, with when there is room in its metadata.
-            InvalidInputError: `FAILED_PRECONDITION`, the slice is not active, or this mesh has no slices.
+            InvalidInputError: `FAILED_PRECONDITION`, the slice is not active, or has nothing on any of the nodes, or
+                this mesh has no slices.
             MeshError: The service cannot be asked: nobody is let in unasked.
         """
         if not entry.request.slice:
             return
-        request = slices_pb2.AdmitRequest(slice=entry.request.slice, request_id=_request_id(entry))
+        request = slices_pb2.AdmitRequest(slice=entry.request.slice, request_id=_request_id(entry), through=nodes)
         request.lifetime.FromNanoseconds(round(min(life_s, LIFETIME_MAX_S) * 1e9))
         with mapped_errors(address=self._upstream.slices_address, server="the slices service"):
             await self._stub().Admit(

@@ -196,7 +196,7 @@ class Generations:
             tokens=list(request.received.ids)[:new_tokens],
         )
         try:
-            await self._let_in(entry, limit_s, began_ns)
+            await self._let_in(entry, deployment, limit_s, began_ns)
             page = await asyncio.to_thread(self._book.begin, entry) if request.request_id else None
         except (InvalidInputError, PermissionError_, CapacityError):
             raise
@@ -209,10 +209,12 @@ class Generations:
         self._start(life)
         return life
 
-    async def _let_in(self, entry: Entry, limit_s: float, began_ns: int) -> None:
+    async def _let_in(
+        self, entry: Entry, deployment: scheduler_pb2.Deployment, limit_s: float, began_ns: int
+    ) -> None:
         """Asks for leave; a refusal is a trace as well, which its caller is given the number of."""
         try:
-            await self._admissions.admit(entry, limit_s)
+            await self._admissions.admit(entry, [node.name for node in deployment.pipeline], limit_s)
         except MeshError as error:
             error.trace_id = entry.trace_id
             self._traces.refused(

@@ -19,8 +19,20 @@ NODES_NAMED_MAX = 16
 """The most nodes that one piece of work names: no slice is on more."""
 
 
+THROUGH_MAX = 256
+"""The most nodes that one piece of work goes through."""
+
+
 def admit(
-    book: Book, name: str, amounts: Amounts, nodes: Sequence[str], key: str, digest: str, until_ns: int, now_ns: int
+    book: Book,
+    name: str,
+    amounts: Amounts,
+    nodes: Sequence[str],
+    key: str,
+    digest: str,
+    until_ns: int,
+    now_ns: int,
+    through: Sequence[str] = (),
 ) -> tuple[Book, Admission]:
     """Reserves room in a slice for work, within what the slice has.
 
@@ -33,12 +45,14 @@ def admit(
         digest: Of the request.
         until_ns: When it is given back by itself.
         now_ns: The time; both in nanoseconds since 1970.
+        through: The nodes that it goes through; none says nothing of that.
 
     Returns:
         The next state, and the admission.
 
     Raises:
-        InvalidInputError: `NOT_FOUND`; the slice is not on such a node; `FAILED_PRECONDITION`, it is not active.
+        InvalidInputError: `NOT_FOUND`; the slice is not on such a node; `FAILED_PRECONDITION`, it is not active, or has
+            nothing on any node that the work goes through.
         InfeasiblePlanError: `SLICES_INFEASIBLE`, more than the slice has in all.
         NodeLostError: The node is out of reach.
         CapacityError: `SLICE_FULL`, with what is free and when there is room; or too much is admitted in all.
@@ -47,7 +61,7 @@ def admit(
     _check_open(held)
     book = _without_ended(book, held, now_ns)
     held = book.get(name)
-    places = _places(book, held, amounts, nodes)
+    places = _places(book, held, amounts, nodes, through)
     limit = held.promise.profile.max_number_of_ues
     if len(held.admissions) >= limit:
         raise _full(held, amounts, places, f"has {len(held.admissions)} pieces of work of at most {limit}", now_ns)
@@ -94,7 +108,9 @@ def _check_open(held: Slice) -> None:
     )
 
 
-def _places(book: Book, held: Slice, amounts: Amounts, nodes: Sequence[str]) -> tuple[str, ...]:
+def _places(
+    book: Book, held: Slice, amounts: Amounts, nodes: Sequence[str], through: Sequence[str]
+) -> tuple[str, ...]:
     """Where the work goes."""
     if len(nodes) > NODES_NAMED_MAX or len(set(nodes)) < len(nodes):
         raise InvalidInputError(f"work is on {NODES_NAMED_MAX} nodes at most, each named once; {len(nodes)} are named")
@@ -104,9 +120,10 @@ def _places(book: Book, held: Slice, amounts: Amounts, nodes: Sequence[str]) -> 
                 f"slice {held.name!r} has nothing on node {node[:63]!r}; it is on {', '.join(held.reserved)}",
                 metadata={"slice": held.name, "node": node[:63]},
             )
-    here = [node for node in (nodes or held.reserved) if not _absent(book, node)]
+    among = nodes or _passed(held, through)
+    here = [node for node in among if not _absent(book, node)]
     if not here or (nodes and len(here) < len(nodes)):
-        away = next(node for node in (nodes or held.reserved) if _absent(book, node))
+        away = next(node for node in among if _absent(book, node))
         raise NodeLostError(
             f"slice {held.name!r} is on {away}, which is out of reach or wants no new work; try again later",
             metadata={"slice": held.name, "node": away},
@@ -123,6 +140,21 @@ def _places(book: Book, held: Slice, amounts: Amounts, nodes: Sequence[str]) -> 
     if nodes:
         return tuple(nodes)
     return (max(sorted(able), key=lambda node: _room(held, node, amounts)),)
+
+
+def _passed(held: Slice, through: Sequence[str]) -> list[str]:
+    """The nodes of the slice that work goes through, all of them where that is not said."""
+    if len(through) > THROUGH_MAX:
+        raise InvalidInputError(f"work goes through {THROUGH_MAX} nodes at most; {len(through)} are named")
+    passed = [node for node in held.reserved if not through or node in through]
+    if not passed:
+        raise InvalidInputError(
+            f"slice {held.name!r} has nothing where this would run: it is on {', '.join(held.reserved)}, and this goes "
+            f"through {', '.join(node[:63] for node in through[:NODES_NAMED_MAX])}; define it with nodes of these",
+            reason="FAILED_PRECONDITION",
+            metadata={"slice": held.name},
+        )
+    return passed
 
 
 def _absent(book: Book, node: str) -> bool:

@@ -127,8 +127,9 @@ class Deeds:
             usable(caller, whole.book, request.slice, request.tenant)
             until_ns = now_ns + round(lifetime_s * 1e9)
             after, made = admission.admit(
-                whole.book, request.slice, amounts, request.nodes, asked.key, asked.digest, until_ns, now_ns
-            )
+                whole.book, request.slice, amounts, request.nodes, asked.key, asked.digest, until_ns, now_ns,
+                request.through,
+            )  # fmt: skip
             return replace(whole, book=after), _admitted_answer(made)
 
         return slices_pb2.AdmitResponse.FromString(await self._keeper.change(decide))

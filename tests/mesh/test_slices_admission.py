@@ -17,9 +17,10 @@ SMALL = {"CPU": 0.01, "GPU": 0, "MemoryGB": 0.001, "BandwidthGbps": 0.001}
 
 
 @contextmanager
-def held(mesh: Mesh, name: str, **profile: Any) -> Iterator[None]:
-    """An active slice, for as long as the block runs; releasing it fails where work is left in it."""
-    mesh.slices.define(name, resources=SMALL, **profile)
+def held(mesh: Mesh, name: str, deployment: Any, **profile: Any) -> Iterator[None]:
+    """An active slice on the first node of a deployment, for as long as the block runs; releasing it fails where work
+    is left in it."""
+    mesh.slices.define(name, resources=SMALL, **{"nodes": [deployment.stages[0].node], **profile})
     mesh.slices.apply(mesh.slices.optimize(slices=[name]))
     yield
     mesh.slices.release(name)
@@ -30,7 +31,7 @@ def test_as_many_generations_are_in_a_slice_as_it_takes(mesh: Mesh, models: Mode
     last token may release the slice."""
     model = models.get("llama")
     prompt = model.prompt(5)
-    with deployed(mesh, model, "few", stages=2), held(mesh, "few", max_number_of_ues=1):
+    with deployed(mesh, model, "few", stages=2) as few, held(mesh, "few", few, max_number_of_ues=1):
         first = mesh.generate("few", prompt=prompt, max_new_tokens=40, slice="few", ignore_end=True)
         tokens = iter(first)
         next(tokens)
@@ -53,11 +54,27 @@ def test_as_many_generations_are_in_a_slice_as_it_takes(mesh: Mesh, models: Mode
 def test_a_generation_that_is_given_up_leaves_its_slice(mesh: Mesh, models: Models) -> None:
     """Cancelled by its caller in the middle: its place is free for another one."""
     model = models.get("llama")
-    with deployed(mesh, model, "left", stages=2), held(mesh, "left", max_number_of_ues=1):
+    with deployed(mesh, model, "left", stages=2) as left, held(mesh, "left", left, max_number_of_ues=1):
         generation = mesh.generate("left", prompt=model.prompt(5), max_new_tokens=200, slice="left", ignore_end=True)
         next(iter(generation))
         generation.cancel()
         until(lambda: mesh.slices.get("left").admitted == 0, "the slice is empty")
+
+
+def test_a_slice_on_other_nodes_lets_no_generation_in(mesh: Mesh, models: Models) -> None:
+    """It has nothing where the generation would run, so its promise could not be kept: the error names both; with one
+    node of the pipeline it can."""
+    model = models.get("llama")
+    prompt = model.prompt(5)
+    up = [node.name for node in mesh.nodes() if node.state == "up"]
+    with deployed(mesh, model, "here", stages=2, nodes=up[:2]) as here:
+        with held(mesh, "there", here, nodes=[up[2]]), pytest.raises(InvalidInputError) as refused:
+            list(mesh.generate("here", prompt=prompt, max_new_tokens=TOKENS, slice="there"))
+        assert refused.value.reason == "FAILED_PRECONDITION"
+        assert all(name in refused.value.message for name in (up[2], *(stage.node for stage in here.stages)))
+        with held(mesh, "both", here, nodes=[here.stages[1].node]):
+            said = mesh.generate("here", prompt=prompt, max_new_tokens=TOKENS, slice="both", ignore_end=True)
+            assert [token.id for token in said] == model.answer(prompt, TOKENS)
 
 
 def test_a_slice_that_is_not_there_or_not_active_lets_nobody_in(mesh: Mesh, models: Models) -> None:

@@ -364,7 +364,7 @@ class ReleaseResponse(_message.Message):
     def __init__(self, slice: _Optional[_Union[Slice, _Mapping]] = ...) -> None: ...
 
 class AdmitRequest(_message.Message):
-    __slots__ = ("slice", "resources", "nodes", "tenant", "lifetime", "request_id")
+    __slots__ = ("slice", "resources", "nodes", "tenant", "lifetime", "request_id", "through")
     class ResourcesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -378,13 +378,15 @@ class AdmitRequest(_message.Message):
     TENANT_FIELD_NUMBER: _ClassVar[int]
     LIFETIME_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    THROUGH_FIELD_NUMBER: _ClassVar[int]
     slice: str
     resources: _containers.ScalarMap[str, float]
     nodes: _containers.RepeatedScalarFieldContainer[str]
     tenant: str
     lifetime: _duration_pb2.Duration
     request_id: str
-    def __init__(self, slice: _Optional[str] = ..., resources: _Optional[_Mapping[str, float]] = ..., nodes: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., lifetime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    through: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, slice: _Optional[str] = ..., resources: _Optional[_Mapping[str, float]] = ..., nodes: _Optional[_Iterable[str]] = ..., tenant: _Optional[str] = ..., lifetime: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., request_id: _Optional[str] = ..., through: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class AdmitResponse(_message.Message):
     __slots__ = ("until", "nodes")
