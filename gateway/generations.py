@@ -96,6 +96,11 @@ class Generations:
         """How many generations are running, also those that nobody listens to at the moment."""
         return len(self._lives)
 
+    @property
+    def lives(self) -> list[Life]:
+        """Those that are running."""
+        return list(self._lives)
+
     async def cancel(self, request_id: str) -> None:
         """Ends a generation of this caller by its name; one that is not there changes nothing."""
         life = self._named.get((current_caller().spiffe, request_id))

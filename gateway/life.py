@@ -151,6 +151,11 @@ class Life:
             await asyncio.shield(self._closing)
         return _finished(self._record, self.entry, self._taken_up)
 
+    @property
+    def record(self) -> GenerationRecord:
+        """What was noted of it so far."""
+        return self._record
+
     async def end(self) -> None:
         """Ends it now, wherever it is; waits until the nodes were told."""
         self._stop()

@@ -14,6 +14,7 @@ import grpc
 from gateway.aggregator_relay import AggregatorRelay
 from gateway.book import Book
 from gateway.generations import SLOW_READER_S, Generations
+from gateway.ops import GatewayOps
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
 from gateway.slices_relay import SlicesRelay
@@ -198,6 +199,7 @@ async def _serve(
                 slices_pb2_grpc.add_SlicesServiceServicer_to_server,
                 SlicesRelay(upstream, host.draining),
             )
+            host.ops = GatewayOps(host, upstream, generations, traces)
             port = await host.start()
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"
             host.log.info("listening", address=servicer.address)

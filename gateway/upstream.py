@@ -129,6 +129,19 @@ class Upstream:
             )
         return self._channels.get(Role.SLICES, self._slices_name, self.slices_address)
 
+    def services(self) -> dict[str, grpc.aio.Channel]:
+        """The connections to the services that this gateway was given, by role/name."""
+        told = {
+            f"{Role.SCHEDULER.value}/{self._scheduler_name}": (self.scheduler_channel, self.scheduler_address),
+            f"{Role.AGGREGATOR.value}/{self._aggregator_name}": (self.aggregator_channel, self.aggregator_address),
+            f"{Role.SLICES.value}/{self._slices_name}": (self.slices_channel, self.slices_address),
+        }
+        return {process: channel() for process, (channel, address) in told.items() if address}
+
+    def node_channel(self, name: str, address: str) -> grpc.aio.Channel:
+        """The connection to a node's executor."""
+        return self._channels.get(Role.EXECUTOR, name, address)
+
     async def deployment(self, name: str) -> scheduler_pb2.Deployment:
         """A deployment that serves.
 

@@ -18,7 +18,8 @@ from orbitmesh.trust.names import Role
 HEALTH = "grpc.health.v1.Health"
 REFLECTION = ("grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection")
 CHANNELZ = "grpc.channelz.v1.Channelz"
-ADMIN_SERVICES = frozenset({HEALTH, *REFLECTION, CHANNELZ})
+OPS = "orbitmesh.v1.OpsService"
+ADMIN_SERVICES = frozenset({HEALTH, *REFLECTION, CHANNELZ, OPS})
 """Services that every process offers about itself: answered while draining, and without a deadline."""
 
 Table = Mapping[str, frozenset[Role]]
@@ -38,6 +39,8 @@ ALLOWED: Table = MappingProxyType(
         f"/{REFLECTION[0]}/*": _OPERATOR,
         f"/{REFLECTION[1]}/*": _OPERATOR,
         f"/{CHANNELZ}/*": _OPERATOR,
+        # A gateway asks other processes for operators that ask it.
+        f"/{OPS}/*": _OPERATOR | {Role.GATEWAY},
         "/orbitmesh.v1.SchedulerService/Heartbeat": _EXECUTOR,
         "/orbitmesh.v1.SchedulerService/ListNodes": _USERS_AND_GATEWAY | _AGGREGATOR | {Role.SLICES},
         "/orbitmesh.v1.SchedulerService/Plan": _USERS_AND_GATEWAY,

@@ -20,10 +20,12 @@ from orbitmesh.errors import IdentityError, TransportError
 from orbitmesh.limits import MESSAGE_BYTES
 from orbitmesh.rpc import KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, METADATA_BYTES, ChannelOption
 from orbitmesh.trust.identity import Identity, IdentitySource
-from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, REFLECTION, Table, check_complete
+from orbitmesh.v1 import ops_pb2_grpc
+from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, OPS, REFLECTION, Table, check_complete
 from services.runtime.drain import CALLS_IN_FLIGHT, InFlight
 from services.runtime.interceptors import Gate
 from services.runtime.logs import EventLog
+from services.runtime.ops import ProcessOps
 
 DRAIN_GRACE_S = 25.0
 """How long calls under way may go on once the service drains, in seconds; below the 30 s of container
@@ -104,6 +106,8 @@ class ServiceHost:
             lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed
         )
         self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
+        self.ops = ProcessOps(self._source, self.log, self.in_flight)
+        """What operators are told of this process; a gateway puts another one in its place before `start`."""
         self.port = 0
 
     @property
@@ -159,7 +163,7 @@ class ServiceHost:
             InternalError: A method of an added service has no row in the authorization table.
             TransportError: The address cannot be listened on.
         """
-        check_complete([*self._services, HEALTH], self._allowed)
+        check_complete([*self._services, HEALTH, OPS], self._allowed)
         self._add_admin()
         credentials = grpc.dynamic_ssl_server_credentials(
             _configuration(self._served), self._renewed, require_client_authentication=True
@@ -255,7 +259,8 @@ class ServiceHost:
     def _add_admin(self) -> None:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         channelz.add_channelz_servicer(self.server)
-        names = (*self._services, HEALTH, CHANNELZ, *REFLECTION)
+        ops_pb2_grpc.add_OpsServiceServicer_to_server(self.ops, self.server)
+        names = (*self._services, HEALTH, CHANNELZ, OPS, *REFLECTION)
         reflection.enable_server_reflection(names, self.server)
         # The package offers v1alpha only; v1 has the same messages, and newer tools ask for it first.
         servicer = reflection.aio.ReflectionServicer(names)

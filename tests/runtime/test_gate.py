@@ -29,7 +29,7 @@ from orbitmesh.errors import (
 )
 from orbitmesh.rpc import keep_status, mapped_errors, open_channel
 from orbitmesh.trust import Role
-from services.runtime.authz import ADMIN_SERVICES, ALLOWED, authorize, check_complete, methods_of, roles_for
+from services.runtime.authz import ADMIN_SERVICES, ALLOWED, OPS, authorize, check_complete, methods_of, roles_for
 from services.runtime.caller import current_caller, require_self, time_left_s
 from services.runtime.peers import PeerReader
 from services.runtime.server import ServiceHost
@@ -111,6 +111,10 @@ async def test_every_role_and_method_of_the_table(mesh: MeshDir, serving: Servin
                         await channel.unary_unary(method)(b"", timeout=60)
                 except PermissionError_ as error:
                     assert error.reason == "ROLE_NOT_ALLOWED" and method in str(error)
+                except InvalidInputError:
+                    # It was let in: every host has its own OpsService, which is no stand-in.
+                    assert method.startswith(f"/{OPS}/")
+                    passed.add((role, method))
                 else:
                     passed.add((role, method))
             await channel.close()

@@ -111,6 +111,22 @@ class SendReport(NamedTuple):
     """What it waited for longest there, in words."""
 
 
+@dataclass(slots=True, eq=False)
+class Sending:
+    """A transfer of several frames that is being sent."""
+
+    info: wire_pb2.TransferInfo
+    """What it is for."""
+    total_bytes: int
+    """Its raw bytes."""
+    began_ns: int
+    """When it was asked for, on the monotonic clock."""
+    done_bytes: int = 0
+    """Raw bytes of the frames that were sealed."""
+    waits_for: str = ""
+    """`slot`, `credit` or `turn` while it waits for one; else empty."""
+
+
 @dataclass(slots=True)
 class Received:
     """A transfer that arrived whole."""

@@ -25,7 +25,7 @@ from orbitmesh.wire.frames import (
 from orbitmesh.wire.inbox import PARTIAL_TRANSFERS
 from orbitmesh.wire.ledger import Outbox, SealedFrame
 from orbitmesh.wire.pacing import Pace
-from orbitmesh.wire.records import SendReport, SessionStats
+from orbitmesh.wire.records import Sending, SendReport, SessionStats
 from orbitmesh.wire.seal import TAG_BYTES, DirectionKeys, TransferCipher
 from orbitmesh.wire.tensors import Buffer
 from orbitmesh.wire.writing import Writer
@@ -60,6 +60,7 @@ class Sender:
         egress: Egress | None = None,
     ) -> None:
         self.outbox = Outbox(window)
+        self.sending: list[Sending] = []
         self.pace = Pace()
         self.writer: Writer | None = None
         self._keys = keys
@@ -121,16 +122,19 @@ class Sender:
         self, info: wire_pb2.TransferInfo, data: memoryview, codec: int, started: int
     ) -> SendReport:
         """Sends a transfer frame by frame, between the frames of others."""
-        await self._enter(len(data))
+        sending = Sending(info, len(data), started, waits_for="slot")
+        self.sending.append(sending)
         try:
-            return await self._send_frames(info, data, codec, started)
+            await self._enter(len(data))
+            try:
+                return await self._send_frames(sending, data, codec)
+            finally:
+                await asyncio.shield(self._leave(len(data)))
         finally:
-            await asyncio.shield(self._leave(len(data)))
+            self.sending.remove(sending)
 
-    async def _send_frames(
-        self, info: wire_pb2.TransferInfo, data: memoryview, codec: int, started: int
-    ) -> SendReport:
-        turns = self._turns
+    async def _send_frames(self, sending: Sending, data: memoryview, codec: int) -> SendReport:
+        info, turns = sending.info, self._turns
         chunks = self._chunks(data, info.slice)
         coder = Coder(self._threads.get(), chunks, codec, info.tensor.dtype) if codec != RAW else None
         transfer, cipher = -1, None
@@ -148,13 +152,16 @@ class Sender:
                 while len(handed) >= WRITES_AHEAD:
                     await handed.popleft()
                 cost = cost_of(len(payload) + TAG_BYTES)
+                sending.waits_for = "credit"
                 if self._credit_waiters or not self.outbox.can_spend(cost):
                     credit_ns += await self._wait_credit(cost)
                 else:
                     self.outbox.spent += cost
+                sending.waits_for = "turn"
                 if turns is not None:
                     turn = await self._turn(turns, info.slice, len(payload), cost)
                     waits[turn.why] = waits.get(turn.why, 0) + turn.waited_ns
+                sending.waits_for = ""
                 sealing = time.monotonic_ns()
                 if cipher is None:
                     transfer = self._next_transfer
@@ -169,6 +176,7 @@ class Sender:
                 wire_bytes += len(message)
                 sealed += 1
                 done += size
+                sending.done_bytes = done
                 handed.append(self._handing(self._enqueue(message, cost)))
             while handed:
                 await handed.popleft()
@@ -182,7 +190,7 @@ class Sender:
                 self._abandon(transfer, sealed, cipher)
             raise
         codec_ns = 0 if coder is None else coder.work_ns
-        total_ns = time.monotonic_ns() - started
+        total_ns = time.monotonic_ns() - sending.began_ns
         waited_for = max(waits, key=lambda why: waits[why]) if waits else ""
         queue_ns = sum(waits.values())
         return SendReport(

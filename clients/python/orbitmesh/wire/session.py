@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
 
 from orbitmesh.errors import InvalidInputError, MeshError, TransportError, error_for
 from orbitmesh.limits import FRAME_BODY_BYTES, SESSION_CREDIT_BYTES, TRANSFER_BYTES
@@ -27,6 +28,7 @@ from orbitmesh.wire.records import (
     CutError,
     Received,
     RefusedError,
+    Sending,
     SendReport,
     SessionEndError,
     SessionPeer,
@@ -42,6 +44,14 @@ MIN_WINDOW_BYTES = 2 * FRAME_BODY_BYTES
 
 CLOSE_S = 5.0
 """How long `close` waits for the other end to have everything."""
+
+
+_MADE: WeakSet[Session] = WeakSet()
+
+
+def open_sessions() -> list[Session]:
+    """The sessions of this process that are not over, for whoever wants to see what is on the way."""
+    return [session for session in _MADE if not session.over]
 
 
 class Session:
@@ -85,6 +95,7 @@ class Session:
         self._over = asyncio.Event()
         self._error: MeshError | None = None
         self._keeper: asyncio.Task[None] | None = None
+        _MADE.add(self)
 
     # --- what applications use
     # -----------------------------------------------------------------------------------
@@ -110,6 +121,21 @@ class Session:
     def closed(self) -> bool:
         """Whether nothing can be sent any more."""
         return self._closing or self._over.is_set()
+
+    @property
+    def sending(self) -> list[Sending]:
+        """Transfers of several frames that are being sent."""
+        return list(self._sender.sending)
+
+    @property
+    def receiving(self) -> int:
+        """How many transfers of several frames have arrived in part."""
+        return self._receiver.inbox.partial_transfers
+
+    @property
+    def unacknowledged_bytes(self) -> int:
+        """Bytes that were written, or wait to be, and that the other end has not acknowledged."""
+        return self._sender.outbox.unacknowledged_bytes
 
     @property
     def round_trip_s(self) -> float:
