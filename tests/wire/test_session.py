@@ -20,7 +20,7 @@ from orbitmesh.wire.dialler import Dialler
 from orbitmesh.wire.frames import FRAME_CREDIT_BYTES, parse_header, split_message
 from orbitmesh.wire.records import SessionEndError
 from orbitmesh.wire.seal import TAG_BYTES
-from orbitmesh.wire.session import Session
+from orbitmesh.wire.session import Session, open_sessions
 from tests.wire.memory_wire import Faults, Network, Pipe
 from tests.wire.virtual_time import simulate
 
@@ -191,6 +191,34 @@ async def test_a_sender_waits_for_a_receiver_that_does_not_take(mesh: Mesh) -> N
         reports = await asyncio.gather(*sending)
         await settled(lambda: len(taken) == 60)
         assert max(report.credit_ns for report in reports) > 0
+
+
+async def test_a_transfer_that_is_on_the_way_is_listed_with_what_it_waits_for(mesh: Mesh) -> None:
+    """As long as it is, at both ends, and by the process's list of sessions; not before and not after."""
+    go = asyncio.Event()
+
+    async def on_session(session: Session) -> None:
+        await go.wait()
+        async for received in session:
+            del received
+
+    async with connected(mesh, on_session) as world:
+        session = world.session
+        assert session in open_sessions() and session.sending == []
+        # Nobody takes these: there is no credit left for what follows.
+        full = [asyncio.ensure_future(session.send(blob(0), bytes(60_000))) for _ in range(WINDOW // 60_000)]
+        sending = asyncio.ensure_future(session.send(blob(7), bytes(3 * WINDOW)))
+        await settled(lambda: bool(session.sending) and session.sending[-1].waits_for == "credit")
+        told = session.sending[-1]
+        assert (told.info.blob.tag, told.total_bytes) == (7, 3 * WINDOW) and told.done_bytes < WINDOW
+        receiver = world.acceptor.sessions[0]
+        assert receiver in open_sessions()
+        go.set()
+        await asyncio.gather(sending, *full)
+        assert session.sending == []
+        await session.flush()
+        assert receiver.receiving == 0 and session.unacknowledged_bytes == 0
+    assert session not in open_sessions()
 
 
 async def test_small_transfers_pass_a_huge_one(mesh: Mesh) -> None:
