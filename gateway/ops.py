@@ -120,6 +120,18 @@ class GatewayOps(ProcessOps):
             )
         return answer
 
+    async def DrainNode(  # noqa: N802
+        self, request: ops_pb2.DrainNodeRequest, context: Any
+    ) -> ops_pb2.DrainNodeResponse:
+        """Moves everything off a node."""
+        process = request.node if "/" in request.node else f"{Role.EXECUTOR.value}/{request.node}"
+        stub, timeout_s = await self._way_to(process)
+        with mapped_errors(server=process):
+            answer: ops_pb2.DrainNodeResponse = await stub.DrainNode(
+                ops_pb2.DrainNodeRequest(undo=request.undo), timeout=timeout_s
+            )
+        return answer
+
     async def _way_to(self, process: str) -> tuple[ops_pb2_grpc.OpsServiceStub, float]:
         """Whom to ask about a process, and for how long, in seconds.
 

@@ -50,7 +50,11 @@ class Membership:
 
     async def drain(self) -> None:
         """Tells the scheduler at once that this node wants no new work."""
-        self.draining = True
+        self.want_work(False)
+
+    def want_work(self, wanted: bool) -> None:
+        """Tells the scheduler at once whether this node wants new work."""
+        self.draining = not wanted
         self._beat.set()
 
     async def _keep_lease(self) -> None:

@@ -125,6 +125,7 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     node.peers.learn_own(address)
     membership = Membership(node, address)
     node.peers.follow(lambda: membership.peers)
+    host.ops.drain_by(lambda drained: membership.want_work(not drained))
     host.on_drain(membership.drain)
     host.on_drain(node.drain)
     host.on_drain(relays.drain)

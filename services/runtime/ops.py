@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import version
 from typing import Any
@@ -13,6 +14,7 @@ import psutil
 
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.trust.identity import IdentitySource
+from orbitmesh.trust.names import Role
 from orbitmesh.v1 import ops_pb2, ops_pb2_grpc
 from orbitmesh.wire.records import Sending
 from orbitmesh.wire.session import Session, open_sessions
@@ -34,6 +36,8 @@ class ProcessOps(ops_pb2_grpc.OpsServiceServicer):
         self._log = log
         self._in_flight = in_flight
         self._process = psutil.Process(os.getpid())
+        self._drain: Callable[[bool], None] | None = None
+        self._drained = False
 
     @property
     def title(self) -> str:
@@ -68,6 +72,24 @@ class ProcessOps(ops_pb2_grpc.OpsServiceServicer):
         if before is not level:
             self._log.write(Level.WARNING, "log_level", {"before": before.name.lower(), "now": level.name.lower()})
         return ops_pb2.SetLogLevelResponse(process=self.title, before=before.name.lower())
+
+    async def DrainNode(  # noqa: N802
+        self, request: ops_pb2.DrainNodeRequest, context: Any
+    ) -> ops_pb2.DrainNodeResponse:
+        """Whether its stages are to leave."""
+        name = request.node
+        self._check_own(f"{Role.EXECUTOR.value}/{name}" if name and "/" not in name else name)
+        if self._drain is None:
+            raise InvalidInputError(f"{self.title} holds no stages: name an executor", reason="FAILED_PRECONDITION")
+        before, self._drained = self._drained, not request.undo
+        if before is not self._drained:
+            self._drain(self._drained)
+            self._log.info("drained" if self._drained else "wanted_again")
+        return ops_pb2.DrainNodeResponse(process=self.title, before=before)
+
+    def drain_by(self, drain: Callable[[bool], None]) -> None:
+        """This process holds stages: `drain` is told whether they are to leave."""
+        self._drain = drain
 
     async def GetTopology(  # noqa: N802
         self, request: ops_pb2.GetTopologyRequest, context: Any

@@ -1,4 +1,5 @@
-"""Hand-overs as they happen: the successor loaded ahead of a closing, named in the deployment, and put in place.
+"""Hand-overs as they happen: the successor loaded ahead of a closing, named in the deployment, and put in place. The
+same for the stages of a node that is drained (`draining`).
 
 The gateways see the hand-over in the deployment, feed the successor and end it with `ReplaceStage(hand_over=true)`.
 Where none has by the time the window closes, the successor takes the place by itself.
@@ -21,6 +22,7 @@ from services.runtime.logs import EventLog
 from services.scheduler.book import Book, Held, drop_hand_over, hand_over_of, put_in_place
 from services.scheduler.costs import PlanNode
 from services.scheduler.crew import Crew
+from services.scheduler.draining import Draining, places_on
 from services.scheduler.errands import Errands
 from services.scheduler.executors import Executors
 from services.scheduler.hand_over import Move, decide_moves
@@ -50,6 +52,7 @@ class HandingOver:
         self._executors = executors
         self._sky = sky
         self._log = log
+        self._draining = Draining(crew)
         self._errands = Errands(log)
         self._in_turn: set[str] = set()
 
@@ -69,6 +72,7 @@ class HandingOver:
         """One look at every deployment, all under the same sky."""
         members = self._crew.members(now_s)
         sky = self._sky.view(members)
+        leaving = self._draining.look(members, now_s)
         shared: dict[int, dict[float, Ways]] = {}
         for held in self._book.all():
             if held[0].state != scheduler_pb2.DEPLOYMENT_STATE_READY:
@@ -76,7 +80,13 @@ class HandingOver:
             for hand_over in held[0].hand_overs:
                 await self._finish(held[0], hand_over, now_s)
             current = self._book.find(held[0].name)
-            if current is None or sky is None:
+            if current is None:
+                continue
+            places = places_on(current[0], leaving)
+            for index in places:
+                key = ("drain", held[0].name, index)
+                self._errands.start(key, now_s, partial(self._drain, held[0].name, index))
+            if sky is None or places:
                 continue
             scene = self._scene(current, now_s, sky, members, shared)
             if scene is None:
@@ -134,6 +144,11 @@ class HandingOver:
         ring = self._crew.ring(held)
         taken = frozenset(hand_over.stage_index for hand_over in held[0].hand_overs)
         return decide_moves(scene, ring.nodes, ring.bounds, load_s=self._load_s(held[0].name), taken=taken)
+
+    async def _drain(self, name: str, index: int) -> None:
+        """Moves a stage from a node that wants no new work."""
+        move = self._draining.move(self._book.get(name), index, time.monotonic(), self._sky.clock.now_s())
+        await self._move(name, move)
 
     async def _move(self, name: str, move: Move) -> None:
         """Loads the successor and names it in the deployment."""

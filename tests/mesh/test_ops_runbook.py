@@ -88,7 +88,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 def test_the_page_has_the_blocks_that_are_tested_here_and_no_others() -> None:
     """A line that is added to the page is added here too."""
     tested = {"setup", "services", "health", "topology", "generations", "explain", "transfers", "process", "loglevel"}
-    assert set(blocks()) == tested | {"channelz"}
+    assert set(blocks()) == tested | {"channelz", "drain"}
     assert PAGE.read_text().count("```sh") == len(blocks())
 
 
@@ -123,6 +123,8 @@ def test_every_line_prints_what_the_page_says(mesh: Mesh, models: Models, path: 
     [process] = documents(run(mesh, path, "process"))
     assert process["process"] == "scheduler/scheduler" and process["logLevel"] == "info"
     assert int(process["memoryBytes"]) > 1 << 20 and process["cpuS"] > 0 and "certificateUntil" in process
+    there, back = documents(run(mesh, path, "drain"))
+    assert there == {"process": "executor/sat-1"} and back == {"process": "executor/sat-1", "before": True}
     up, down = documents(run(mesh, path, "loglevel"))
     assert (up["before"], down["before"]) == ("info", "debug")
     [servers] = documents(run(mesh, path, "channelz"))

@@ -240,6 +240,22 @@ class OpenTransfer(_message.Message):
     waits_for: str
     def __init__(self, what: _Optional[str] = ..., slice: _Optional[str] = ..., total_bytes: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., age_s: _Optional[float] = ..., waits_for: _Optional[str] = ...) -> None: ...
 
+class DrainNodeRequest(_message.Message):
+    __slots__ = ("node", "undo")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    UNDO_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    undo: bool
+    def __init__(self, node: _Optional[str] = ..., undo: _Optional[bool] = ...) -> None: ...
+
+class DrainNodeResponse(_message.Message):
+    __slots__ = ("process", "before")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    BEFORE_FIELD_NUMBER: _ClassVar[int]
+    process: str
+    before: bool
+    def __init__(self, process: _Optional[str] = ..., before: _Optional[bool] = ...) -> None: ...
+
 class SetLogLevelRequest(_message.Message):
     __slots__ = ("process", "level")
     PROCESS_FIELD_NUMBER: _ClassVar[int]

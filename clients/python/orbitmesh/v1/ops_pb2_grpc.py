@@ -62,6 +62,11 @@ class OpsServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_ops__pb2.ListTransfersRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_ops__pb2.ListTransfersResponse.FromString,
                 _registered_method=True)
+        self.DrainNode = channel.unary_unary(
+                '/orbitmesh.v1.OpsService/DrainNode',
+                request_serializer=orbitmesh_dot_v1_dot_ops__pb2.DrainNodeRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_ops__pb2.DrainNodeResponse.FromString,
+                _registered_method=True)
         self.SetLogLevel = channel.unary_unary(
                 '/orbitmesh.v1.OpsService/SetLogLevel',
                 request_serializer=orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelRequest.SerializeToString,
@@ -110,6 +115,15 @@ class OpsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DrainNode(self, request, context):
+        """Drains a node: it takes no new stages, and each of its own moves to another node, generations and all, before it is
+        let go; or ends that. Repeating it changes nothing. What is left on it: GetTopology. It holds until the node is
+        started anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SetLogLevel(self, request, context):
         """How much one process writes to its log from now on, until it is started anew.
         """
@@ -144,6 +158,11 @@ def add_OpsServiceServicer_to_server(servicer, server):
                     servicer.ListTransfers,
                     request_deserializer=orbitmesh_dot_v1_dot_ops__pb2.ListTransfersRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_ops__pb2.ListTransfersResponse.SerializeToString,
+            ),
+            'DrainNode': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainNode,
+                    request_deserializer=orbitmesh_dot_v1_dot_ops__pb2.DrainNodeRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_ops__pb2.DrainNodeResponse.SerializeToString,
             ),
             'SetLogLevel': grpc.unary_unary_rpc_method_handler(
                     servicer.SetLogLevel,
@@ -289,6 +308,33 @@ class OpsService:
             '/orbitmesh.v1.OpsService/ListTransfers',
             orbitmesh_dot_v1_dot_ops__pb2.ListTransfersRequest.SerializeToString,
             orbitmesh_dot_v1_dot_ops__pb2.ListTransfersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainNode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.OpsService/DrainNode',
+            orbitmesh_dot_v1_dot_ops__pb2.DrainNodeRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_ops__pb2.DrainNodeResponse.FromString,
             options,
             channel_credentials,
             insecure,
