@@ -10,7 +10,7 @@ import asyncio
 import math
 import secrets
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 from gateway.admission import Admissions
 from gateway.book import Book, Entry
@@ -95,6 +95,11 @@ class Generations:
     def running(self) -> int:
         """How many generations are running, also those that nobody listens to at the moment."""
         return len(self._lives)
+
+    @property
+    def tokens(self) -> Mapping[tuple[str, str], int]:
+        """The tokens that this process has produced, by deployment and slice."""
+        return self._parts.tokens
 
     @property
     def lives(self) -> list[Life]:

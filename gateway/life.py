@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.admission import Admissions
 from gateway.book import Entry, Page
@@ -46,6 +47,8 @@ class Parts:
     """Where it lives."""
     log: EventLog
     """Where to say what happened."""
+    tokens: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """The tokens that were produced here, by deployment and slice."""
 
 
 class Life:
@@ -323,6 +326,7 @@ class Life:
         if self._page is not None:
             self._page.token(token)
         self.entry.tokens.append(token)
+        self._parts.tokens[self._record.deployment, self._record.slice] += 1
         self._notify()
 
     def _finish(self, reason: int) -> None:

@@ -14,6 +14,7 @@ import grpc
 from gateway.aggregator_relay import AggregatorRelay
 from gateway.book import Book
 from gateway.generations import SLOW_READER_S, Generations
+from gateway.metrics import GenerationMetrics
 from gateway.ops import GatewayOps
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
@@ -31,6 +32,7 @@ from orbitmesh.v1 import (
     slices_pb2_grpc,
 )
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
+from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 from services.runtime.tracing import open_sinks
@@ -71,7 +73,10 @@ class GatewaySettings:
     spans_file: str = ""
     """A file that gets the spans of every generation as JSON, a line each; empty writes none."""
     otlp_endpoint: str = ""
-    """Where an OpenTelemetry collector takes spans, as http://host:port or https://host:port; empty sends none."""
+    """Where an OpenTelemetry collector takes spans and metrics, as http://host:port or https://host:port; empty sends
+    none."""
+    prometheus: str = ""
+    """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
     slow_reader_s: float = SLOW_READER_S
@@ -150,7 +155,8 @@ class PackServicer(gateway_pb2_grpc.PackServiceServicer):
 async def run(settings: GatewaySettings) -> None:
     """Runs a gateway until it is asked to stop."""
     identities = IdentitySource(settings.identity)
-    host = ServiceHost(identities, listen=settings.listen)
+    told = Telemetry(settings.otlp_endpoint, settings.prometheus)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
     upstream = Upstream(
         identities,
         settings.scheduler,
@@ -199,6 +205,8 @@ async def _serve(
                 slices_pb2_grpc.add_SlicesServiceServicer_to_server,
                 SlicesRelay(upstream, host.draining),
             )
+            if host.metrics.enabled:
+                traces.tell(GenerationMetrics(host.metrics, generations).ended)
             host.ops = GatewayOps(host, upstream, generations, traces)
             port = await host.start()
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"

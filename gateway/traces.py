@@ -29,6 +29,11 @@ class Traces:
         self._records: OrderedDict[str, GenerationRecord] = OrderedDict()
         self._refused: OrderedDict[str, GenerationRecord] = OrderedDict()
         self._exports = exports
+        self._told: list[Callable[[GenerationRecord], None]] = []
+
+    def tell(self, told: Callable[[GenerationRecord], None]) -> None:
+        """Calls `told` with the record of every generation that ended or was refused."""
+        self._told.append(told)
 
     def add(self, record: GenerationRecord) -> None:
         """Remembers a generation that ended, well or not."""
@@ -41,6 +46,8 @@ class Traces:
         self._export(record)
 
     def _export(self, record: GenerationRecord) -> None:
+        for told in self._told:
+            told(record)
         if self._exports:
             explained = breakdown(record)
             for export in self._exports:

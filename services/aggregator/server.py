@@ -16,6 +16,7 @@ from services.aggregator.members import Members
 from services.aggregator.runs import Runs, no_weights
 from services.aggregator.store import as_bytes
 from services.runtime.channels import ChannelPool
+from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 from services.runtime.tracing import open_sinks
@@ -40,7 +41,10 @@ class AggregatorSettings:
     spans_file: str = ""
     """A file that gets the spans of every round as JSON, a line each; empty writes none."""
     otlp_endpoint: str = ""
-    """Where an OpenTelemetry collector takes spans, as http://host:port or https://host:port; empty sends none."""
+    """Where an OpenTelemetry collector takes spans and metrics, as http://host:port or https://host:port; empty sends
+    none."""
+    prometheus: str = ""
+    """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
 
@@ -128,7 +132,8 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
 async def run(settings: AggregatorSettings) -> None:
     """Runs an aggregator until it is asked to stop."""
     identities = IdentitySource(settings.identity)
-    host = ServiceHost(identities, listen=settings.listen)
+    told = Telemetry(settings.otlp_endpoint, settings.prometheus)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
     channels = ChannelPool(identities, ways_table(settings.peers))
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
     with contextlib.ExitStack() as exports:

@@ -19,6 +19,7 @@ from services.constellation import frames
 from services.constellation.scenario import load_scenario
 from services.constellation.settings import ConstellationSettings, clock_of
 from services.constellation.sky import LinkView, Sky, edges, only, view
+from services.runtime.metrics import Telemetry
 from services.runtime.server import ServiceHost
 
 SERVICE = "orbitmesh.v1.ConstellationService"
@@ -243,7 +244,8 @@ async def run(settings: ConstellationSettings) -> None:
     """Runs a constellation service until it is asked to stop."""
     scenario = load_scenario(settings.scenario)
     sky = Sky(scenario, clock_of(settings, scenario), settings.hours)
-    host = ServiceHost(IdentitySource(settings.identity), listen=settings.listen)
+    told = Telemetry(settings.otlp_endpoint, settings.prometheus)
+    host = ServiceHost(IdentitySource(settings.identity), listen=settings.listen, telemetry=told)
     await sky.renew()
     host.add(
         SERVICE,

@@ -35,6 +35,10 @@ class ConstellationSettings:
     """Mesh time at the clock's origin, in seconds since 1970-01-01 UTC; overrides `clock`. With `origin_wall_s`."""
     origin_wall_s: float | None = None
     """Real time at the clock's origin, in seconds since 1970-01-01 UTC; the service's start where left out."""
+    otlp_endpoint: str = ""
+    """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
+    prometheus: str = ""
+    """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     hours: float | None = None
     """How far ahead it plans, in hours of mesh time; the scenario's own where left out."""
 

@@ -26,13 +26,15 @@ async def run(settings: ExecutorSettings) -> None:
     from services.executor.measures import measure, usable_cpu
     from services.executor.node import ExecutorNode
     from services.executor.server import serve
+    from services.runtime.metrics import Telemetry
     from services.runtime.server import ServiceHost
 
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     cpu = usable_cpu(settings.cores)
     torch.set_num_threads(settings.threads or math.ceil(cpu))
     identities = IdentitySource(settings.identity)
-    host = ServiceHost(identities, listen=settings.listen)
+    told = Telemetry(settings.otlp_endpoint, settings.prometheus)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
     with ExitStack() as until_the_end:
         confine(settings, host.log, until_the_end)
         machine = measure(settings.memory_bytes, cpu)

@@ -51,6 +51,32 @@ class Ran:
     """For how long a rule of slices held it back, in nanoseconds."""
     held_by: str = ""
     """Which rule, for people."""
+    asked_ns: int = 0
+    """When it was asked for, monotonic."""
+
+
+@dataclass(slots=True)
+class Totals:
+    """What the engine has done since it began."""
+
+    steps: int = 0
+    """Jobs that ended."""
+    failed: int = 0
+    """Of these, those that raised."""
+    busy_ns: int = 0
+    """How long they ran."""
+    queue_ns: int = 0
+    """How long they waited for their turn."""
+    held_ns: int = 0
+    """Of that, how long a rule of slices held them back."""
+
+    def add(self, ran: Ran) -> None:
+        """Counts a job."""
+        self.steps += 1
+        self.failed += ran.error is not None
+        self.busy_ns += ran.ended_ns - ran.started_ns
+        self.queue_ns += ran.started_ns - ran.asked_ns
+        self.held_ns += ran.held_ns
 
 
 @dataclass(slots=True)
@@ -59,6 +85,8 @@ class _Job:
     done: Done
     inline: bool
     """Whether a turn of the event loop was asked for it."""
+    asked_ns: int
+    """When it was asked for, monotonic."""
 
 
 class StepEngine:
@@ -84,6 +112,7 @@ class StepEngine:
         self._pending = 0
         self._busy_ns = 0
         self._since_ns = time.monotonic_ns()
+        self.totals = Totals()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -103,8 +132,9 @@ class StepEngine:
             CapacityError: Too many wait.
         """
         inline = expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == self._inline
+        asked_ns = time.monotonic_ns()
         with self._lock:
-            self._queue.put(_Job(work, done, inline), slice_name, time.monotonic_ns())
+            self._queue.put(_Job(work, done, inline, asked_ns), slice_name, asked_ns)
             if inline:
                 self._inline += 1
             else:
@@ -244,6 +274,7 @@ class StepEngine:
     def _finish(self, ran: Ran, done: Done) -> None:
         self._pending -= 1
         self._busy_ns += ran.ended_ns - ran.started_ns
+        self.totals.add(ran)
         done(ran)
 
     def _serve(self, taken: Entry[_Job]) -> Ran:
@@ -266,4 +297,6 @@ def _ran(taken: Entry[_Job]) -> Ran:
     except Exception as caught:
         error = InternalError(f"a step failed: {type(caught).__name__}: {caught}")
         error.__cause__ = caught
-    return Ran(value, error, started, time.monotonic_ns(), taken.held_ns, taken.held_by)
+    return Ran(
+        value, error, started, time.monotonic_ns(), taken.held_ns, taken.held_by, taken.item.asked_ns
+    )

@@ -12,6 +12,7 @@ from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
 from orbitmesh.wire.streams import exchange_handler
 from services.executor.membership import Membership
+from services.executor.metrics import offer
 from services.executor.node import ExecutorNode
 from services.executor.relaying import RelayTable, known_peers
 from services.runtime.caller import current_caller
@@ -120,6 +121,7 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     relays = RelayTable(node.name, node.channels, members, host.log)
     host.add_stream(SERVICE, "Exchange", exchange_handler(node.peers.acceptor))
     host.add(SERVICE, executor_pb2_grpc.add_ExecutorServiceServicer_to_server, ExecutorServicer(node, relays))
+    offer(host.metrics, node)
     port = await host.start()
     address = advertise or f"127.0.0.1:{port}"
     node.peers.learn_own(address)

@@ -50,5 +50,9 @@ class ExecutorSettings:
     """Threads of one computation; 0 means as many as it may use cores."""
     device: str = "cpu"
     """Where torch computes: cpu, cuda, cuda:0."""
+    otlp_endpoint: str = ""
+    """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
+    prometheus: str = ""
+    """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     peers: tuple[str, ...] = ()
     """Other ways to peers, each `role/name=host:port`, where the address that they advertise is not the one to use."""

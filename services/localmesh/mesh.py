@@ -246,6 +246,8 @@ class LocalMesh:
             "--listen", listen,
             "--state", str(self.directory / "state" / name),
         ]  # fmt: skip
+        if self.spec.otlp_endpoint:
+            arguments += ["--otlp-endpoint", self.spec.otlp_endpoint]
         for source, target in self._relays:
             if source == name:
                 arguments += ["--peers", f"{role(target)}/{target}={self._relays[source, target]}"]

@@ -64,6 +64,8 @@ class MeshSpec:
     """The place of all services that run once: a node, or a site of the plan without one."""
     sky: SkySpec | None
     """The contact plan; None: links do not move."""
+    otlp_endpoint: str = ""
+    """A collector for spans and metrics; empty for none."""
 
     @classmethod
     def parse(cls, raw: dict[str, object]) -> MeshSpec:
@@ -78,7 +80,10 @@ class MeshSpec:
             raise InvalidInputError(f"torch_threads must be a positive whole number, not {threads!r}")
         given = raw.get("gateway_at")
         gateway_at = str(given) if given else (GROUND if GROUND in names else names[-1])
-        return cls(names, _link(raw), str(directory) if directory else None, threads, gateway_at, _sky(raw))
+        return cls(
+            names, _link(raw), str(directory) if directory else None, threads, gateway_at, _sky(raw),
+            str(raw.get("otlp_endpoint") or ""),
+        )  # fmt: skip
 
     def place(self, name: str) -> str:
         """Where a service stands: what runs once at `gateway_at`, every node where it is named."""

@@ -24,6 +24,7 @@ from services.runtime.authz import ADMIN_SERVICES, ALLOWED, Table, authorize
 from services.runtime.caller import Call, enter_call
 from services.runtime.drain import InFlight
 from services.runtime.logs import EventLog
+from services.runtime.metrics import Metrics
 from services.runtime.peers import PeerReader
 from services.runtime.status import as_mesh_error, defect, to_trailer
 
@@ -39,16 +40,27 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         in_flight: Counts the calls.
         log: Where refusals and defects are told.
         allowed: Which roles may call which methods.
+        metrics: Where calls are counted.
     """
 
     def __init__(
-        self, ca_pem: Callable[[], bytes], in_flight: InFlight, log: EventLog, *, allowed: Table = ALLOWED
+        self,
+        ca_pem: Callable[[], bytes],
+        in_flight: InFlight,
+        log: EventLog,
+        *,
+        allowed: Table = ALLOWED,
+        metrics: Metrics | None = None,
     ) -> None:
         self._ca_pem = ca_pem
         self._in_flight = in_flight
         self._log = log
         self._allowed = allowed
         self._peers = PeerReader()
+        counted = metrics or Metrics("")
+        self._counted = counted.enabled
+        self._calls = counted.counter("calls", "{call}", "Calls answered, by method and outcome: ok, or the reason.")
+        self._took = counted.times("call.duration", "How long calls with one answer took, by method.")
 
     async def intercept_service(
         self,
@@ -66,15 +78,25 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
         async def guarded(request: Any, context: Context) -> Any:
             caller: Peer | None = None
+            outcome, began_s = "cancelled", time.monotonic()
             try:
                 caller = self._admit(method, context, needs_deadline)
                 with _counted(None if admin else self._in_flight):
-                    return await run(request, context)
+                    answer = await run(request, context)
+                outcome = "ok"
+                return answer
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
             # A group of an asyncio.TaskGroup is an Exception where all in it are.
             except Exception as error:
+                meant = as_mesh_error(error)
+                outcome = meant.reason if meant is not None else "INTERNAL"
                 await self._refuse(method, caller, context, error)
+            finally:
+                if self._counted and not admin:
+                    self._calls.add(1, {"method": method, "outcome": outcome})
+                    if not handler.response_streaming:
+                        self._took.record(time.monotonic() - began_s, {"method": method})
 
         return _with_body(handler, guarded)
 

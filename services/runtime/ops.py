@@ -158,7 +158,7 @@ def level_of(name: str) -> Level:
 def _session(session: Session, now_s: float, now_ns: int) -> ops_pb2.OpenSession:
     stats = session.stats
     return ops_pb2.OpenSession(
-        peer=f"{session.peer.role}/{session.peer.name}",
+        peer=session.peer.title,
         attached=session.attached,
         round_trip_s=session.round_trip_s,
         sent_bytes=stats.sent_bytes,

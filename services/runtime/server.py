@@ -25,7 +25,9 @@ from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, OPS, REFLECTION, T
 from services.runtime.drain import CALLS_IN_FLIGHT, InFlight
 from services.runtime.interceptors import Gate
 from services.runtime.logs import EventLog
+from services.runtime.metrics import Metrics, Telemetry
 from services.runtime.ops import ProcessOps
+from services.runtime.process_metrics import offer_process
 
 DRAIN_GRACE_S = 25.0
 """How long calls under way may go on once the service drains, in seconds; below the 30 s of container
@@ -70,6 +72,7 @@ class ServiceHost:
         calls_in_flight: The most calls at a time.
         options: gRPC server options on top of `SERVER_OPTIONS`.
         interceptors: Interceptors that run inside the gate: they see calls that were let in.
+        telemetry: Where metrics go; nowhere where left out.
 
     Raises:
         IdentityError: The identity cannot be used.
@@ -85,6 +88,7 @@ class ServiceHost:
         calls_in_flight: int = CALLS_IN_FLIGHT,
         options: Sequence[ChannelOption] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._source = (
             identity
@@ -102,9 +106,13 @@ class ServiceHost:
         self._stopped = False
         self.in_flight = InFlight(calls_in_flight)
         self._health = health.aio.HealthServicer()
+        self.metrics = Metrics(self.identity.title, telemetry)
+        """What this process counts and measures; services add theirs."""
+        offer_process(self.metrics, self.in_flight)
         gate = Gate(
-            lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed
-        )
+            lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed,
+            metrics=self.metrics,
+        )  # fmt: skip
         self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
         self.ops = ProcessOps(self._source, self.log, self.in_flight)
         """What operators are told of this process; a gateway puts another one in its place before `start`."""
@@ -242,6 +250,8 @@ class ServiceHost:
     async def _close(self) -> None:
         self._stopped = True
         await self.server.stop(CLOSE_GRACE_S if self.in_flight.count == 0 else 0)
+        # On a thread: what is read at last is read on this loop.
+        await asyncio.to_thread(self.metrics.close)
         self.log.info("stopped")
 
     async def __aenter__(self) -> Self:

@@ -14,9 +14,11 @@ from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.runtime.caller import current_caller
 from services.runtime.logs import EventLog
+from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 from services.scheduler.deployments import Deployments
+from services.scheduler.metrics import offer
 from services.scheduler.registry import Registry
 from services.scheduler.sky import SkySettings, SkySource
 from services.scheduler.store import DeploymentStore
@@ -38,6 +40,10 @@ class SchedulerSettings:
     """For how long a heartbeat makes a node a member, in seconds."""
     heartbeat_s: float = HEARTBEAT_INTERVAL_S
     """How often nodes are asked to speak, in seconds."""
+    otlp_endpoint: str = ""
+    """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
+    prometheus: str = ""
+    """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
     contacts: Path | None = None
@@ -152,7 +158,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 async def run(settings: SchedulerSettings) -> None:
     """Runs a scheduler until it is asked to stop."""
     identities = IdentitySource(settings.identity)
-    host = ServiceHost(identities, listen=settings.listen)
+    told = Telemetry(settings.otlp_endpoint, settings.prometheus)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
     registry = Registry(settings.lease_s)
     store = DeploymentStore(settings.state / "scheduler.sqlite")
     sky_settings = SkySettings(
@@ -163,6 +170,7 @@ async def run(settings: SchedulerSettings) -> None:
     servicer = SchedulerServicer(registry, deployments, sky, settings.heartbeat_s, host.draining, host.log)
     host.on_drain(deployments.wake)
     host.add(SERVICE, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer)
+    offer(host.metrics, registry, deployments)
     port = await host.start()
     host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
     try:

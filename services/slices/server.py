@@ -12,6 +12,7 @@ from orbitmesh.v1 import slices_pb2, slices_pb2_grpc
 from services.runtime.behalf import called_for
 from services.runtime.caller import current_caller
 from services.runtime.channels import ChannelPool
+from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 from services.slices.access import Caller, may_change, own
@@ -19,6 +20,7 @@ from services.slices.deeds import Deeds
 from services.slices.floors import LightSource
 from services.slices.keeper import Keeper
 from services.slices.messages import templates_message
+from services.slices.metrics import offer
 from services.slices.nodes import Nodes
 from services.slices.optimising import answer, question
 from services.slices.settings import SlicesSettings, bandwidths, table
@@ -143,7 +145,8 @@ def _person(context: Any) -> Caller:
 async def run(settings: SlicesSettings) -> None:
     """Runs a slices service until it is asked to stop."""
     identities = IdentitySource(settings.identity)
-    host = ServiceHost(identities, listen=settings.listen)
+    told = Telemetry(settings.otlp_endpoint, settings.prometheus)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
     rates, places = bandwidths(settings), table(settings.places, "places")
     channels = ChannelPool(identities, ways_table(settings.peers))
     light = LightSource(
@@ -158,6 +161,7 @@ async def run(settings: SlicesSettings) -> None:
     try:
         async with asyncio.TaskGroup() as tasks:
             unasked = [tasks.create_task(work()) for work in (keeper.write, keeper.expire, nodes.follow, light.follow)]
+            offer(host.metrics, keeper, solvers)
             port = await host.start()
             host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
             await host.run_until_stopped()

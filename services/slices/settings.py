@@ -35,6 +35,10 @@ class SlicesSettings:
     """Its name in its certificate."""
     places: tuple[str, ...] = ()
     """Where nodes stand that are not in the contact plan by name, each `node=place`."""
+    otlp_endpoint: str = ""
+    """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
+    prometheus: str = ""
+    """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     solvers: int = 2
     """How many allocations are computed at once, each in a process of its own."""
     peers: tuple[str, ...] = ()

@@ -615,6 +615,7 @@ class LocalEntry:
         outage: str = "cut",
         directory: str | Path | None = None,
         torch_threads: int = 1,
+        otlp_endpoint: str = "",
         timeout: float = CONTROL_DEADLINE_S,
         start_timeout: float = START_DEADLINE_S,
         on_progress: OnProgress | None = None,
@@ -636,6 +637,7 @@ class LocalEntry:
             outage: What the end of a contact does to connections: `cut` resets them, `hold` keeps them and all bytes.
             directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
             torch_threads: Threads that each executor computes with.
+            otlp_endpoint: An OpenTelemetry collector, http://host:port, that its processes send spans and metrics to.
             timeout: How long a control call may take, in seconds.
             start_timeout: How long the start may take, in seconds.
             on_progress: Called as its processes start.
@@ -652,6 +654,7 @@ class LocalEntry:
             node_names=node_names,
             sky=local_sky(contacts, time_factor, start, outage),
             gateway_at=gateway_at,
+            otlp_endpoint=otlp_endpoint,
         )
         return Mesh(target, timeout=timeout, open_timeout=start_timeout)
 

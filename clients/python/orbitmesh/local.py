@@ -72,6 +72,8 @@ class LocalSpec:
     """The contact plan that links follow; None: links do not move."""
     gateway_at: str | None = None
     """Where the services that run once stand; None takes ground-1, or the last node where there is none."""
+    otlp_endpoint: str = ""
+    """A collector that its processes send spans and metrics to; empty sends none."""
 
     def to_json(self, contacts: Path | None = None) -> dict[str, object]:
         """The spec as the supervisor reads it.
@@ -91,6 +93,7 @@ class LocalSpec:
             "torch_threads": self.torch_threads,
             "node_names": None if self.node_names is None else list(self.node_names),
             "gateway_at": self.gateway_at,
+            "otlp_endpoint": self.otlp_endpoint,
             **self._sky_to_json(contacts),
         }
 
@@ -153,6 +156,7 @@ def local_spec(
     node_names: Sequence[str] | None = None,
     sky: LocalSky | None = None,
     gateway_at: str | None = None,
+    otlp_endpoint: str = "",
 ) -> LocalSpec:
     """A checked spec.
 
@@ -168,8 +172,10 @@ def local_spec(
         raise InvalidInputError(f"torch_threads is {torch_threads}; expected at least 1")
     if link is not None and not (0 <= link.latency_ms < math.inf and 0 < link.rate_mbps < math.inf):
         raise InvalidInputError(f"{link} cannot be emulated; expected a latency from 0 and a rate above 0")
+    if otlp_endpoint and not otlp_endpoint.startswith(("http://", "https://")):
+        raise InvalidInputError(f"otlp_endpoint is {otlp_endpoint!r:.200}; expected http://host:port of a collector")
     place = None if directory is None else Path(directory).expanduser().absolute()
-    return LocalSpec(nodes, link, place, torch_threads, names, sky, gateway_at)
+    return LocalSpec(nodes, link, place, torch_threads, names, sky, gateway_at, otlp_endpoint)
 
 
 def local_target(
@@ -182,6 +188,7 @@ def local_target(
     node_names: Sequence[str] | None = None,
     sky: LocalSky | None = None,
     gateway_at: str | None = None,
+    otlp_endpoint: str = "",
 ) -> AsyncLocal:
     """A local mesh that is yet to start.
 
@@ -189,8 +196,9 @@ def local_target(
         InvalidInputError: a number is out of range.
     """
     spec = local_spec(
-        nodes, link, directory, torch_threads, node_names=node_names, sky=sky, gateway_at=gateway_at
-    )
+        nodes, link, directory, torch_threads, node_names=node_names, sky=sky, gateway_at=gateway_at,
+        otlp_endpoint=otlp_endpoint,
+    )  # fmt: skip
     return AsyncLocal(spec, on_progress)
 
 

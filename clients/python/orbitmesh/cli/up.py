@@ -55,6 +55,9 @@ def register(subparsers: Subparsers) -> None:
     add_mesh_options(parser)
     add_sky_options(parser)
     parser.add_argument("--directory", metavar="DIR", help="where it keeps its state")
+    parser.add_argument(
+        "--otlp-endpoint", default="", metavar="URL", help="an OpenTelemetry collector for spans and metrics"
+    )
     add_command(subparsers, "down", run_down, summary="stop the mesh that `up` started", examples="orbitmesh down")
 
 
@@ -132,6 +135,7 @@ def run_up(arguments: argparse.Namespace) -> int:
         node_names=arguments.node,
         sky=local_sky(arguments.contacts, arguments.time_factor, arguments.contacts_start, arguments.outage),
         gateway_at=arguments.gateway_at,
+        otlp_endpoint=arguments.otlp_endpoint,
     )
     with output.progress() as on_progress:
         state = start_detached(spec, on_progress)

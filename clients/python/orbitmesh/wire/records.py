@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from orbitmesh.errors import MeshError, TransportError
@@ -65,6 +65,11 @@ class SessionPeer:
     name: str
     """Its name."""
 
+    @property
+    def title(self) -> str:
+        """role/name."""
+        return f"{self.role}/{self.name}"
+
 
 @dataclass
 class SessionStats:
@@ -86,6 +91,28 @@ class SessionStats:
     """The messages of these."""
     resumes: int = 0
     """How often the session was taken up again."""
+    credit_ns: int = 0
+    """How long transfers waited for the receiver's credit, in nanoseconds."""
+    turn_ns: int = 0
+    """How long frames waited for their turn on the link, in nanoseconds."""
+    coded: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """By codec: bytes before it, and bytes sealed after it."""
+
+    def count(self, codec: int, raw_bytes: int, coded_bytes: int) -> None:
+        """Counts what a codec has done."""
+        raw, coded = self.coded.get(codec, (0, 0))
+        self.coded[codec] = (raw + raw_bytes, coded + coded_bytes)
+
+    def __add__(self, other: SessionStats) -> SessionStats:
+        """Both together."""
+        numbers = {
+            name: getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__ if name != "coded"
+        }
+        codecs = {
+            codec: tuple(map(sum, zip(self.coded.get(codec, (0, 0)), other.coded.get(codec, (0, 0)), strict=True)))
+            for codec in {*self.coded, *other.coded}
+        }
+        return SessionStats(**numbers, coded={codec: (pair[0], pair[1]) for codec, pair in codecs.items()})
 
 
 class SendReport(NamedTuple):

@@ -112,6 +112,9 @@ class Sender:
             header = data_header(number, transfer, 0, True, codec, size, about)
         message = join_message(header, self._next_cipher().seal(0, True, header, payload))
         seal_ns = time.monotonic_ns() - sealing
+        self._stats.count(codec, size, len(payload))
+        self._stats.credit_ns += credit_ns
+        self._stats.turn_ns += queue_ns
         frame = self._enqueue(message, cost)
         if not frame.written:
             await self._handing(frame)
@@ -174,6 +177,7 @@ class Sender:
                 message = self._seal_large(cipher, sealed, last, header, payload)
                 seal_ns += time.monotonic_ns() - sealing
                 wire_bytes += len(message)
+                self._stats.count(codec, size, len(payload))
                 sealed += 1
                 done += size
                 sending.done_bytes = done
@@ -193,6 +197,8 @@ class Sender:
         total_ns = time.monotonic_ns() - sending.began_ns
         waited_for = max(waits, key=lambda why: waits[why]) if waits else ""
         queue_ns = sum(waits.values())
+        self._stats.credit_ns += credit_ns
+        self._stats.turn_ns += queue_ns
         return SendReport(
             len(data), wire_bytes, sealed, codec_ns, seal_ns, credit_ns, total_ns, queue_ns, waited_for
         )

@@ -49,9 +49,32 @@ CLOSE_S = 5.0
 _MADE: WeakSet[Session] = WeakSet()
 
 
+_ENDED: dict[str, SessionStats] = {}
+PEERS_COUNTED = 1024
+"""Of how many peers is counted what ended sessions with them have carried; the others are counted together."""
+OTHERS = "others"
+"""Whom these are counted for."""
+
+
 def open_sessions() -> list[Session]:
     """The sessions of this process that are not over, for whoever wants to see what is on the way."""
     return [session for session in _MADE if not session.over]
+
+
+def carried() -> dict[str, SessionStats]:
+    """What all sessions of this process have carried since it began, by peer (role/name)."""
+    found = dict(_ENDED)
+    for session in open_sessions():
+        peer = session.peer.title
+        found[peer] = found.get(peer, SessionStats()) + session.stats
+    return found
+
+
+def _count_ended(session: Session) -> None:
+    peer = session.peer.title
+    if peer not in _ENDED and len(_ENDED) >= PEERS_COUNTED:
+        peer = OTHERS
+    _ENDED[peer] = _ENDED.get(peer, SessionStats()) + session.stats
 
 
 class Session:
@@ -347,6 +370,7 @@ class Session:
         if self._over.is_set():
             return
         self._over.set()
+        _count_ended(self)
         self._carrier.stop()
         self._sender.end(self._gone)
         self._receiver.end(forget=self._error is not None)
