@@ -78,6 +78,10 @@ else
 	@echo "npm is not here: buf did not give its second opinion on the protos; our own rules judged alone"
 endif
 
+.PHONY: typescript
+typescript:  ## the client in TypeScript, generated and built; its test is then part of `make test`
+	cd clients/typescript && $(NPM) install --no-package-lock --no-audit --no-fund --loglevel=error && $(NPM) run --silent build
+
 .PHONY: protos
 protos: $(INSTALLED)  ## generate the stubs from protos/, and renew the baseline unless that breaks clients
 	$(BIN)/python protos/generate.py
