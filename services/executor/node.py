@@ -244,6 +244,8 @@ class ExecutorNode:
         for runner in self.runners.values():
             runner.pool.set_shares(rules.caches)
         self.log.info("slices_taken", slices=sorted(rules.steps))
+        if rules.overbooked:
+            self.log.warning("slices_overbooked", times=dict(rules.overbooked))
 
     async def follow_slices(self) -> None:
         """Keeps to the slices as they are, as long as the node lives; while their service is away, to the last."""

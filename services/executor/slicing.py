@@ -19,7 +19,7 @@ from services.executor.kvcache import CacheShare
 URLLC = 2
 """The slice/service type (3GPP TS 23.501, 5.15.2.2) of slices that go first."""
 OVER = 1e-3
-"""By how much what is guaranteed may be more than all of it: reservations are rounded. It is scaled down then."""
+"""By how much what is guaranteed may be more than all of it by rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class SliceRules:
     """Shares of the time in which steps are computed, by slice."""
     caches: Mapping[str, CacheShare] = field(default_factory=dict)
     """Shares of each stage's room for keys and values, by slice."""
+    overbooked: Mapping[str, float] = field(default_factory=dict)
+    """By resource, how many times what there is was guaranteed, where that is more than once: a node that came back
+    smaller than it was when it was promised. Each slice then has its part of what there is."""
 
 
 def rules_for(node: str, told: slices_pb2.WatchSlicesResponse, *, accelerated: bool) -> SliceRules:
@@ -41,7 +44,7 @@ def rules_for(node: str, told: slices_pb2.WatchSlicesResponse, *, accelerated: b
         accelerated: Whether stages run on an accelerator.
 
     Raises:
-        InvalidInputError: A share is no part of a whole, shares contradict each other, or they are more than there is.
+        InvalidInputError: A share is no part of a whole, or shares contradict each other.
     """
     capacity = next((dict(each.capacity) for each in told.nodes if each.name == node), {})
     held = [each for each in told.slices if _holds(each, node)]
@@ -50,7 +53,9 @@ def rules_for(node: str, told: slices_pb2.WatchSlicesResponse, *, accelerated: b
     processor = "GPU" if accelerated else "CPU"
     steps = {each.name: _parts(each, node, capacity, processor) for each in held}
     caches = {each.name: _parts(each, node, capacity, "MemoryGB") for each in held}
-    by_time, by_memory = _scale(steps, processor), _scale(caches, "MemoryGB")
+    totals = {name: sum(each.guaranteed for each in of.values()) for name, of in
+              ((processor, steps), ("MemoryGB", caches))}  # fmt: skip
+    by_time, by_memory = 1 / max(1.0, totals[processor]), 1 / max(1.0, totals["MemoryGB"])
     return SliceRules(
         {
             each.name: Share(
@@ -65,6 +70,7 @@ def rules_for(node: str, told: slices_pb2.WatchSlicesResponse, *, accelerated: b
             name: CacheShare(guaranteed=parts.guaranteed * by_memory, most=parts.ceiling)
             for name, parts in caches.items()
         },
+        {name: total for name, total in totals.items() if total > 1 + OVER},
     )
 
 
@@ -86,9 +92,9 @@ def _parts(each: slices_pb2.Slice, node: str, capacity: Mapping[str, float], res
     reserved = sum(allocation.resources.get(resource, 0.0) for allocation in _reserved(each, node))
     part = reserved / has if has > 0 else 0.0
     numbers = (share.dedicated, share.min, most, part)
-    if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or most > 1 or part > 1 + OVER:
+    if not all(map(math.isfinite, numbers)) or min(numbers) < 0 or most > 1:
         raise InvalidInputError(
-            f"slice {each.name!r} on {node}: parts of {resource} lie between 0 and 1, found dedicated "
+            f"slice {each.name!r} on {node}: shares of {resource} lie between 0 and 1, found dedicated "
             f"{share.dedicated}, min {share.min}, max {most}, reserved {part}"
         )
     if max(share.dedicated, share.min) > most:
@@ -97,10 +103,3 @@ def _parts(each: slices_pb2.Slice, node: str, capacity: Mapping[str, float], res
         guaranteed=min(most, max(share.dedicated, share.min, part)), dedicated=share.dedicated, ceiling=most
     )
 
-
-def _scale(parts: Mapping[str, Share], resource: str) -> float:
-    """What guarantees are multiplied by, so that they are no more than there is."""
-    total = sum(each.guaranteed for each in parts.values())
-    if total > 1 + OVER:
-        raise InvalidInputError(f"{total:.4f} of this node's {resource} is guaranteed to slices, more than all of it")
-    return 1.0 if total <= 1 else 1.0 / total

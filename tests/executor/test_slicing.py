@@ -129,13 +129,17 @@ def test_whatever_is_told_the_rules_can_be_kept_or_are_refused(
         now += 1_000_000
 
 
-def test_more_than_there_is_is_refused() -> None:
-    """Guarantees above the whole node are an error that says so; a rounding above it is not."""
-    with pytest.raises(InvalidInputError, match=r"1\.2000 of this node's CPU"):
-        rules_for("near", told(*(slice_message(name, CPU=share(0, 0.6)) for name in "ab")), accelerated=False)
+def test_a_node_that_is_smaller_than_it_was_gives_each_slice_its_part() -> None:
+    """16 cores are there and 16 and 8 were promised: 2 to 1 of them, and it is told how much was promised; a rounding
+    above all of them is not worth a word."""
+    before = told(*(slice_message(name, reserved={"CPU": cores}) for name, cores in (("a", 16.0), ("b", 8.0))))
+    rules = rules_for("near", before, accelerated=False)
+    assert [rules.steps[name].guaranteed for name in "ab"] == pytest.approx([2 / 3, 1 / 3])
+    assert rules.overbooked == {"CPU": pytest.approx(1.5)}
     thirds = told(*(slice_message(name, reserved={"CPU": 16 / 3 + 1e-6}) for name in "abc"))
     rules = rules_for("near", thirds, accelerated=False)
     assert sum(each.guaranteed for each in rules.steps.values()) <= 1 + 1e-9
+    assert not rules.overbooked
 
 
 class Slices(slices_pb2_grpc.SlicesServiceServicer):
@@ -202,7 +206,7 @@ async def test_a_node_keeps_to_the_slices_as_they_are_and_to_the_last_while_the_
         first = SliceRules({"urgent": Share(guaranteed=0.4, first=True)}, {"urgent": CacheShare(0.1, 0.5)})
         assert node.rules == first
         assert slices.asked == ["near"]
-        slices.tell(told(slice_message("urgent", CPU=share(0, 0.9)), slice_message("more", CPU=share(0, 0.9))))
+        slices.tell(told(slice_message("urgent", CPU=share(0, 0.9, 0.5))))
         await until(lambda: "slices_not_taken" in names(log))
         assert node.rules == first
     await until(lambda: "slices_out_of_reach" in names(log))
