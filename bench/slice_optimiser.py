@@ -29,10 +29,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 from generate import machine  # noqa: E402 - the paths come first
 
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError  # noqa: E402
-from services.slices.optimise import optimise  # noqa: E402
-from services.slices.problem import Allocation, Demand, Goal, NodeCapacity, Problem  # noqa: E402
+from services.slices.optimiser.optimise import optimise  # noqa: E402
+from services.slices.optimiser.problem import Allocation, Demand, Goal, NodeCapacity, Problem  # noqa: E402
+from services.slices.optimiser.settled import value_of  # noqa: E402
 from services.slices.resources import NAMES, Resources  # noqa: E402
-from services.slices.settled import value_of  # noqa: E402
 from services.slices.templates import TEMPLATES  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "slice_optimiser.json"

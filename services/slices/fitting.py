@@ -18,7 +18,7 @@ from services.slices.amounts import (
     to_map,
     to_resources,
 )
-from services.slices.problem import Demand
+from services.slices.optimiser.problem import Demand
 from services.slices.resources import NAMES, Resources
 from services.slices.values import Floors, Node, Promise, Reserved
 

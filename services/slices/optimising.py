@@ -16,7 +16,7 @@ from services.slices.book import check_bounds
 from services.slices.fitting import TRAFFIC_MAX, demand_of
 from services.slices.floors import Light
 from services.slices.messages import allocation_message, duration_s, node_from, profile_from
-from services.slices.problem import Goal, NodeCapacity, Outcome, Problem
+from services.slices.optimiser.problem import Goal, NodeCapacity, Outcome, Problem
 from services.slices.solving import in_whole_amounts
 from services.slices.templates import merged
 from services.slices.values import Book, Node, Promise, Reserved, State

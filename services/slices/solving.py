@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping
 from orbitmesh.errors import CapacityError, DeadlineError, InternalError, error_for
 from services.runtime.logs import EventLog
 from services.slices.amounts import NOTHING, Amounts, minus, plus, rounded_down
-from services.slices.problem import Outcome, Problem
-from services.slices.problem_json import dump_problem, load_outcome
-from services.slices.worker import LENGTH_BYTES, MESSAGE_BYTES_MAX
+from services.slices.optimiser.problem import Outcome, Problem
+from services.slices.optimiser.problem_json import dump_problem, load_outcome
+from services.slices.optimiser.worker import LENGTH_BYTES, MESSAGE_BYTES_MAX
 
 GRACE_S = 15.0
 """How long a process may take beside the solver's own time: to start, to put the problem together, to answer."""
@@ -63,7 +63,7 @@ class Solvers:
         try:
             async with asyncio.timeout(time_limit_s + GRACE_S):
                 process = self._take() or await asyncio.create_subprocess_exec(
-                    sys.executable, "-m", "services.slices.worker", stdin=PIPE, stdout=PIPE
+                    sys.executable, "-m", "services.slices.optimiser.worker", stdin=PIPE, stdout=PIPE
                 )
                 answer = await _ask(process, dump_problem(problem, time_limit_s))
                 whole = True

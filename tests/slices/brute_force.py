@@ -1,4 +1,4 @@
-"""The best allocation by trying every placement: from the words of `services.slices.problem`, not from its code.
+"""The best allocation by trying every placement: from the words of `optimiser.problem`, not from its code.
 
 For each placement (each slice on each set of at most `nodes_max` nodes) scipy's `linprog` finds the parts served.
 """
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from scipy.optimize import linprog
 
-from services.slices.problem import Demand, Goal, Problem
+from services.slices.optimiser.problem import Demand, Goal, Problem
 from services.slices.resources import NAMES
 
 Placement = tuple[tuple[int, ...], ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from services.slices.problem import Demand, Goal, NodeCapacity, Outcome, Problem
+from services.slices.optimiser.problem import Demand, Goal, NodeCapacity, Outcome, Problem
 from services.slices.resources import NAMES, Resources, Share
 from services.slices.templates import TEMPLATES
 

@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from orbitmesh.errors import CapacityError, InfeasiblePlanError, InvalidInputError, MeshError, NodeLostError
 from services.slices import admission, book
 from services.slices.amounts import UNIT, Amounts, exact
-from services.slices.problem import Demand
+from services.slices.optimiser.problem import Demand
 from services.slices.resources import NAMES as RESOURCES
 from services.slices.resources import Resources, Share
 from services.slices.templates import Profile

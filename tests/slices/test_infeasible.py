@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from orbitmesh.errors import InfeasiblePlanError
-from services.slices.optimise import optimise
-from services.slices.problem import Demand, Goal, NodeCapacity, Problem
+from services.slices.optimiser.optimise import optimise
+from services.slices.optimiser.problem import Demand, Goal, NodeCapacity, Problem
 from services.slices.resources import NAMES, Resources, Share
 from tests.slices.problems import check, demand_of, node_42
 

@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError
-from services.slices.optimise import optimise
-from services.slices.problem import Demand, Goal, NodeCapacity, Problem
+from services.slices.optimiser.optimise import optimise
+from services.slices.optimiser.problem import Demand, Goal, NodeCapacity, Problem
 from services.slices.resources import Resources
 from tests.slices.brute_force import best_of
 from tests.slices.problems import check, demand_of, node_42, random_problem

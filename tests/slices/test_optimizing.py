@@ -17,9 +17,9 @@ from orbitmesh.errors import CapacityError, DeadlineError, InternalError, MeshEr
 from orbitmesh.v1 import slices_pb2 as pb
 from services.slices import solving
 from services.slices.amounts import covers, exact, minus, plus
-from services.slices.optimise import optimise
-from services.slices.problem import Allocation, Demand, Goal, NodeCapacity, Outcome, Problem
-from services.slices.problem_json import dump_outcome, dump_problem, load_outcome, load_problem
+from services.slices.optimiser.optimise import optimise
+from services.slices.optimiser.problem import Allocation, Demand, Goal, NodeCapacity, Outcome, Problem
+from services.slices.optimiser.problem_json import dump_outcome, dump_problem, load_outcome, load_problem
 from services.slices.resources import Resources, Share
 from services.slices.solving import Solvers, in_whole_amounts
 from tests.slices.recount import over_commitments

@@ -12,10 +12,10 @@ from time import perf_counter
 
 import numpy as np
 
-from services.slices.model import Model
-from services.slices.placing import Placing, program_of
-from services.slices.relaxation import Wanted
-from services.slices.solver import INF, Bools, End, Floats
+from services.slices.optimiser.model import Model
+from services.slices.optimiser.placing import Placing, program_of
+from services.slices.optimiser.relaxation import Wanted
+from services.slices.optimiser.solver import INF, Bools, End, Floats
 
 EXACT_SLICES = 8
 """Up to so many slices the order is exact over all placements; beyond, over the parts served of the one found."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slices.model import Model
-from services.slices.placing import program_of
-from services.slices.relaxation import SHORT, Wanted
-from services.slices.solver import INF, Bools, End, Floats
+from services.slices.optimiser.model import Model
+from services.slices.optimiser.placing import program_of
+from services.slices.optimiser.relaxation import SHORT, Wanted
+from services.slices.optimiser.solver import INF, Bools, End, Floats
 
 
 @dataclass(frozen=True)

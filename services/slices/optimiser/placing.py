@@ -13,9 +13,9 @@ from time import perf_counter
 
 import numpy as np
 
-from services.slices.model import Model
-from services.slices.relaxation import SHORT, Rows, Wanted, entries, first_rows, prices_of
-from services.slices.solver import INF, Answer, Bools, End, Floats, Ints, Live, Program
+from services.slices.optimiser.model import Model
+from services.slices.optimiser.relaxation import SHORT, Rows, Wanted, entries, first_rows, prices_of
+from services.slices.optimiser.solver import INF, Answer, Bools, End, Floats, Ints, Live, Program
 
 WHOLE = 1e-6
 """Closer to 0 or 1 than this is 0 or 1."""

@@ -12,8 +12,8 @@ from time import perf_counter
 
 import numpy as np
 
-from services.slices.model import Model
-from services.slices.solver import INF, Bools, End, Floats, Ints, Live, Program
+from services.slices.optimiser.model import Model
+from services.slices.optimiser.solver import INF, Bools, End, Floats, Ints, Live, Program
 
 ROUNDS = 60
 SHORT = 1e-6

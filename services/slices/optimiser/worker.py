@@ -12,7 +12,7 @@ import sys
 from typing import BinaryIO
 
 from orbitmesh.errors import MeshError
-from services.slices.problem_json import dump_outcome, load_problem
+from services.slices.optimiser.problem_json import dump_outcome, load_problem
 
 LENGTH_BYTES = 4
 """Each message has its length before it, big-endian."""
@@ -24,7 +24,7 @@ NICENESS = 5
 
 def serve(source: BinaryIO, sink: BinaryIO) -> None:
     """Solves until nothing more comes."""
-    from services.slices.optimise import optimise
+    from services.slices.optimiser.optimise import optimise
 
     while len(head := source.read(LENGTH_BYTES)) == LENGTH_BYTES:
         problem, time_limit_s = load_problem(source.read(int.from_bytes(head, "big")))

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from services.slices.problem import Problem
+from services.slices.optimiser.problem import Problem
+from services.slices.optimiser.solver import Bools, Floats, Ints
 from services.slices.resources import NAMES, SLACK
-from services.slices.solver import Bools, Floats, Ints
 
 SAME = 1e-9
 """Ratios closer than this are one."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from services.slices.model import Model
-from services.slices.problem import Allocation, Goal, Problem
+from services.slices.optimiser.model import Model
+from services.slices.optimiser.problem import Allocation, Goal, Problem
+from services.slices.optimiser.solver import Bools, Floats
 from services.slices.resources import SLACK
-from services.slices.solver import Bools, Floats
 
 TINY = 1e-7
 """Serving less than this part of a slice's traffic on a node is not serving it there."""

@@ -14,10 +14,10 @@ from time import perf_counter
 import numpy as np
 
 from orbitmesh.errors import InfeasiblePlanError
-from services.slices.model import floors_of, near_enough
-from services.slices.problem import Problem
+from services.slices.optimiser.model import floors_of, near_enough
+from services.slices.optimiser.problem import Problem
+from services.slices.optimiser.solver import INF, Answer, End, Floats, Ints, Program
 from services.slices.resources import NAMES, SLACK, Resources
-from services.slices.solver import INF, Answer, End, Floats, Ints, Program
 
 REASON = "SLICES_INFEASIBLE"
 NODES_OF_EACH = 12

@@ -14,16 +14,16 @@ from time import perf_counter
 import numpy as np
 
 from orbitmesh.errors import DeadlineError, InvalidInputError
-from services.slices.branching import Latency, branch
-from services.slices.infeasible import explain, refuse_impossible
-from services.slices.levels import level
-from services.slices.model import Model, model_of
-from services.slices.placing import Placement, Placing, first_fit
-from services.slices.problem import Goal, Outcome, Problem
-from services.slices.relaxation import Relaxed, Wanted, first_of_each, relax
+from services.slices.optimiser.branching import Latency, branch
+from services.slices.optimiser.infeasible import explain, refuse_impossible
+from services.slices.optimiser.levels import level
+from services.slices.optimiser.model import Model, model_of
+from services.slices.optimiser.placing import Placement, Placing, first_fit
+from services.slices.optimiser.problem import Goal, Outcome, Problem
+from services.slices.optimiser.relaxation import Relaxed, Wanted, first_of_each, relax
+from services.slices.optimiser.settled import allocations_of, value_of
+from services.slices.optimiser.solver import INF, Bools, End, Floats
 from services.slices.resources import SLACK
-from services.slices.settled import allocations_of, value_of
-from services.slices.solver import INF, Bools, End, Floats
 
 __all__ = ["optimise"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from services.slices.problem import Allocation, Demand, Goal, NodeCapacity, Outcome, Problem
+from services.slices.optimiser.problem import Allocation, Demand, Goal, NodeCapacity, Outcome, Problem
 from services.slices.resources import Resources, Share
 
 
