@@ -245,7 +245,7 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
             if not count:
                 found = _settled(task, task.start, until + AFTER_S) if task.start is not None else None
         else:
-            found = Placing(model, what, first_of_each(model, rank, count), task.presence).dive(until)
+            found = Placing(model, what, first_of_each(model, rank, count), task.presence).dive(task.usable, until)
         if found is None:
             continue
         # With the present pairs alone: a program of a third of the size.

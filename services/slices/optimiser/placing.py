@@ -1,7 +1,9 @@
 """Placements: which slice is present on which nodes. Found by diving through the relaxation, then by small changes.
 
-A dive solves the linear program over the pairs that are worth a look, settles those that it wants most (present) and
-least (not), and solves again, until every pair is settled; what cannot be served any more is lacking, and dear.
+A dive solves the linear program over the pairs that are worth a look, settles those that it wants most as present, and
+solves again, until every pair is settled. What can be on one node only comes first, as others go round it; a pair whose
+least no longer fits beside what is settled is out; what cannot be served any more is lacking, and dear, and more pairs
+are looked at for it.
 For a settled placement the parts served are a linear program, whose prices say which change may pay.
 """
 
@@ -14,13 +16,13 @@ from time import perf_counter
 import numpy as np
 
 from services.slices.optimiser.model import Model
-from services.slices.optimiser.relaxation import SHORT, Rows, Wanted, entries, first_rows, prices_of
-from services.slices.optimiser.solver import INF, Answer, Bools, End, Floats, Ints, Live, Program
+from services.slices.optimiser.relaxation import SHORT, Rows, Wanted, entries, first_of_each, first_rows, prices_of
+from services.slices.optimiser.solver import EXACT, INF, Answer, Bools, End, Floats, Ints, Live, Program
 
 WHOLE = 1e-6
 """Closer to 0 or 1 than this is 0 or 1."""
-CRUMB = 0.08
-"""Wanted less than this is settled as absent first."""
+FURTHER = 4
+"""Pairs of a slice that lacks something that a dive looks at beside those that it began with."""
 MOVES = 200
 """Most changes of one placement that are tried."""
 BY = 6
@@ -118,38 +120,73 @@ class Placing:
         lacking = self._values[self.rows.lack]
         return Placement(present, np.where(present, served, 0.0), value, np.where(lacking > SHORT, lacking, 0.0))
 
-    def dive(self, until: float = INF) -> Placement | None:
-        """A placement, which may lack what has to be served; None where the time ended it."""
+    def dive(self, usable: Bools, until: float = INF) -> Placement | None:
+        """A placement, which may lack what has to be served; None where the time ended it.
+
+        Args:
+            usable: [P]: the pairs that may be looked at too, where those of a slice do not do.
+            until: When to end, `perf_counter`.
+        """
+        model = self.model
+        hard = (model.spread == 1) & (model.least > 0)  # fit as a whole or not at all: others go round them
+        needed = least_of_pairs(model)
+        left, taken = model.limits.copy(), np.zeros(model.slices, dtype=np.int64)
         low, high = np.zeros(len(self.pairs)), np.ones(len(self.pairs))
-        chosen = np.empty(0, dtype=np.int64)  # what was settled as present since the last solution
         while True:
             self.settle(low, high)
             switches, value = self.solve(until)
             if not len(switches):
-                # The guarantees of what was settled together do not fit: settle one, or leave that one out.
-                if not len(chosen) or perf_counter() > until:
-                    return None
-                low[chosen[1:] if len(chosen) > 1 else chosen] = 0.0
-                if len(chosen) == 1:
-                    high[chosen] = 0.0
-                chosen = chosen[:1] if len(chosen) > 1 else chosen[:0]
+                return None
+            fitting = usable & (needed <= left[model.node_of] + EXACT).all(axis=1)
+            fitting &= (taken < model.spread)[model.slice_of]
+            added = self._look_further(fitting)
+            if added:
+                low, high = np.append(low, np.zeros(added)), np.append(high, np.ones(added))
                 continue
             open_ = np.flatnonzero((switches > WHOLE) & (switches < 1 - WHOLE))
             if not len(open_):
                 break
+            slices = model.slice_of[self.pairs[open_]]
+            if hard[slices].any():
+                open_, slices = open_[hard[slices]], slices[hard[slices]]
             order = open_[np.argsort(-switches[open_], kind="stable")]
-            crumbs = order[switches[order] < CRUMB]
-            count = max(1, len(open_) // BY)
-            if len(crumbs):
-                high[crumbs[-count:]] = 0.0
-                chosen = order[:0]
-            else:
-                chosen = order[:count]
-                low[chosen] = 1.0
+            for which in order[: max(1, len(order) // BY)]:
+                pair = self.pairs[which]
+                node, of = model.node_of[pair], model.slice_of[pair]
+                if taken[of] < model.spread[of] and (needed[pair] <= left[node] + EXACT).all():
+                    low[which] = 1.0
+                    left[node] -= needed[pair]
+                    taken[of] += 1
+                    if taken[of] == model.spread[of]:
+                        self._live.set_row(int(self.rows.present[of]), -INF, INF)  # what it lacks needs no room there
+            slices, nodes = model.slice_of[self.pairs], model.node_of[self.pairs]
+            full = (needed[self.pairs] > left[nodes] + EXACT).any(axis=1) | (taken >= model.spread)[slices]
+            high[full & (low == 0)] = 0.0
         # Those that stand at 0 or 1 by themselves are settled as they stand.
         self.settle(np.round(switches), np.round(switches))
         switches, value = self.solve(until)
         return self.placement(value) if len(switches) else None
+
+    def _look_further(self, usable: Bools) -> int:
+        """Looks at more pairs of the slices that lack something, the best by price; how many these are."""
+        model = self.model
+        lacking = self._values[self.rows.lack] > SHORT
+        if not lacking.any():
+            return 0
+        prices = self._prices()
+        further = usable & lacking[model.slice_of] & (prices > WHOLE)
+        further[self.pairs] = False
+        new = np.flatnonzero(first_of_each(model, np.where(further, -prices, INF), FURTHER))
+        for pair in new:
+            self.extend(int(pair))
+        return len(new)
+
+    def _prices(self) -> Floats:
+        """[P]: what each pair, were it present, would bring at the prices of the last solution."""
+        prices = np.full(self.model.pairs, -INF)
+        columns = prices_of(self.model, self.wanted, self._found.duals, self.rows)
+        np.maximum.at(prices, self.model.pair_of, columns)
+        return np.asarray(prices + self.presence)
 
     def improve(
         self, placement: Placement, usable: Bools, enough: Callable[[Placement], bool], tries: int, until: float = INF
@@ -206,9 +243,7 @@ class Placing:
     ) -> list[tuple[int, int]]:
         """Pairs to add and to drop, -1 for none, the most promising first."""
         model = self.model
-        prices = np.full(model.pairs, -INF)
-        np.maximum.at(prices, model.pair_of, prices_of(model, self.wanted, found.duals, self.rows))
-        prices = prices + self.presence
+        prices = self._prices()
         scale = 1e-9 + abs(found.objective) * 1e-9
         inside = np.zeros(model.pairs)
         inside[self.pairs] = found.prices[self.switches]
@@ -245,6 +280,13 @@ class Placing:
     def _pairs_of(self, which: int) -> Ints:
         first, last = np.searchsorted(self.model.slice_of, [which, which + 1])
         return np.arange(first, last)
+
+
+def least_of_pairs(model: Model) -> Floats:
+    """[P, 4]: the least that is reserved for a pair that is present, as parts of `Model.unit`."""
+    least = np.where(model.spread == 1, model.least, 0.0)[model.slice_of]
+    needed = np.maximum(model.need[model.slice_of] * least[:, None], model.guaranteed)
+    return np.asarray(np.minimum(needed / model.unit[model.node_of], 1.0))
 
 
 def first_fit(model: Model, usable: Bools, presence: Floats | None) -> Bools | None:

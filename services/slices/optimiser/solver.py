@@ -22,6 +22,8 @@ Bools = npt.NDArray[np.bool_]
 INF = float(highspy.kHighsInf)
 EXACT = 1e-9
 """Rows of linear programs hold to within this."""
+ROUGH = 1e-7
+"""Nor is one refused that misses them by no more."""
 
 
 class End(Enum):
@@ -202,8 +204,10 @@ class Live:
         """Solves it as it is now; the time is that of this solution alone."""
         self._solver.setOptionValue("time_limit", self._solver.getRunTime() + max(0.0, min(seconds, 1e6)))
         self._solver.run()
-        if self._solver.getModelStatus() == highspy.HighsModelStatus.kUnknown:
-            self._solver.clearSolver()  # the last basis led nowhere: from the beginning
+        status, found = self._solver.getModelStatus(), self._solver.getInfo().primal_solution_status
+        rough = found != highspy.SolutionStatus.kSolutionStatusFeasible
+        if status == highspy.HighsModelStatus.kUnknown or (status == highspy.HighsModelStatus.kOptimal and rough):
+            self._solver.clearSolver()  # the last basis led nowhere, or astray by roundings: from the beginning
             self._solver.run()
         return answer_of(self._solver, maximise=self._maximise, whole=False)
 
@@ -228,6 +232,7 @@ def answer_of(solver: highspy.Highs, *, maximise: bool, whole: bool) -> Answer:
         raise InternalError(f"the solver ended with {solver.modelStatusToString(status)}")
     end = ends[status]
     found = info.primal_solution_status == highspy.SolutionStatus.kSolutionStatusFeasible
+    found |= status == highspy.HighsModelStatus.kOptimal and info.max_primal_infeasibility <= ROUGH
     if end is End.INFEASIBLE:
         found = False
     worst = INF if maximise else -INF
