@@ -34,6 +34,8 @@ class Branched:
 
     present: Bools | None
     """[P]; None where nothing was found."""
+    served: Floats
+    """[P]: what is served by it."""
     bound: float
     """No placement of the pairs that were looked at is better."""
     end: End
@@ -63,25 +65,44 @@ def branch(
     """
     chosen = np.flatnonzero(pairs)
     if not len(chosen) or seconds <= 0:
-        return Branched(None, INF, End.TIME)
+        return Branched(None, np.empty(0), INF, End.TIME)
     smallest = latency is not None and latency.most is None
-    valued = Wanted(np.zeros(len(model.ratio))) if smallest else wanted
-    program, switches, _, _, rows = program_of(model, valued, chosen, np.zeros(model.pairs), whole=True)
+    valued = wanted
+    if latency is not None and smallest:
+        dearest = float((latency.weight[model.slice_of] * model.floor_ms).max(initial=0.0))
+        valued = Wanted(np.zeros(len(model.ratio)), beside=dearest)
+    several = np.zeros(model.slices, dtype=bool) if latency is None else model.spread > 1
+    alone = np.zeros(model.pairs)
+    if latency is not None and smallest:
+        # One node each: what is present is the farthest.
+        alone = np.where(several[model.slice_of], 0.0, -latency.weight[model.slice_of] * model.floor_ms)
+    program, switches, columns, bends, rows = program_of(model, valued, chosen, alone, whole=True)
     if latency is not None:
-        far = program.add_columns(model.slices, 0.0, INF, -latency.weight if smallest else 0.0)
-        farther = program.add_rows(len(chosen), 0.0, INF)
-        program.put(farther, far[model.slice_of[chosen]], 1.0)
-        program.put(farther, switches, -model.floor_ms[chosen])
+        far = program.add_columns(model.slices, 0.0, INF, np.where(several, -latency.weight, 0.0) if smallest else 0.0)
+        counted = several[model.slice_of[chosen]] | (not smallest)
+        farther = program.add_rows(int(counted.sum()), 0.0, INF)
+        program.put(farther, far[model.slice_of[chosen[counted]]], 1.0)
+        program.put(farther, switches[counted], -model.floor_ms[chosen[counted]])
+        # The farthest is no nearer than the mean of what is served: that binds also where presence is in parts.
+        pair = model.pair_of[bends]
+        least = model.least[model.slice_of[pair]]
+        here = several[model.slice_of[pair]] & (least > 0) if smallest else np.zeros(len(pair), dtype=bool)
+        mean = program.add_rows(model.slices, 0.0, INF)
+        program.put(mean, far, 1.0)
+        share = model.ratio[bends[here]] / least[here]
+        program.put(mean[model.slice_of[pair[here]]], columns[here], -model.floor_ms[pair[here]] * share)
         if latency.most is not None:
             total = program.add_rows(1, -INF, latency.most * (1 + 1e-9) + 1e-9)
             program.put(np.repeat(total, model.slices), far, latency.weight)
     known = None if start is None else (switches, start[chosen].astype(float))
     found = program.solve(seconds=seconds, nodes=nodes, start=known)
     if found.values is None:
-        return Branched(None, found.bound, found.end)
+        return Branched(None, np.empty(0), found.bound, found.end)
     if found.values[rows.lack].max(initial=0.0) > SHORT:
         # Something has to be left out in what is best: if that is proven, there is no allocation.
-        return Branched(None, found.bound, End.INFEASIBLE if found.end is End.BEST else found.end)
-    present = np.zeros(model.pairs, dtype=bool)
+        end = End.INFEASIBLE if found.end is End.BEST else found.end
+        return Branched(None, np.empty(0), found.bound, end)
+    present, served = np.zeros(model.pairs, dtype=bool), np.zeros(model.pairs)
     present[chosen] = found.values[switches] > 0.5
-    return Branched(present, found.bound, found.end)
+    np.add.at(served, model.pair_of[bends], found.values[columns] * model.ratio[bends])
+    return Branched(present, np.where(present, served, 0.0), found.bound, found.end)

@@ -123,6 +123,24 @@ def model_of(problem: Problem, *, only_least: bool = False) -> Model:
     )  # fmt: skip
 
 
+def pairs_in(model: Model, other: Model, marked: Bools, slices: Ints | None = None) -> Bools:
+    """[P]: the pairs of a model that are marked in another one, which has the same nodes.
+
+    Args:
+        model: The model.
+        other: The other one; each of its pairs that is marked is a pair of the model too.
+        marked: [P of the other]: those that are meant.
+        slices: [S of the other]: which slices of the model its slices are; the same ones where it is None.
+    """
+    place = np.full((model.slices, len(model.free)), -1)
+    place[model.slice_of, model.node_of] = np.arange(model.pairs)
+    which = np.flatnonzero(marked)
+    of = other.slice_of[which]
+    found = np.zeros(model.pairs, dtype=bool)
+    found[place[of if slices is None else slices[of], other.node_of[which]]] = True
+    return found
+
+
 def floors_of(problem: Problem) -> Floats:
     """[S, N]: there and back by light, ms."""
     names = [node.node for node in problem.nodes]

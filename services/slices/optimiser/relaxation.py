@@ -38,6 +38,8 @@ class Wanted:
     """The least part served counts up to this."""
     pull: float = 1.0
     """How much it counts."""
+    beside: float = 0.0
+    """The most that anything else counts that is valued beside this: lacking is dearer."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ def first_rows(model: Model, wanted: Wanted) -> tuple[Program, Rows]:
 
 def lack_cost(model: Model, wanted: Wanted) -> float:
     """What it costs to leave all that a slice has to be served: more than anything else can bring."""
-    return 10.0 * (1.0 + float(np.abs(wanted.cost).max(initial=0.0)) * model.slices + wanted.pull * wanted.fair)
+    most = float(np.abs(wanted.cost).max(initial=0.0)) + wanted.beside
+    return 10.0 * (1.0 + most * model.slices + wanted.pull * wanted.fair)
 
 
 def entries(
