@@ -8,7 +8,7 @@ looks at one pair at a time: at most six columns for a pair, and no row beside c
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -121,6 +121,33 @@ def model_of(problem: Problem, *, only_least: bool = False) -> Model:
         np.array([demand.weight for demand in demands]), spread, slice_of, node_of, most, guaranteed[possible],
         floors[possible], pair_of, ratio, np.minimum(reserved / unit[node_of[pair_of]], 1.0), unit,
     )  # fmt: skip
+
+
+def at_level(model: Model, level: float) -> tuple[Model, Bools]:
+    """Each slice is served this part of its traffic, or what it has to be where that is more, and nothing above it.
+
+    Args:
+        model: The problem; its slices may be served in full.
+        level: 0 to 1.
+
+    Returns:
+        The problem at that level; and which of the model's pairs are its pairs, [P].
+    """
+    least = np.maximum(model.least, level)
+    kept = (model.spread[model.slice_of] > 1) | (model.most >= least[model.slice_of] * (1 - SLACK))
+    slice_of, node_of = model.slice_of[kept], model.node_of[kept]
+    most = np.minimum(model.most[kept], least[slice_of])
+    most = np.where(most >= least[slice_of] * (1 - SLACK), least[slice_of], most)
+    guaranteed = model.guaranteed[kept]
+    least_here = np.where(model.spread[slice_of] == 1, least[slice_of], 0.0)
+    pair_of, ratio = _bends(model.need[slice_of], guaranteed, least_here, most)
+    reserved = np.maximum(model.need[slice_of[pair_of]] * ratio[:, None], guaranteed[pair_of])
+    there = replace(
+        model, least=least, upmost=least, slice_of=slice_of, node_of=node_of, most=most, guaranteed=guaranteed,
+        floor_ms=model.floor_ms[kept], pair_of=pair_of, ratio=ratio,
+        used=np.minimum(reserved / model.unit[node_of[pair_of]], 1.0),
+    )  # fmt: skip
+    return there, kept
 
 
 def pairs_in(model: Model, other: Model, marked: Bools, slices: Ints | None = None) -> Bools:

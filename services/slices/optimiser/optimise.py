@@ -18,8 +18,9 @@ from services.slices.optimiser.levels import level
 from services.slices.optimiser.model import Model, model_of, pairs_in
 from services.slices.optimiser.nearest import nearest
 from services.slices.optimiser.problem import Goal, Outcome, Problem
-from services.slices.optimiser.relaxation import Wanted
-from services.slices.optimiser.search import AFTER_S, SMALL_PAIRS, Found, Task, search
+from services.slices.optimiser.raising import raise_level
+from services.slices.optimiser.relaxation import Wanted, relax
+from services.slices.optimiser.search import AFTER_S, Found, Task, filled, search, settled_at
 from services.slices.optimiser.settled import allocations_of, value_of
 from services.slices.optimiser.solver import INF, Bools, Floats
 from services.slices.resources import SLACK
@@ -29,7 +30,9 @@ __all__ = ["optimise"]
 TIME_LIMIT_S = 1.0
 TIME_LIMIT_MOST_S = 60.0
 PART = 0.6
-"""So much of the time is for the latency, the rest for what is served beside."""
+"""So much of the time is for what comes first."""
+LEVELLING = 0.05
+"""So much of the time is left for raising those above the least, for the placement that was found."""
 UNBOUNDED_MS = 10_000.0
 """A slice without a latency counts as one with this where urgency is weighed."""
 
@@ -71,11 +74,31 @@ def _most(model: Model, until: float) -> Found:
 
 def _balanced(model: Model, until: float) -> Found:
     fair = Wanted(np.zeros(len(model.ratio)), fair=True)
-    found = search(Task(model, fair, np.ones(model.pairs, dtype=bool)), until)
+    task = Task(model, fair, np.ones(model.pairs, dtype=bool))
+    found = search(task, until) if task.small else _raised(task, until - LEVELLING * (until - perf_counter()))
     present, served, complete = level(
-        model, found.present, found.served, until, until + AFTER_S, exact=model.pairs <= SMALL_PAIRS and found.complete
+        model, found.present, found.served, until, until + AFTER_S, exact=task.small and found.complete
     )
     return Found(present, served, found.bound, found.complete and complete)
+
+
+def _raised(task: Task, until: float) -> Found:
+    """The best level that was found for many pairs."""
+    relaxed = relax(task.model, task.wanted, task.usable, until)
+    if relaxed is None:
+        return search(task, until)
+    if relaxed.short:
+        raise explain(task.model.problem, AFTER_S)
+    first = filled(task, until)
+    now = perf_counter()
+    raised = raise_level(
+        task.model, task.value(first) if first else 0.0, relaxed.bound, until if first else now + (until - now) * PART
+    )
+    best = first if raised.present is None else settled_at(task, raised.present, until + AFTER_S) or first
+    if best is None:
+        found = search(task, until)
+        return replace(found, bound=min(found.bound, raised.bound))
+    return Found(best.present, best.served, raised.bound, complete=perf_counter() < until)
 
 
 def _nearest(model: Model, until: float) -> Found:

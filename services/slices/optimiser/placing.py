@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 from time import perf_counter
 
 import numpy as np
@@ -289,22 +290,35 @@ def least_of_pairs(model: Model) -> Floats:
     return np.asarray(np.minimum(needed / model.unit[model.node_of], 1.0))
 
 
-def first_fit(model: Model, usable: Bools, presence: Floats | None) -> Bools | None:
-    """[P]: what has to be served of each slice on one node, the largest slice first, each on the node with the most
-    room or of the most value; None where some slice finds none.
+class Order(Enum):
+    """Which slice comes first."""
+
+    LARGEST = "largest"
+    """Of what has to be served of it."""
+    DENSEST = "densest"
+    """The heaviest for what all of it takes; those of which nothing has to be served too, where they fit."""
+
+
+def first_fit(model: Model, usable: Bools, presence: Floats | None, order: Order) -> Bools | None:
+    """[P]: what has to be served of each slice on one node, one after the other, each on the node with the most room or
+    of the most value; None where some slice finds none.
     """
     left = model.free.copy()
     present = np.zeros(model.pairs, dtype=bool)
-    size = (model.need * model.least[:, None] / np.maximum(model.free.sum(axis=0), SHORT)).max(axis=1)
-    for which in np.argsort(-size, kind="stable"):
-        if model.least[which] <= 0:
+    size = (model.need / np.maximum(model.free.sum(axis=0), SHORT)).max(axis=1)
+    first = size * model.least if order is Order.LARGEST else model.weight / np.maximum(size, SHORT)
+    for which in np.argsort(-first, kind="stable"):
+        least = model.least[which]
+        if least <= 0 and order is Order.LARGEST:
             continue
-        pairs = np.flatnonzero(usable & (model.slice_of == which) & (model.most >= model.least[which]))
-        taken = np.maximum(model.need[which] * model.least[which], model.guaranteed[pairs])
+        pairs = np.flatnonzero(usable & (model.slice_of == which) & (model.most >= least))
+        taken = np.maximum(model.need[which] * least, model.guaranteed[pairs])
         after = left[model.node_of[pairs]] - taken
         fitting = np.flatnonzero((after >= 0).all(axis=1))
         if not len(fitting):
-            return None
+            if least > 0:
+                return None
+            continue
         room = (after / model.capacity[model.node_of[pairs]].clip(SHORT)).min(axis=1)
         rank = room if presence is None else presence[pairs]
         chosen = fitting[np.argmax(rank[fitting])]

@@ -101,6 +101,11 @@ def relax(model: Model, wanted: Wanted, usable: Bools, until: float = INF) -> Re
     return Relaxed(best, np.minimum(weight, 1.0), _best_of_pairs(model, prices), here, short)
 
 
+def ranked(relaxed: Relaxed, usable: Bools) -> Floats:
+    """[P]: the pairs that the relaxation wants most have the lowest rank, then those whose price is best."""
+    return np.where(usable, np.where(relaxed.weight > SHORT, -1 - relaxed.weight, -relaxed.price), INF)
+
+
 @dataclass(frozen=True)
 class Rows:
     """Which rows of a program are which."""

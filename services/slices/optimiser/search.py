@@ -17,10 +17,9 @@ from orbitmesh.errors import DeadlineError
 from services.slices.optimiser.branching import Latency, branch
 from services.slices.optimiser.infeasible import explain
 from services.slices.optimiser.model import Model
-from services.slices.optimiser.placing import Placement, Placing, first_fit
-from services.slices.optimiser.relaxation import Relaxed, Wanted, first_of_each, relax
+from services.slices.optimiser.placing import Order, Placement, Placing, first_fit
+from services.slices.optimiser.relaxation import Relaxed, Wanted, first_of_each, ranked, relax
 from services.slices.optimiser.solver import INF, Bools, End, Floats
-from services.slices.resources import SLACK
 
 SMALL_PAIRS = 400
 GOOD = 2e-3
@@ -130,7 +129,7 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
     model = task.model
     if relaxed is None or (task.latency is not None and task.latency.most is not None):
         return None if task.start is None else settled_at(task, task.start, until + AFTER_S)
-    rank = np.where(task.usable, np.where(relaxed.weight > SLACK, -1 - relaxed.weight, -relaxed.price), INF)
+    rank = ranked(relaxed, task.usable)
     valued = task.valued
     if valued.fair:
         # Many slices may be the least served at once, and no single change raises all of them: what each is short of
@@ -141,8 +140,7 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
     # What asks only for what has to be served is found where the others get stuck, and is but a start.
     dives = ((valued, LOOK_AT // 2), (valued, LOOK_AT), (modest, LOOK_AT), (valued, 2 * LOOK_AT), (modest, 3 * LOOK_AT))
     enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
-    fitted = first_fit(model, task.usable, task.presence)
-    first = None if fitted is None else settled_at(task, fitted, until + AFTER_S)
+    first = filled(task, until)
     best: Placement | None = None
     for what, count in ((None, 0), dives[0], (None, 1), *dives[1:]):
         if best is not None and (what is modest or count == 1):
@@ -163,7 +161,14 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
             best = better
         if task.small or (best is not None and task.value(best) >= enough) or perf_counter() > until:
             break
-    return best or first
+    return max((each for each in (best, first) if each is not None), key=task.value, default=None)
+
+
+def filled(task: Task, until: float) -> Placement | None:
+    """The best of what fits one after the other, the largest slice first or the densest, in no time."""
+    fitted = [first_fit(task.model, task.usable, task.presence, by) for by in Order]
+    placed = [settled_at(task, each, until + AFTER_S) for each in fitted if each is not None]
+    return max((each for each in placed if each is not None), key=task.value, default=None)
 
 
 def settled_at(task: Task, present: Bools, until: float) -> Placement | None:
