@@ -15,10 +15,28 @@ from time import perf_counter
 import numpy as np
 
 from services.slices.optimiser.branching import Latency, branch
-from services.slices.optimiser.model import Model
-from services.slices.optimiser.relaxation import Wanted
+from services.slices.optimiser.infeasible import explain
+from services.slices.optimiser.model import Model, model_of, pairs_in
+from services.slices.optimiser.placing import Placing
+from services.slices.optimiser.relaxation import Relaxed, Wanted, relax
+from services.slices.optimiser.search import AFTER_S, TRIES, Task, dived, search
 from services.slices.optimiser.solver import INF, Bools, End, Floats, Ints
 from services.slices.resources import SLACK
+
+SINGLE, MOVED, BOUNDED = 0.4, 0.55, 0.7
+"""Up to these parts of the time every slice is placed on one node each, that is improved, and the bound is raised."""
+
+
+@dataclass(frozen=True)
+class Near:
+    """A placement for the latency."""
+
+    present: Bools
+    """[P]."""
+    bound: float
+    """No allocation has a smaller weighted sum of latencies, ms."""
+    proven: bool
+    """Whether the placement is proven to be the best."""
 
 
 @dataclass(frozen=True)
@@ -33,16 +51,78 @@ class Nearest:
     """False where it is proven that there is no allocation at all."""
 
 
-def nearest(model: Model, share: Floats, until: float) -> Nearest:
-    """The best placement for the latency, with its proof.
+def place_near(model: Model, share: Floats, until: float) -> Near:
+    """A placement with a small weighted latency.
 
     Args:
         model: Slices that are served what they have to be and nothing above it.
         share: [S]: what a ms of each slice counts.
         until: When to end, `perf_counter`.
+
+    Raises:
+        InfeasiblePlanError: there is none.
+        DeadlineError: none was found in time.
+    """
+    now = perf_counter()
+    part = until - now
+    task = _task(model, share)
+    relaxed = relax(model, task.wanted, task.usable, until)
+    if relaxed is None:
+        return Near(search(task, until).present, 0.0, proven=False)
+    if relaxed.short:
+        raise explain(model.problem, AFTER_S)
+    bound, best, hard = -relaxed.bound, None, False
+    if (model.spread > 1).any():
+        # One node each is decided much faster, and more are hardly ever nearer.
+        demands = tuple(replace(each, nodes_max=1) for each in model.problem.demands)
+        one = _task(model_of(replace(model.problem, demands=demands), only_least=True), share)
+        narrowed = relax(one.model, one.wanted, one.usable, until)
+        if narrowed is not None and not narrowed.short:
+            single = nearest(one.model, share, narrowed.scarce, now + SINGLE * part)
+            best = single.present
+            if best is None and single.fits:
+                best = _moved(one, narrowed, now + MOVED * part)
+                hard = best is None
+            best = None if best is None else pairs_in(model, one.model, best)
+    found = nearest(model, share, relaxed.scarce, now + (MOVED if hard else BOUNDED) * part)
+    if not found.fits:
+        raise explain(model.problem, AFTER_S)
+    bound = max(bound, found.bound)
+    counted = Latency(share)
+    value = INF if best is None else counted.sum_of(model, best)
+    if found.present is not None and counted.sum_of(model, found.present) < value:
+        return Near(found.present, bound, proven=True)
+    if best is None:
+        best = search(task, until).present
+    return Near(best, bound, proven=counted.sum_of(model, best) <= bound * (1 + SLACK))
+
+
+def _task(model: Model, share: Floats) -> Task:
+    cost = share[model.slice_of] * model.floor_ms
+    mean = Wanted(-(cost / model.least[model.slice_of])[model.pair_of] * model.ratio)
+    return Task(model, mean, np.ones(model.pairs, dtype=bool), presence=-cost, latency=Latency(share))
+
+
+def _moved(task: Task, relaxed: Relaxed, until: float) -> Bools | None:
+    """[P]: what a dive finds, and small changes after it."""
+    placed = dived(task, relaxed, until)
+    if placed is None:
+        return None
+    placing = Placing(task.model, task.valued, placed.present, task.presence)
+    moved = placing.improve(placed, task.usable, lambda _: False, TRIES, until)
+    return None if moved.lacking.any() else moved.present
+
+
+def nearest(model: Model, share: Floats, contested: Bools, until: float) -> Nearest:
+    """The best placement for the latency, with its proof.
+
+    Args:
+        model: Slices that are served what they have to be and nothing above it.
+        share: [S]: what a ms of each slice counts.
+        contested: [N]: the nodes that have bounds from the beginning.
+        until: When to end, `perf_counter`.
     """
     bound = 0.0
-    contested = np.zeros(len(model.free), dtype=bool)
     while True:
         open_, spread = _worth(model, contested)
         freed = replace(model, free=np.where(contested[:, None], model.free, INF), spread=spread)
@@ -59,7 +139,7 @@ def nearest(model: Model, share: Floats, until: float) -> Nearest:
         over = _over(model, found.present, found.served) & ~contested
         if not over.any():
             return Nearest(bound, found.present, fits=True)
-        contested |= over
+        contested = contested | over
 
 
 def _worth(model: Model, contested: Bools) -> tuple[Bools, Ints]:

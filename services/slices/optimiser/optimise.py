@@ -11,18 +11,18 @@ from time import perf_counter
 
 import numpy as np
 
-from orbitmesh.errors import DeadlineError, InvalidInputError
+from orbitmesh.errors import InvalidInputError
 from services.slices.optimiser.branching import Latency
 from services.slices.optimiser.infeasible import explain, refuse_impossible
 from services.slices.optimiser.levels import level
 from services.slices.optimiser.model import Model, model_of, pairs_in
-from services.slices.optimiser.nearest import nearest
+from services.slices.optimiser.nearest import place_near
 from services.slices.optimiser.problem import Goal, Outcome, Problem
 from services.slices.optimiser.raising import raise_level
 from services.slices.optimiser.relaxation import Wanted, relax
 from services.slices.optimiser.search import AFTER_S, Found, Task, filled, search, settled_at
 from services.slices.optimiser.settled import allocations_of, value_of
-from services.slices.optimiser.solver import INF, Bools, Floats
+from services.slices.optimiser.solver import INF, Floats
 from services.slices.resources import SLACK
 
 __all__ = ["optimise"]
@@ -111,10 +111,10 @@ def _nearest(model: Model, until: float) -> Found:
         return replace(search(task, until), bound=0.0)
     low = model_of(replace(model.problem, demands=tuple(demands[each] for each in asked)), only_least=True)
     share = low.weight / low.weight.sum()
-    bound, present, proven = _near(low, share, until)
+    near = place_near(low, share, until)
     weight = np.zeros(model.slices)
     weight[asked] = share
-    start = pairs_in(model, low, present, asked)
+    start = pairs_in(model, low, near.present, asked)
     if task.small:
         most = Latency(weight).sum_of(model, start)
         much = search(replace(task, latency=Latency(weight, most), start=start), until)
@@ -124,41 +124,7 @@ def _nearest(model: Model, until: float) -> Found:
         far[asked] = 0.0
         np.maximum.at(far, model.slice_of[start], model.floor_ms[start])
         much = search(replace(task, usable=model.floor_ms <= far[model.slice_of] * (1 + SLACK), start=start), until)
-    return Found(much.present, much.served, max(0.0, bound), proven and much.complete)
-
-
-def _near(low: Model, share: Floats, until: float) -> tuple[float, Bools, bool]:
-    """A bound for the latency, a placement, and whether it is proven to be the best."""
-    now = perf_counter()
-    bound, best, value = 0.0, None, INF
-    counted = Latency(share)
-    if (low.spread > 1).any():
-        # One node each is decided much faster, and more are hardly ever nearer.
-        single = model_of(
-            replace(low.problem, demands=tuple(replace(each, nodes_max=1) for each in low.problem.demands)),
-            only_least=True,
-        )
-        found = nearest(single, share, now + (until - now) * PART / 2)
-        if found.present is not None:
-            best = pairs_in(low, single, found.present)
-            value = counted.sum_of(low, best)
-    found = nearest(low, share, now + (until - now) * PART)
-    if not found.fits:
-        raise explain(low.problem, AFTER_S)
-    bound = found.bound
-    if found.present is not None and counted.sum_of(low, found.present) < value:
-        return bound, found.present, True
-    if best is not None:
-        return bound, best, value <= bound * (1 + SLACK)
-    cost = share[low.slice_of] * low.floor_ms
-    mean = Wanted(-(cost / low.least[low.slice_of])[low.pair_of] * low.ratio)
-    task = Task(low, mean, np.ones(low.pairs, dtype=bool), presence=-cost, latency=counted)
-    now = perf_counter()
-    try:
-        searched = search(task, now + (until - now) * PART)
-    except DeadlineError:
-        searched = search(task, until)
-    return max(bound, -searched.bound), searched.present, False
+    return Found(much.present, much.served, max(0.0, near.bound), near.proven and much.complete)
 
 
 def _gain(model: Model, weight: Floats) -> Wanted:

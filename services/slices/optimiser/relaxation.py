@@ -20,6 +20,8 @@ SHORT = 1e-6
 """Lacking more than this part of what has to be served is lacking it."""
 CLOSE = 1e-5
 """A bound this close to the value, as a part of it, is the value."""
+PRICE = 1e-9
+"""What costs less is free."""
 FIRST_CHEAP, FIRST_SPACED = 4, 6
 """Nodes of a slice that are looked at first: the cheapest, and some evenly over all that are possible."""
 EACH_ROUND = 4
@@ -54,6 +56,8 @@ class Relaxed:
     """[P]: no allocation that has the pair is better than `from_here` plus this, at most 0 but for rounding."""
     from_here: float
     """The bound by the prices as they were last; never below `bound`."""
+    scarce: Bools
+    """[N]: whether room on the node has a price."""
     short: bool
     """True where something that has to be served was not: then there may be no allocation at all."""
 
@@ -98,7 +102,8 @@ def relax(model: Model, wanted: Wanted, usable: Bools, until: float = INF) -> Re
     known = columns[: len(answer.values) - offset]  # the time may have ended the round that added more
     np.add.at(weight, model.pair_of[known], answer.values[offset:])
     short = bool(answer.values[rows.lack].max(initial=0.0) > SHORT)
-    return Relaxed(best, np.minimum(weight, 1.0), _best_of_pairs(model, prices), here, short)
+    scarce = np.asarray((answer.duals[rows.room].reshape(-1, 4) > PRICE).any(axis=1))
+    return Relaxed(best, np.minimum(weight, 1.0), _best_of_pairs(model, prices), here, scarce, short)
 
 
 def ranked(relaxed: Relaxed, usable: Bools) -> Floats:

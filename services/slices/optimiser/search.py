@@ -24,7 +24,7 @@ from services.slices.optimiser.solver import INF, Bools, End, Floats
 SMALL_PAIRS = 400
 GOOD = 2e-3
 TRIES = 400
-"""Most small changes of a placement that are tried; a sixth where it lacks what has to be served."""
+"""Most small changes of a placement that are tried."""
 SEARCH_NODES = 2000
 """Most nodes of the search tree of a larger problem."""
 LOOK_AT = 6
@@ -136,32 +136,43 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
         # the bound counts too, and nothing above the bound does.
         model = replace(model, upmost=np.maximum(model.least, min(1.0, relaxed.bound)))
         valued = Wanted(model.ratio / model.slices, fair=True)
-    modest = Wanted(np.zeros(len(model.ratio)))
-    # What asks only for what has to be served is found where the others get stuck, and is but a start.
-    dives = ((valued, LOOK_AT // 2), (valued, LOOK_AT), (modest, LOOK_AT), (valued, 2 * LOOK_AT), (modest, 3 * LOOK_AT))
+    modest = Wanted(np.zeros(len(model.ratio)), beside=valued.beside)
     enough = relaxed.bound - GOOD / 4 * abs(relaxed.bound)
-    first = filled(task, until)
-    best: Placement | None = None
-    for what, count in ((None, 0), dives[0], (None, 1), *dives[1:]):
-        if best is not None and (what is modest or count == 1):
-            continue
-        if what is None:
-            found = first
-            if not count:
-                found = settled_at(task, task.start, until + AFTER_S) if task.start is not None else None
-        else:
-            found = Placing(model, what, first_of_each(model, rank, count), task.presence).dive(task.usable, until)
-        if found is None:
-            continue
+    first, best = filled(task, until), None
+    lacking: Placement | None = None
+
+    def improved(found: Placement, tries: int) -> Placement:
         # With the present pairs alone: a program of a third of the size.
         placing = Placing(model, valued, found.present, task.presence)
-        tries = TRIES if not found.lacking.any() else TRIES // 6
-        better = placing.improve(found, task.usable, lambda one: task.value(one) >= enough, tries, until)
-        if not better.lacking.any() and (best is None or task.value(better) > task.value(best)):
-            best = better
-        if task.small or (best is not None and task.value(best) >= enough) or perf_counter() > until:
-            break
+        return placing.improve(found, task.usable, lambda one: task.value(one) >= enough, tries, until)
+
+    if task.start is not None and (found := settled_at(task, task.start, until + AFTER_S)) is not None:
+        best = improved(found, TRIES)
+    # What asks only for what has to be served is found where the others get stuck, and is but a start.
+    for what, look in ((valued, 0.5), (valued, 1), (modest, 1), (valued, 2), (modest, 3)):
+        if best is not None and (what is modest or task.small or task.value(best) >= enough or perf_counter() > until):
+            continue
+        pairs = first_of_each(model, rank, int(look * LOOK_AT))
+        found = Placing(model, what, pairs, task.presence).dive(task.usable, until)
+        if found is not None and found.lacking.any():
+            lacking = min((each for each in (lacking, found) if each), key=lambda one: float(one.lacking.sum()))
+        elif found is not None:
+            better = improved(found, TRIES)
+            best = max((each for each in (best, better) if each), key=task.value)
+    if best is None and lacking is not None:
+        better = improved(lacking, TRIES)
+        best = None if better.lacking.any() else better
     return max((each for each in (best, first) if each is not None), key=task.value, default=None)
+
+
+def dived(task: Task, relaxed: Relaxed, until: float) -> Placement | None:
+    """The better of what a dive finds, which may lack what has to be served, and what fits one after the other."""
+    pairs = first_of_each(task.model, ranked(relaxed, task.usable), LOOK_AT)
+    found = Placing(task.model, task.valued, pairs, task.presence).dive(task.usable, until)
+    both = (found, filled(task, until))
+    return max(
+        (each for each in both if each is not None), key=lambda one: (-one.lacking.sum(), task.value(one)), default=None
+    )
 
 
 def filled(task: Task, until: float) -> Placement | None:
