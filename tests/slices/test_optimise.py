@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from time import perf_counter
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orbitmesh.errors import DeadlineError, InfeasiblePlanError, InvalidInputError
+from services.slices.optimiser.levels import level
+from services.slices.optimiser.model import model_of
 from services.slices.optimiser.optimise import optimise
 from services.slices.optimiser.problem import Demand, Goal, NodeCapacity, Problem
 from services.slices.resources import Resources
@@ -71,6 +75,20 @@ def test_node_42(goal: Goal, objective: float, served: dict[str, float]) -> None
     check(problem, outcome)
     assert outcome.objective == pytest.approx(objective, abs=1e-6)
     assert {name: outcome.served(name) for name in served} == pytest.approx(served, abs=1e-6)
+
+
+@pytest.mark.parametrize("other", [(0, 1, 2, 3), (0, 2, 3)])
+def test_the_order_above_the_least_does_not_hang_on_where_the_search_begins(other: tuple[int, ...]) -> None:
+    """From any placement whose least is the best one, what the others get is what trying everything finds."""
+    problem = random_problem(random.Random("6 3 2"), 3, 2, Goal.BALANCED, 2)
+    model = model_of(problem)
+    present = np.zeros(model.pairs, dtype=bool)
+    present[list(other)] = True
+    until = perf_counter() + LIMIT_S
+    _, served, complete = level(model, present, np.zeros(model.pairs), until, until, exact=True)
+    expected = best_of(problem)
+    assert complete and expected is not None
+    assert sorted(np.bincount(model.slice_of, served)) == pytest.approx(expected[1], abs=1e-5)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -6,6 +6,7 @@ ends a search can make two runs differ, and then the answer says so.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -134,7 +135,18 @@ class Program:
         if start is not None and whole:
             solver.setSolution(len(start[0]), start[0].astype(np.int32), start[1])
         solver.run()
-        return answer_of(solver, maximise=self.maximise, whole=whole)
+        answer = answer_of(solver, maximise=self.maximise, whole=whole)
+        left = seconds - solver.getRunTime()
+        if whole and answer.end in (End.BEST, End.INFEASIBLE) and not math.isfinite(answer.bound) and left > 0:
+            # Presolve takes some programs that have solutions for infeasible: without it.
+            solver.clearSolver()
+            solver.setOptionValue("presolve", "off")
+            solver.setOptionValue("time_limit", solver.getRunTime() + min(left, 1e6))
+            if start is not None:
+                solver.setSolution(len(start[0]), start[0].astype(np.int32), start[1])
+            solver.run()
+            answer = answer_of(solver, maximise=self.maximise, whole=whole)
+        return answer
 
     def model(self) -> highspy.HighsLp:
         """The program in the form that HiGHS takes."""
