@@ -3,7 +3,8 @@
 Slices are drawn from the three templates, each amount between 0.6 and 1.4 times that of its kind; nodes are satellites
 at 550 km over an area of 3000 x 3000 km, with 1, 2 or 4 times what node-42 has; all slices together ask for 1.2 times
 what the mesh has of the scarcest resource. Two kinds of problem: `spread` has bulk on up to 4 nodes, as its templates
-say; `whole` has every slice on one node, where the bound counts slices in parts and cannot be reached.
+say; `whole` has every slice on one node, where the bound of `throughput_max` counts slices in parts and cannot be
+reached.
 Beside ours, a greedy by priority density: first what has to be served, then as much as fits, heaviest weight per
 scarce resource first, each on the roomiest node.
 

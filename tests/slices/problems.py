@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from services.slices.optimiser.problem import Demand, Goal, NodeCapacity, Outcome, Problem
+from services.slices.optimiser.problem import Allocation, Demand, Goal, NodeCapacity, Outcome, Problem
 from services.slices.resources import NAMES, Resources, Share
 from services.slices.templates import TEMPLATES
 
@@ -54,6 +54,32 @@ def random_problem(rng: random.Random, slices: int, nodes: int, goal: Goal, spre
             )
         )
     return Problem(tuple(demands), tuple(capacities), goal)
+
+
+def filled_up(problem: Problem) -> tuple[Allocation, ...]:
+    """What a greedy serves: each slice on the first node with room for what has to be served, then as much as fits."""
+    left = {node.node: node.free for node in problem.nodes}
+    nodes = {node.node: node for node in problem.nodes}
+    at: dict[str, tuple[str, float]] = {}
+    for fill in (False, True):
+        for demand in sorted(problem.demands, key=lambda each: -each.weight):
+            if demand.slice in at:
+                name, part = at[demand.slice]
+                room = left[name] + demand.reserved(nodes[name].capacity, part)
+                most = min(room[each] / need for each, need in demand.need.items() if need)
+                at[demand.slice] = (name, max(part, min(most, demand.most_served(nodes[name].capacity))))
+                left[name] = room - demand.reserved(nodes[name].capacity, at[demand.slice][1])
+            elif not fill:
+                fitting = [
+                    node.node
+                    for node in problem.nodes
+                    if demand.floor_ms(node.node) <= demand.latency_ms
+                    and demand.reserved(node.capacity, demand.least_served).fits(left[node.node])
+                    and demand.most_served(node.capacity) >= demand.least_served
+                ]
+                at[demand.slice] = (fitting[0], demand.least_served)
+                left[fitting[0]] -= demand.reserved(nodes[fitting[0]].capacity, demand.least_served)
+    return tuple(Allocation(name, node, part, Resources()) for name, (node, part) in at.items())
 
 
 def check(problem: Problem, outcome: Outcome) -> None:

@@ -16,9 +16,10 @@ from services.slices.optimiser.levels import level
 from services.slices.optimiser.model import model_of
 from services.slices.optimiser.optimise import optimise
 from services.slices.optimiser.problem import Demand, Goal, NodeCapacity, Problem
+from services.slices.optimiser.settled import value_of
 from services.slices.resources import Resources
 from tests.slices.brute_force import best_of
-from tests.slices.problems import check, demand_of, node_42, random_problem
+from tests.slices.problems import check, demand_of, filled_up, node_42, random_problem
 
 LIMIT_S = 60.0
 GOALS = list(Goal)
@@ -123,6 +124,27 @@ def test_more_pairs_than_are_proven(goal: Goal) -> None:
     second = optimise(problem, time_limit_s=LIMIT_S)
     if first.complete and second.complete:
         assert second.allocations == first.allocations
+
+
+@pytest.mark.parametrize("spread", [1, 4])
+@pytest.mark.parametrize("goal", GOALS)
+def test_never_worse_than_filling_up(goal: Goal, spread: int) -> None:
+    """A greedy that gives everybody what has to be served, then as much as fits, finds nothing better."""
+    rng = random.Random(11)
+    nodes = tuple(NodeCapacity(f"n{i}", Resources(*(rng.uniform(20, 80) for _ in range(4)))) for i in range(25))
+    demands = tuple(
+        demand_of(
+            rng.choice(("embb", "mmtc")), slice=f"s{i}", need=Resources(*(rng.uniform(5, 50) for _ in range(4))),
+            floors_ms={node.node: rng.uniform(0, 90) for node in nodes}, nodes_max=spread, weight=rng.choice((1, 2, 4)),
+        )
+        for i in range(40)
+    )  # fmt: skip
+    problem = Problem(demands, nodes, goal)
+    filled = filled_up(problem)
+    outcome = optimise(problem, time_limit_s=2.0)
+    check(problem, outcome)
+    sign = -1 if goal is Goal.LATENCY_SENSITIVE else 1
+    assert sign * outcome.objective >= sign * value_of(problem, filled) - 1e-9
 
 
 def test_what_others_have_is_not_given_again() -> None:

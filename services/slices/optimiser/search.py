@@ -128,7 +128,7 @@ def _placed(task: Task, relaxed: Relaxed | None, until: float) -> Placement | No
     """The best placement that a dive and small changes find, from the task's start too."""
     model = task.model
     if relaxed is None or (task.latency is not None and task.latency.most is not None):
-        return None if task.start is None else settled_at(task, task.start, until + AFTER_S)
+        return filled(task, until) if task.start is None else settled_at(task, task.start, until + AFTER_S)
     rank = ranked(relaxed, task.usable)
     valued = task.valued
     if valued.fair:
