@@ -23,7 +23,7 @@ from services.slices.optimiser.search import AFTER_S, TRIES, Task, dived, search
 from services.slices.optimiser.solver import INF, Bools, End, Floats, Ints
 from services.slices.resources import SLACK
 
-SINGLE, MOVED, BOUNDED = 0.4, 0.55, 0.7
+SINGLE, MOVED, BOUNDED = 0.5, 0.6, 0.75
 """Up to these parts of the time every slice is placed on one node each, that is improved, and the bound is raised."""
 
 

@@ -59,7 +59,7 @@ def raise_level(model: Model, reached: float, bound: float, until: float) -> Rai
     bound = _bounded(model, reached, bound, until)
     whole = bool((model.spread == 1).all())
     best: Bools | None = None
-    failed, steps = bound, list(STEPS)
+    failed, steps = bound, [] if whole else list(STEPS)  # the bound is far where sizes are whole
     while perf_counter() < until and failed - reached > (APART if whole else NEAR / 2) * bound > 0:
         if bound - reached <= NEAR * bound:
             break

@@ -22,9 +22,9 @@ CLOSE = 1e-5
 """A bound this close to the value, as a part of it, is the value."""
 PRICE = 1e-9
 """What costs less is free."""
-FIRST_CHEAP, FIRST_SPACED = 4, 6
+FIRST_CHEAP, FIRST_SPACED = 2, 4
 """Nodes of a slice that are looked at first: the cheapest, and some evenly over all that are possible."""
-EACH_ROUND = 4
+EACH_ROUND = 6
 """Most pairs that a slice gets in a round."""
 
 

@@ -23,7 +23,7 @@ from services.slices.optimiser.solver import INF, Bools, End, Floats
 
 SMALL_PAIRS = 400
 GOOD = 2e-3
-TRIES = 400
+TRIES = 100
 """Most small changes of a placement that are tried."""
 SEARCH_NODES = 2000
 """Most nodes of the search tree of a larger problem."""
