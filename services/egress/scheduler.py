@@ -11,6 +11,10 @@ where nothing else is left. A frame that has begun is never interrupted, so who 
 
 The levels are those of a hierarchy of token buckets (HTB); each bucket is a `Meter`. What is borrowed is not held
 against a guarantee later.
+
+A link behind which its frames wait for another turn, that of the node's own way out, is told when each of them leaves
+(`depart`): until then the frame is not on the link, and its slice gets no other turn there. So a slice that waits at
+the node keeps no other slice from the link, and no frames pile up between the two.
 """
 
 from __future__ import annotations
@@ -72,6 +76,8 @@ class Ticket:
     """In bytes."""
     offered_ns: int
     """When it came."""
+    since_ns: int
+    """From when on its wait counts in what is measured: when it came to the first of its ports."""
     before_ns: tuple[float, ...]
     """How long its slice had waited for each cause until then."""
     state: State = State.WAITS
@@ -99,6 +105,7 @@ class _Lane:
         self.blocked_ns = [0.0] * len(Cause)
         self.deficit = 0.0
         self.quantum = 1.0
+        self.held = 0  # frames that had their turn and have not left
         # The guarantee; of an urgent slice, all that it may have before others.
         self.within = Meter(0.0, 0.0, now_ns)
         self.dedicated = Meter(0.0, 0.0, now_ns)
@@ -127,9 +134,10 @@ class Port:
         now_ns: The time.
         ahead_ns: How long before the link is free a frame may be handed over, where timers are not exact. What lies
             below the port is never more than this and one frame.
+        departs: Whether frames that had their turn leave later, when `depart` says so.
     """
 
-    def __init__(self, spec: PortSpec, now_ns: int, *, ahead_ns: int = 0) -> None:
+    def __init__(self, spec: PortSpec, now_ns: int, *, ahead_ns: int = 0, departs: bool = False) -> None:
         self.spec = spec
         self.queued = 0
         self._ahead_ns = ahead_ns
@@ -137,6 +145,8 @@ class Port:
         self._traffic: dict[str, Traffic] = {}
         self._round: Round[_Lane] = Round()
         self._link_ns: float = now_ns
+        self._departs = departs
+        self._departing: dict[Ticket, int] = {}
         self._marked_ns = now_ns
         self._flying: _Lane | None = None
         self._common = Meter(math.inf, 0.0, now_ns)
@@ -146,6 +156,11 @@ class Port:
     def traffic(self) -> dict[str, Traffic]:
         """What was measured, by slice, also of slices that are gone."""
         return dict(self._traffic)
+
+    @property
+    def departing(self) -> int:
+        """How many frames had their turn and have not left."""
+        return len(self._departing)
 
     @property
     def queued_by_slice(self) -> dict[str, int]:
@@ -183,13 +198,14 @@ class Port:
             if name not in self._lanes:
                 del self._traffic[name]
 
-    def offer(self, name: str, size: int, now_ns: int) -> Ticket:
+    def offer(self, name: str, size: int, now_ns: int, since_ns: int | None = None) -> Ticket:
         """Queues a frame.
 
         Args:
             name: Of its slice; one that is not known counts as the default one.
             size: In bytes.
             now_ns: The time.
+            since_ns: From when on its wait counts in what is measured; None: from now on.
 
         Raises:
             CapacityError: The queue of the slice is full (SLICE_FULL).
@@ -210,24 +226,27 @@ class Port:
                 metadata={"slice": lane.name, "queued_bytes": lane.queued_bytes, "limit_bytes": QUEUE_BYTES},
             )
         self._account(now_ns)
-        ticket = Ticket(lane, name, size, now_ns, tuple(lane.blocked_ns))
+        since_ns = now_ns if since_ns is None else since_ns
+        ticket = Ticket(lane, name, size, now_ns, since_ns, tuple(lane.blocked_ns))
         self._append(lane, ticket, now_ns)
         self.queued += 1
         return ticket
 
     def next(self, now_ns: int) -> Ticket | int | None:
-        """The frame that goes now, or until when none may; None where none waits.
+        """The frame that goes now, or until when none may; None where none waits, or none may before one has left.
 
         A frame that is returned keeps the link for its time; ask again for the one after it.
         """
         if not self.queued:
             return None
         self._account(now_ns)
-        if self._link_ns > now_ns + self._ahead_ns:
-            return math.ceil(self._link_ns) - self._ahead_ns
+        busy_ns = self._busy_ns()
+        if busy_ns > now_ns + self._ahead_ns:
+            return math.ceil(busy_ns) - self._ahead_ns
         lane = self._choose(now_ns)
         if lane is None:
-            return max(math.ceil(min(self._ready_ns(each) for each in self._lanes.values() if each.queue)), now_ns + 1)
+            waiting = [self._ready_ns(each) for each in self._lanes.values() if each.queue and not each.held]
+            return max(math.ceil(min(waiting)), now_ns + 1) if waiting else None
         ticket = lane.queue.popleft()
         self._left(lane, ticket, now_ns)
         self._take(lane, ticket, now_ns)
@@ -235,7 +254,7 @@ class Port:
         ticket.waited_ns = now_ns - ticket.offered_ns
         waits = [after - before for after, before in zip(lane.blocked_ns, ticket.before_ns, strict=True)]
         ticket.cause = Cause(waits.index(max(waits))) if ticket.waited_ns and max(waits) > 0 else None
-        lane.traffic.sent(ticket.size, ticket.waited_ns, lane.rule.latency_s)
+        lane.traffic.sent(ticket.size, now_ns - ticket.since_ns, lane.rule.latency_s)
         return ticket
 
     def withdraw(self, ticket: Ticket, now_ns: int) -> None:
@@ -247,7 +266,9 @@ class Port:
             self._left(lane, ticket, now_ns)
             lane.traffic.offered_bytes -= ticket.size
         elif ticket.state is State.SENT:
-            self._link_ns = max(self._link_ns - ticket.size * NS_BITS / self.spec.rate_bps, min(self._link_ns, now_ns))
+            if not self._left_turn(ticket):
+                took_ns = ticket.size * NS_BITS / self.spec.rate_bps
+                self._link_ns = max(self._link_ns - took_ns, min(self._link_ns, now_ns))
             lane.ceiling.give_back(ticket.size)
             (lane.dedicated if ticket.dedicated else self._common).give_back(ticket.size)
             if ticket.within:
@@ -255,13 +276,20 @@ class Port:
             lane.traffic.unsent(ticket.size)
         ticket.state = State.WITHDRAWN
 
+    def depart(self, ticket: Ticket, now_ns: int) -> None:
+        """A frame that had its turn leaves: it is on the link from now on; repeating it changes nothing."""
+        if ticket in self._departing:
+            self._account(now_ns)
+            self._left_turn(ticket)
+            self._occupy_with(ticket, now_ns)
+
     def begin(self, ticket: Ticket, now_ns: int) -> None:
         """The frame of a turn begins to be sent, later than its turn came: it keeps the link from then on.
 
         Else the next one would follow at once, and lie below the port before whoever is urgent. What a wake-up usually
         takes costs no rate.
         """
-        if ticket.state is State.SENT:
+        if ticket.state is State.SENT and not self._departs:
             ends_ns = now_ns - CATCH_UP_NS + ticket.size * NS_BITS / self.spec.rate_bps
             if ends_ns > self._link_ns:
                 self._account(now_ns)
@@ -313,7 +341,7 @@ class Port:
         within: _Lane | None = None
         borrowers: list[_Lane] = []
         for lane in self._lanes.values():
-            if not lane.queue or lane.ceiling.free_ns > now_ns:
+            if not lane.queue or lane.held or lane.ceiling.free_ns > now_ns:
                 continue
             if lane.within.free_ns <= now_ns or lane.dedicated.free_ns <= now_ns:
                 rank = (not lane.rule.urgent, lane.within.free_ns)
@@ -338,10 +366,31 @@ class Port:
         if ticket.within:
             lane.within.take(size, min(lane.since_ns, now_ns))
         lane.ceiling.pass_by(size, lane.since_ns, now_ns)
+        if self._departs:
+            self._departing[ticket] = now_ns
+            lane.held += 1
+        else:
+            self._occupy_with(ticket, now_ns)
+        self._flying = lane
+
+    def _occupy_with(self, ticket: Ticket, now_ns: int) -> None:
         # A timer that comes late costs the link nothing: the frame could have begun as soon as the link was free.
         start_ns = max(self._link_ns, min(now_ns, max(ticket.offered_ns, now_ns - CATCH_UP_NS)))
-        self._link_ns = start_ns + size * NS_BITS / self.spec.rate_bps
-        self._flying = lane
+        self._link_ns = start_ns + ticket.size * NS_BITS / self.spec.rate_bps
+
+    def _left_turn(self, ticket: Ticket) -> bool:
+        """Whether a frame had its turn and had not left; it counts as such no longer."""
+        if self._departing.pop(ticket, None) is None:
+            return False
+        ticket.lane.held -= 1
+        return True
+
+    def _busy_ns(self) -> float:
+        """Until when the link is taken, were those that have had their turn to leave as soon as they can."""
+        busy_ns = self._link_ns
+        for ticket, turn_ns in self._departing.items():
+            busy_ns = max(busy_ns, turn_ns) + ticket.size * NS_BITS / self.spec.rate_bps
+        return busy_ns
 
     def _account(self, now_ns: int) -> None:
         """Divides the time since the last look among the causes, for each slice that waited."""
@@ -350,11 +399,12 @@ class Port:
             return
         flying = self._flying
         urgent = flying is not None and flying.rule.urgent
+        busy_ns = self._busy_ns()
         for lane in self._lanes.values():
             if not lane.queue:
                 continue
             below_ns = min(max(lane.ceiling.free_ns, marked_ns), now_ns)
-            link_ns = min(max(self._link_ns, below_ns), now_ns)
+            link_ns = min(max(busy_ns, below_ns), now_ns)
             before = Cause.URGENT if urgent and flying is not lane else Cause.LINK
             lane.blocked_ns[Cause.CEILING.value] += below_ns - marked_ns
             lane.blocked_ns[before.value] += link_ns - below_ns

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from orbitmesh.errors import MeshError
+from orbitmesh.wire.records import SessionPeer
 
 RECORD_BYTES = 16 << 10
 """How TLS and HTTP/2 cut what they carry, in bytes."""
@@ -59,6 +60,10 @@ class Egress(Protocol):
 
     def occupy(self, size: int) -> None:
         """Something goes on the link without a turn: what is written again after a cut, in bytes."""
+
+
+EgressTowards = Callable[[SessionPeer], Egress | None]
+"""Who gives turns on the way to a peer; None where nobody does."""
 
 
 def link_bytes(body_bytes: int) -> int:
