@@ -55,14 +55,16 @@ class Gate:
         """How large the frames of a slice should be."""
         return FRAME_BODY_BYTES if self._port is None or not self._ruled else self._port.frame_bytes(slice_name)
 
-    def ask(self, slice_name: str, size: int, since_ns: int | None = None) -> Turn | asyncio.Future[Turn]:
+    def ask(
+        self, slice_name: str, size: int, since_ns: int | None = None, flow: str = ""
+    ) -> Turn | asyncio.Future[Turn]:
         """Asks for the turn of a frame; while no rules hold, and none that waited under rules is left, it is there.
 
         Raises:
             CapacityError: Too much of the slice waits already (SLICE_FULL).
         """
         port = self.port
-        return _AT_ONCE if port is None else port.ask(slice_name, size, since_ns)
+        return _AT_ONCE if port is None else port.ask(slice_name, size, since_ns, flow)
 
     def give_back(self, turn: Turn) -> None:
         """The frame of a turn will not be sent."""

@@ -19,12 +19,14 @@ class LinkEgress:
     """The way to one peer. It is an `orbitmesh.wire.egress.Egress`.
 
     Args:
+        peer: Its name; on the way out, peers share what a slice gets.
         link: The link's own port, made with `departs`.
         out: The way out of the node, for all links.
     """
 
-    def __init__(self, link: Gate, out: Gate) -> None:
+    def __init__(self, peer: str, link: Gate, out: Gate) -> None:
         self.link = link
+        self._peer = peer
         self._out = out
 
     def frame_bytes(self, slice_name: str) -> int:
@@ -39,8 +41,8 @@ class LinkEgress:
         """
         port = self.link.port
         if port is None:
-            return self._out.ask(slice_name, size)
-        passage = _Passage(port, self._out, slice_name, size)
+            return self._out.ask(slice_name, size, None, self._peer)
+        passage = _Passage(self._peer, port, self._out, slice_name, size)
         asked = port.ask(slice_name, size)
         if not isinstance(asked, Turn):
             return passage.wait_for_link(asked)
@@ -75,7 +77,8 @@ class _Both(Turn):
 class _Passage:
     """One frame on its way through both."""
 
-    def __init__(self, link: EgressPort, out: Gate, slice_name: str, size: int) -> None:
+    def __init__(self, peer: str, link: EgressPort, out: Gate, slice_name: str, size: int) -> None:
+        self._peer = peer
         self._link = link
         self._out = out
         self._name = slice_name
@@ -99,7 +102,7 @@ class _Passage:
             CapacityError: Too much of the slice waits for the way out already (SLICE_FULL).
         """
         try:
-            asked = self._out.ask(self._name, self._size, self._since_ns)
+            asked = self._out.ask(self._name, self._size, self._since_ns, self._peer)
         except MeshError:
             self._link.give_back(first)
             raise

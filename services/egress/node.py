@@ -111,7 +111,7 @@ class NodeEgress(Senders):
         """
         found = self._links.get(peer)
         if found is None:
-            found = LinkEgress(Gate(departs=True), self._out)
+            found = LinkEgress(peer, Gate(departs=True), self._out)
             if len(self._links) < LINKS_MAX:
                 self._links[peer] = found
                 found.link.rule(self._link_spec(peer))

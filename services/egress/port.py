@@ -79,19 +79,22 @@ class EgressPort:
         self._port.change(spec, self._clock())
         self._pump()
 
-    def ask(self, slice_name: str, size: int, since_ns: int | None = None) -> Turn | asyncio.Future[Turn]:
+    def ask(
+        self, slice_name: str, size: int, since_ns: int | None = None, flow: str = ""
+    ) -> Turn | asyncio.Future[Turn]:
         """Asks for the turn of a frame: it is there at once, or comes with a future, and cancelling that gives it back.
 
         Args:
             slice_name: Empty for the default one.
             size: What it takes on the link, in bytes.
             since_ns: From when on its wait counts in what is measured, by this port's clock; None: from now on.
+            flow: Frames of a slice keep their order within a flow; flows take turns.
 
         Raises:
             CapacityError: Too much of the slice waits already (SLICE_FULL).
         """
         now_ns = self._clock()
-        ticket = self._port.offer(slice_name, size, now_ns, since_ns)
+        ticket = self._port.offer(slice_name, size, now_ns, since_ns, flow)
         # Nobody may overtake a sender whose turn has come and who has not been woken yet.
         if self._port.queued == 1 and not self._resuming and self._port.next(now_ns) is ticket:
             return _Granted(0, "", ticket)

@@ -13,26 +13,31 @@ The levels are those of a hierarchy of token buckets (HTB); each bucket is a `Me
 against a guarantee later.
 
 A link behind which its frames wait for another turn, that of the node's own way out, is told when each of them leaves
-(`depart`): until then the frame is not on the link, and its slice gets no other turn there. So a slice that waits at
-the node keeps no other slice from the link, and no frames pile up between the two.
+(`depart`). Until then its slice gets no other turn there, but for short frames that are together no longer than one:
+so a slice that waits for the way out keeps no other slice from the link, and no frames pile up between the two. What a
+frame waited there costs the link nothing, as far as a frame of the way out takes; on the way out, links take turns
+within a slice.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 
 from orbitmesh.errors import CapacityError, InvalidInputError
+from services.egress.lanes import Flows
 from services.egress.meter import NS_BITS, Ceiling, Meter
 from services.egress.rounds import Round
-from services.egress.spec import DEFAULT_SLICE, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
+from services.egress.spec import DEFAULT_SLICE, FRAME_S, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
 from services.egress.traffic import Traffic
 
 CATCH_UP_NS = 4_000_000
 """How late a timer may be without the link losing rate, in nanoseconds; what catches up lies below the port for
 a while, before whoever is urgent."""
+
+DEPART_CATCH_UP_NS = round(FRAME_S * 1e9)
+"""The same where frames wait for the way out as well: as long as its own frames take at most."""
 
 BURST_FRAMES = 2
 """How many frames a slice within its guarantee may send at once after a pause."""
@@ -78,6 +83,8 @@ class Ticket:
     """When it came."""
     since_ns: int
     """From when on its wait counts in what is measured: when it came to the first of its ports."""
+    flow: str
+    """Frames of a slice keep their order within a flow; flows take turns."""
     before_ns: tuple[float, ...]
     """How long its slice had waited for each cause until then."""
     state: State = State.WAITS
@@ -98,14 +105,16 @@ class _Lane:
         self.name = name
         self.rule = SliceRule()
         self.traffic = traffic
-        self.queue: deque[Ticket] = deque()
+        self.queue: Flows[Ticket] = Flows()
         self.queued_bytes = 0
         self.since_ns = now_ns  # from when on it has had frames to send
         self.idle_ns: float = -math.inf  # when it had none last
         self.blocked_ns = [0.0] * len(Cause)
         self.deficit = 0.0
         self.quantum = 1.0
-        self.held = 0  # frames that had their turn and have not left
+        self.held_frames = 0  # that had their turn and have not left
+        self.held_bytes = 0
+        self.held_max = 0  # with so many of them, no other has its turn
         # The guarantee; of an urgent slice, all that it may have before others.
         self.within = Meter(0.0, 0.0, now_ns)
         self.dedicated = Meter(0.0, 0.0, now_ns)
@@ -113,11 +122,17 @@ class _Lane:
 
     def head_bytes(self) -> int:
         """The size of its next frame; 0 where it has none."""
-        return self.queue[0].size if self.queue else 0
+        return self.queue.head.size if self.queue else 0
+
+    @property
+    def held(self) -> bool:
+        """Whether its next frame has no turn before one that had has left."""
+        return bool(self.held_bytes) and self.held_bytes + self.head_bytes() > self.held_max
 
     def change(self, rule: SliceRule, spec: PortSpec, within_bps: float, quantum: float, now_ns: int) -> None:
         """Takes another rule from now on."""
         burst = BURST_FRAMES * spec.frame_bytes(SliceRule()) * NS_BITS
+        self.held_max = spec.frame_bytes(SliceRule())
         self.rule = rule
         self.within.change(within_bps, burst / within_bps if within_bps else 0.0, now_ns)
         self.dedicated.change(rule.dedicated_bps, burst / rule.dedicated_bps if rule.dedicated_bps else 0.0, now_ns)
@@ -198,7 +213,7 @@ class Port:
             if name not in self._lanes:
                 del self._traffic[name]
 
-    def offer(self, name: str, size: int, now_ns: int, since_ns: int | None = None) -> Ticket:
+    def offer(self, name: str, size: int, now_ns: int, since_ns: int | None = None, flow: str = "") -> Ticket:
         """Queues a frame.
 
         Args:
@@ -206,6 +221,7 @@ class Port:
             size: In bytes.
             now_ns: The time.
             since_ns: From when on its wait counts in what is measured; None: from now on.
+            flow: Frames of a slice keep their order within a flow; flows take turns.
 
         Raises:
             CapacityError: The queue of the slice is full (SLICE_FULL).
@@ -216,8 +232,10 @@ class Port:
         lane = self._lanes.get(name) or self._lanes[DEFAULT_SLICE]
         lane.traffic.offered_bytes += size
         waiting = len(lane.queue)
-        # One frame always fits, whatever its size: else it could never be sent.
-        if waiting >= QUEUE_FRAMES or (waiting and lane.queued_bytes + size > QUEUE_BYTES):
+        # One frame of a flow always fits, whatever its size: else it could never be sent. Those of a link are bounded
+        # there, and are not refused for what goes elsewhere.
+        full = waiting >= QUEUE_FRAMES or lane.queued_bytes + size > QUEUE_BYTES
+        if full and lane.queue.waits(flow):
             lane.traffic.dropped_bytes += size
             raise CapacityError(
                 f"{waiting} frames of {lane.queued_bytes} bytes of slice {lane.name!r} wait for the link already, and "
@@ -227,7 +245,7 @@ class Port:
             )
         self._account(now_ns)
         since_ns = now_ns if since_ns is None else since_ns
-        ticket = Ticket(lane, name, size, now_ns, since_ns, tuple(lane.blocked_ns))
+        ticket = Ticket(lane, name, size, now_ns, since_ns, flow, tuple(lane.blocked_ns))
         self._append(lane, ticket, now_ns)
         self.queued += 1
         return ticket
@@ -247,7 +265,7 @@ class Port:
         if lane is None:
             waiting = [self._ready_ns(each) for each in self._lanes.values() if each.queue and not each.held]
             return max(math.ceil(min(waiting)), now_ns + 1) if waiting else None
-        ticket = lane.queue.popleft()
+        ticket = lane.queue.pop()
         self._left(lane, ticket, now_ns)
         self._take(lane, ticket, now_ns)
         ticket.state = State.SENT
@@ -280,8 +298,9 @@ class Port:
         """A frame that had its turn leaves: it is on the link from now on; repeating it changes nothing."""
         if ticket in self._departing:
             self._account(now_ns)
+            ticket.lane.ceiling.leave(ticket.size, ticket.lane.held_frames, now_ns)
             self._left_turn(ticket)
-            self._occupy_with(ticket, now_ns)
+            self._occupy_with(ticket, now_ns, DEPART_CATCH_UP_NS)
 
     def begin(self, ticket: Ticket, now_ns: int) -> None:
         """The frame of a turn begins to be sent, later than its turn came: it keeps the link from then on.
@@ -320,8 +339,7 @@ class Port:
 
     def _move(self, old: _Lane, now_ns: int) -> None:
         """The frames of a slice that is gone wait among those of the default one, and go back once it is there."""
-        waiting, old.queue = old.queue, deque()
-        old.queued_bytes = 0
+        waiting, old.queued_bytes = old.queue.take_all(), 0
         moved: set[str] = set()
         for ticket in waiting:
             lane = ticket.lane = self._lanes.get(ticket.name) or self._lanes[DEFAULT_SLICE]
@@ -332,8 +350,8 @@ class Port:
                 moved.add(lane.name)
             self._append(lane, ticket, now_ns)
         for name in moved:
-            lane = self._lanes[name]
-            lane.queue = deque(sorted(lane.queue, key=lambda ticket: ticket.offered_ns))
+            queue = self._lanes[name].queue
+            queue.extend(queue.take_all())  # each flow in its order again
 
     def _choose(self, now_ns: int) -> _Lane | None:
         """The slice whose frame goes now, if any may; a borrower is paid for in its round."""
@@ -368,21 +386,23 @@ class Port:
         lane.ceiling.pass_by(size, lane.since_ns, now_ns)
         if self._departs:
             self._departing[ticket] = now_ns
-            lane.held += 1
+            lane.held_bytes += size
+            lane.held_frames += 1
         else:
-            self._occupy_with(ticket, now_ns)
+            self._occupy_with(ticket, now_ns, CATCH_UP_NS)
         self._flying = lane
 
-    def _occupy_with(self, ticket: Ticket, now_ns: int) -> None:
+    def _occupy_with(self, ticket: Ticket, now_ns: int, late_ns: int) -> None:
         # A timer that comes late costs the link nothing: the frame could have begun as soon as the link was free.
-        start_ns = max(self._link_ns, min(now_ns, max(ticket.offered_ns, now_ns - CATCH_UP_NS)))
+        start_ns = max(self._link_ns, min(now_ns, max(ticket.offered_ns, now_ns - late_ns)))
         self._link_ns = start_ns + ticket.size * NS_BITS / self.spec.rate_bps
 
     def _left_turn(self, ticket: Ticket) -> bool:
         """Whether a frame had its turn and had not left; it counts as such no longer."""
         if self._departing.pop(ticket, None) is None:
             return False
-        ticket.lane.held -= 1
+        ticket.lane.held_bytes -= ticket.size
+        ticket.lane.held_frames -= 1
         return True
 
     def _busy_ns(self) -> float:

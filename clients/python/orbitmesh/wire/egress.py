@@ -44,8 +44,8 @@ class Egress(Protocol):
     def ask(self, slice_name: str, size: int) -> Turn | asyncio.Future[Turn]:
         """Asks for a frame's turn: it is there at once, or comes with a future.
 
-        Turns of one slice come in the order in which they were asked for. A future that is cancelled, or gets an
-        exception, gives the place back.
+        Turns of one slice and session come in the order in which they were asked for. A future that is cancelled, or
+        gets an exception, gives the place back.
 
         Args:
             slice_name: Empty for the default one.
