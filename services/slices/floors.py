@@ -162,7 +162,7 @@ class LightSource:
             except MeshError as error:
                 self._log.warning("clock_not_read", detail=error.message)
                 continue
-            self._take(self.plan, fresh_clock)
+            self.take(self.plan, fresh_clock)
         while self._constellation:
             fresh = await self._ask()
             await asyncio.sleep(ASK_INTERVAL_S if fresh else ASK_AGAIN_S)
@@ -181,11 +181,11 @@ class LightSource:
             self._log.warning("constellation_silent", detail=told.message)
             return False
         self.light = await asyncio.to_thread(Light, plan, self._places)
-        self._take(plan, clock)
+        self.take(plan, clock)
         return True
 
-    def _take(self, plan: ContactPlan | None, clock: MeshClock) -> None:
-        """Says that something is other than before, where it is."""
+    def take(self, plan: ContactPlan | None, clock: MeshClock) -> None:
+        """Follows these from now on; says so where they are other than before."""
         same = all(getattr(clock, name) == getattr(self.clock, name) for name in _OF_CLOCKS)
         if plan is self.plan and same:
             return
