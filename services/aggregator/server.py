@@ -42,7 +42,7 @@ class AggregatorSettings:
     scheduler_name: str = "scheduler"
     """Its name in its certificate."""
     slices: str = ""
-    """host:port of the slices service; empty means that this mesh has none and nothing is promised to anybody."""
+    """host:port of the service that keeps slices; empty: no run can be in one."""
     slices_name: str = "slices"
     """Its name in its certificate."""
     spans_file: str = ""

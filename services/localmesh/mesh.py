@@ -254,8 +254,8 @@ class LocalMesh:
         if name != "scheduler":
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
         if name == "gateway":
-            arguments += ["--aggregator", self._addresses["aggregator"]]
-        if name in ("gateway", "aggregator"):
+            arguments += ["--aggregator", self._addresses["aggregator"], "--slices", self._addresses["slices"]]
+        if name == "aggregator":
             arguments += ["--slices", self._addresses["slices"]]
         if name == "slices":
             arguments += self._of_slices()
