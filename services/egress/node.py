@@ -13,12 +13,16 @@ from services.egress.gate import Gate
 from services.egress.link import LinkEgress
 from services.egress.links import LINKS_MAX, LinkRates
 from services.egress.port import USED
-from services.egress.rules import capacity_bps, port_spec
+from services.egress.rules import by_node, capacity_bps, port_spec
 from services.egress.spec import RATE_MIN_BPS, PortSpec
 from services.egress.traffic import Traffic, added
 
 SLEEP_MAX_S = 3600.0
 """The longest timer, in seconds."""
+SPECS_MAX = 2048
+"""How many rules are kept that were worked out, by node and rate."""
+
+_NOTHING = slices_pb2.WatchSlicesResponse()
 
 
 class Senders:
@@ -27,7 +31,9 @@ class Senders:
 
     def __init__(self) -> None:
         self._told = slices_pb2.WatchSlicesResponse()
+        self._nodes: dict[str, slices_pb2.WatchSlicesResponse] = {}
         self._rates = LinkRates()
+        self._specs: dict[tuple[str, float], PortSpec] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def take(self, told: slices_pb2.WatchSlicesResponse) -> None:
@@ -38,13 +44,15 @@ class Senders:
         """
         if told == self._told:
             return
-        before = self._told, self._rates
+        before = self._told, self._nodes, self._rates, self._specs
         rates = LinkRates.told(told, time.monotonic_ns(), time.time_ns())
-        self._told, self._rates = told, rates
+        self._told, self._nodes, self._rates = told, by_node(told), rates
+        same = {node for node, on_it in self._nodes.items() if on_it == before[1].get(node)}
+        self._specs = {key: spec for key, spec in before[3].items() if key[0] in same}
         try:
             self._rule()
         except InvalidInputError:
-            self._told, self._rates = before
+            self._told, self._nodes, self._rates, self._specs = before
             raise
         self._set_timer()
 
@@ -60,9 +68,21 @@ class Senders:
     def _rate_bps(self, peer: str) -> float | None:
         return self._rates.rate_bps(peer, time.monotonic_ns())
 
+    def _capacity_bps(self, node: str) -> float:
+        """What leaves a node in all; 0 where that is not known."""
+        return capacity_bps(self._nodes.get(node, _NOTHING), node)
+
     def _spec(self, node: str, rate_bps: float | None) -> PortSpec | None:
         """The rules of a node on a link; None where nothing is known of its rate."""
-        return port_spec(self._told, node, max(rate_bps * USED, RATE_MIN_BPS)) if rate_bps else None
+        if not rate_bps:
+            return None
+        found = self._specs.get((node, rate_bps))
+        if found is None:
+            if len(self._specs) >= SPECS_MAX:
+                self._specs.clear()
+            told = self._nodes.get(node, _NOTHING)
+            found = self._specs[node, rate_bps] = port_spec(told, node, max(rate_bps * USED, RATE_MIN_BPS))
+        return found
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -145,7 +165,7 @@ class NodeEgress(Senders):
         self._out.close()
 
     def _rule(self) -> None:
-        out = self._spec(self._node, capacity_bps(self._told, self._node))
+        out = self._spec(self._node, self._capacity_bps(self._node))
         links = {peer: self._link_spec(peer) for peer in self._links}
         self._out.rule(out)
         for peer, spec in links.items():
@@ -154,7 +174,7 @@ class NodeEgress(Senders):
     def _link_spec(self, peer: str) -> PortSpec | None:
         """The rules of a link that is thinner than the way out; None where it is not, or nothing is known of it."""
         rate_bps = self._rate_bps(peer)
-        thin = rate_bps is not None and rate_bps < capacity_bps(self._told, self._node)
+        thin = rate_bps is not None and rate_bps < self._capacity_bps(self._node)
         return self._spec(self._node, rate_bps) if thin else None
 
 
@@ -193,7 +213,7 @@ class FarEgress(Senders):
             self._gates[node].rule(spec)
 
     def _far_spec(self, node: str) -> PortSpec | None:
-        rates = [rate for rate in (capacity_bps(self._told, node), self._rate_bps(node)) if rate]
+        rates = [rate for rate in (self._capacity_bps(node), self._rate_bps(node)) if rate]
         return self._spec(node, min(rates, default=None))
 
 

@@ -88,6 +88,17 @@ def traffic_since(now: Mapping[str, Traffic], before: dict[str, Traffic]) -> dic
     return told
 
 
+def by_node(response: slices_pb2.WatchSlicesResponse) -> dict[str, slices_pb2.WatchSlicesResponse]:
+    """What concerns each node, in one pass: `port_spec` and `capacity_bps` of it are those of the whole."""
+    found: dict[str, slices_pb2.WatchSlicesResponse] = {}
+    for node in response.nodes:
+        found[node.name] = slices_pb2.WatchSlicesResponse(nodes=[node])
+    for each in response.slices:
+        for name in {allocation.node for allocation in each.allocations} & set(found):
+            found[name].slices.append(each)
+    return found
+
+
 def capacity_bps(response: slices_pb2.WatchSlicesResponse, node: str) -> float:
     """What a node can send in all, in bits per second; 0 where that is not said."""
     return next((each.capacity.get(BANDWIDTH, 0.0) for each in response.nodes if each.name == node), 0.0) * 1e9

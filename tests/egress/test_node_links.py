@@ -198,6 +198,19 @@ async def test_whoever_gives_up_gives_back_both_places(seed: int) -> None:
                 await turn(egress.towards(link), name)
 
 
+async def test_what_is_written_again_counts_on_the_link_and_on_the_way_out() -> None:
+    """After a cut, what goes on the link without a turn keeps it: the next frame there waits for it, and one to another
+    peer only as long as the way out needs for it."""
+    egress = NodeEgress(HERE)
+    egress.take(told(slice_("a", GBPS / 2), thin=[(None, GBPS / 10)]))
+    thin, other = egress.towards("thin"), egress.towards("other")
+    thin.occupy(100_000)
+    late, soon = await asyncio.gather(turn(thin, "a"), turn(other, "a"))
+    assert late.waited_ns >= 100_000 * 8e9 / (GBPS * 1e8) - 1e6
+    assert 100_000 * 8e9 / (GBPS * 1e9) - 1e6 <= soon.waited_ns < late.waited_ns
+    assert (late.why, soon.why) == ("link busy", "link busy")
+
+
 async def test_a_flood_on_a_thin_link_is_refused_there_and_others_go_on() -> None:
     """Past the bound of its slice on that link a frame fails with SLICE_FULL, and counts as dropped; the same slice to
     other peers goes on."""
