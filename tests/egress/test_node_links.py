@@ -14,7 +14,7 @@ from orbitmesh.wire.egress import Turn
 from services.egress import FarEgress, NodeEgress
 from services.egress.link import LinkEgress
 from services.egress.port import USED
-from services.egress.spec import QUEUE_FRAMES
+from services.egress.spec import QUEUE_BYTES, QUEUE_FRAMES
 from tests.egress.test_links import links_message
 from tests.egress.test_rules import node, slice_
 
@@ -196,6 +196,33 @@ async def test_whoever_gives_up_gives_back_both_places(seed: int) -> None:
         for link in ("one", "two", "three", "none"):
             for name in ("a", "b", ""):
                 await turn(egress.towards(link), name)
+
+
+async def test_a_frame_between_link_and_way_out_is_given_back_on_both_and_not_refused_for_others() -> None:
+    """One that has had its turn on the link waits for the way out, though more than fits of its slice waits there for
+    others; given up then, it leaves the link idle, and whoever comes next has its turn."""
+    egress = NodeEgress(HERE)
+    egress.take(told(slice_("a", GBPS / 2), thin=[(None, GBPS / 2)]))
+    thin, other = egress.towards("thin"), egress.towards("other")
+    waiting = [other.ask("a", QUEUE_BYTES // 4) for _ in range(5)]
+    with pytest.raises(CapacityError):
+        other.ask("a", QUEUE_BYTES // 4)
+    port = thin.link.port
+    assert port is not None
+    for _ in range(3):
+        asked = thin.ask("a", 30_000)
+        assert isinstance(asked, asyncio.Future)
+        assert not port.queued and not port.idle  # its turn on the link has come
+        asked.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert port.idle
+    for each in waiting:
+        if isinstance(each, asyncio.Future):
+            each.cancel()
+    async with asyncio.timeout(60):
+        await turn(thin, "a")
+    egress.close()
 
 
 async def test_what_is_written_again_counts_on_the_link_and_on_the_way_out() -> None:
