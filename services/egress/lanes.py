@@ -33,10 +33,6 @@ class Flows(Generic[T]):
         self._starts: dict[str, int] = {}
         self._ends: dict[str, int] = {}
         self._now = 0
-        self._count = 0
-
-    def __len__(self) -> int:
-        return self._count
 
     def waits(self, flow: str) -> bool:
         """Whether a frame of a flow is there."""
@@ -54,7 +50,6 @@ class Flows(Generic[T]):
             frames = self._flows[frame.flow] = deque()
             self._starts[frame.flow] = max(self._now, self._ends.get(frame.flow, 0))
         frames.append(frame)
-        self._count += 1
 
     def pop(self) -> T:
         """Takes the head."""
@@ -78,7 +73,6 @@ class Flows(Generic[T]):
         frames = [frame for flow in self._flows.values() for frame in flow]
         self._flows.clear()
         self._starts.clear()
-        self._count = 0
         return iter(sorted(frames, key=lambda frame: frame.offered_ns))
 
     def extend(self, frames: Iterable[T]) -> None:
@@ -87,7 +81,6 @@ class Flows(Generic[T]):
             self.append(frame)
 
     def _left(self, flow: str) -> None:
-        self._count -= 1
         if not self._flows[flow]:
             del self._flows[flow], self._starts[flow]
 

@@ -106,6 +106,7 @@ class _Lane:
         self.rule = SliceRule()
         self.traffic = traffic
         self.queue: Flows[Ticket] = Flows()
+        self.frames = 0  # in the queue
         self.queued_bytes = 0
         self.since_ns = now_ns  # from when on it has had frames to send
         self.idle_ns: float = -math.inf  # when it had none last
@@ -122,7 +123,7 @@ class _Lane:
 
     def head_bytes(self) -> int:
         """The size of its next frame; 0 where it has none."""
-        return self.queue.head.size if self.queue else 0
+        return self.queue.head.size if self.frames else 0
 
     @property
     def held(self) -> bool:
@@ -180,7 +181,7 @@ class Port:
     @property
     def queued_by_slice(self) -> dict[str, int]:
         """How many frames of each slice wait."""
-        return {name: len(lane.queue) for name, lane in self._lanes.items()}
+        return {name: lane.frames for name, lane in self._lanes.items()}
 
     def frame_bytes(self, name: str) -> int:
         """How large the frames of a slice should be."""
@@ -231,7 +232,7 @@ class Port:
             raise InvalidInputError(f"a frame of {size} bytes has no turn; expected at least 1")
         lane = self._lanes.get(name) or self._lanes[DEFAULT_SLICE]
         lane.traffic.offered_bytes += size
-        waiting = len(lane.queue)
+        waiting = lane.frames
         # One frame of a flow always fits, whatever its size: else it could never be sent. Those of a link are bounded
         # there, and are not refused for what goes elsewhere.
         full = waiting >= QUEUE_FRAMES or lane.queued_bytes + size > QUEUE_BYTES
@@ -263,7 +264,7 @@ class Port:
             return math.ceil(busy_ns) - self._ahead_ns
         lane = self._choose(now_ns)
         if lane is None:
-            waiting = [self._ready_ns(each) for each in self._lanes.values() if each.queue and not each.held]
+            waiting = [self._ready_ns(each) for each in self._lanes.values() if each.frames and not each.held]
             return max(math.ceil(min(waiting)), now_ns + 1) if waiting else None
         ticket = lane.queue.pop()
         self._left(lane, ticket, now_ns)
@@ -325,21 +326,25 @@ class Port:
         self._link_ns = max(self._link_ns, now_ns) + size * NS_BITS / self.spec.rate_bps
 
     def _append(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
-        if not lane.queue and now_ns - lane.idle_ns > self.spec.frame_bytes(SliceRule()) * NS_BITS / self.spec.rate_bps:
-            # A sender that asks for its next frame once the last one went has not been idle.
-            lane.since_ns = now_ns
+        if not lane.frames:
+            frame_ns = self.spec.frame_bytes(SliceRule()) * NS_BITS / self.spec.rate_bps
+            if now_ns - lane.idle_ns > frame_ns:
+                # A sender that asks for its next frame once the last one went has not been idle.
+                lane.since_ns = now_ns
         lane.queue.append(ticket)
+        lane.frames += 1
         lane.queued_bytes += ticket.size
 
     def _left(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
         self.queued -= 1
         lane.queued_bytes -= ticket.size
-        if not lane.queue:
+        lane.frames -= 1
+        if not lane.frames:
             lane.idle_ns = now_ns
 
     def _move(self, old: _Lane, now_ns: int) -> None:
         """The frames of a slice that is gone wait among those of the default one, and go back once it is there."""
-        waiting, old.queued_bytes = old.queue.take_all(), 0
+        waiting, old.queued_bytes, old.frames = old.queue.take_all(), 0, 0
         moved: set[str] = set()
         for ticket in waiting:
             lane = ticket.lane = self._lanes.get(ticket.name) or self._lanes[DEFAULT_SLICE]
@@ -359,7 +364,7 @@ class Port:
         within: _Lane | None = None
         borrowers: list[_Lane] = []
         for lane in self._lanes.values():
-            if not lane.queue or lane.held or lane.ceiling.free_ns > now_ns:
+            if not lane.frames or lane.ceiling.free_ns > now_ns or (self._departs and lane.held):
                 continue
             if lane.within.free_ns <= now_ns or lane.dedicated.free_ns <= now_ns:
                 rank = (not lane.rule.urgent, lane.within.free_ns)
@@ -421,7 +426,7 @@ class Port:
         urgent = flying is not None and flying.rule.urgent
         busy_ns = self._busy_ns()
         for lane in self._lanes.values():
-            if not lane.queue:
+            if not lane.frames:
                 continue
             below_ns = min(max(lane.ceiling.free_ns, marked_ns), now_ns)
             link_ns = min(max(busy_ns, below_ns), now_ns)
