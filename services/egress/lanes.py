@@ -1,90 +1,108 @@
-"""The frames of one slice that wait at a port: in order within a flow, flows in turn."""
+"""The slices of a port as its scheduler sees them: what waits of each, and what each may have."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+import math
+from dataclasses import dataclass, field
+from enum import Enum
 
-FLOWS_MAX = 1024
-"""Of how many flows it is remembered what they had."""
+from services.egress.flows import Flows
+from services.egress.meter import NS_BITS, Ceiling, Meter
+from services.egress.spec import PortSpec, SliceRule
+from services.egress.traffic import Traffic
+
+BURST_FRAMES = 2
+"""How many frames a slice within its guarantee may send at once after a pause."""
 
 
-class Waiting(Protocol):
-    """A frame that waits."""
+class Cause(Enum):
+    """Why a frame waits."""
 
-    flow: str
-    """Which other frames it keeps its order with."""
+    CEILING = 0
+    """Its slice has all that it may have."""
+    URGENT = 1
+    """A frame of an urgent slice goes before it."""
+    LINK = 2
+    """Another frame is on the link, or was before it in its turn."""
+    DEDICATED = 3
+    """What is idle is dedicated to other slices."""
+
+
+class State(Enum):
+    """How a ticket is."""
+
+    WAITS = 0
+    SENT = 1
+    WITHDRAWN = 2
+
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A frame's place in the queue of its slice."""
+
+    lane: Lane = field(repr=False)
+    name: str
+    """The slice that was asked for."""
     size: int
     """In bytes."""
     offered_ns: int
     """When it came."""
+    since_ns: int
+    """From when on its wait counts in what is measured: when it came to the first of its ports."""
+    flow: str
+    """Frames of a slice keep their order within a flow; flows take turns."""
+    before_ns: tuple[float, ...]
+    """How long its slice had waited for each cause until then."""
+    state: State = State.WAITS
+    dedicated: bool = False
+    """Whether it was paid from what is dedicated to its slice."""
+    within: bool = False
+    """Whether it was within its slice's guarantee."""
+    waited_ns: int = 0
+    """How long it waited, once it had its turn."""
+    cause: Cause | None = None
+    """What it waited for longest; None where it did not wait."""
 
 
-T = TypeVar("T", bound=Waiting)
+class Lane:
+    """One slice on the link."""
 
+    def __init__(self, name: str, traffic: Traffic, now_ns: int) -> None:
+        self.name = name
+        self.rule = SliceRule()
+        self.traffic = traffic
+        self.queue: Flows[Ticket] = Flows()
+        self.frames = 0  # in the queue
+        self.queued_bytes = 0
+        self.since_ns = now_ns  # from when on it has had frames to send
+        self.idle_ns: float = -math.inf  # when it had none last
+        self.blocked_ns = [0.0] * len(Cause)
+        self.deficit = 0.0
+        self.quantum = 1.0
+        self.held_frames = 0  # that had their turn and have not left
+        self.held_bytes = 0
+        self.held_max = 0  # with so many of them, no other has its turn
+        # The guarantee; of an urgent slice, all that it may have before others.
+        self.within = Meter(0.0, 0.0, now_ns)
+        self.dedicated = Meter(0.0, 0.0, now_ns)
+        self.ceiling = Ceiling(math.inf, now_ns)
 
-class Flows(Generic[T]):
-    """One queue of several flows that share what it gets, byte for byte (start-time fair queuing, Goyal, Vin and Cheng,
-    SIGCOMM 1996): a thin link with its short frames does not wait for all the long ones that came before for others."""
-
-    def __init__(self) -> None:
-        self._flows: dict[str, deque[T]] = {}
-        self._starts: dict[str, int] = {}
-        self._ends: dict[str, int] = {}
-        self._now = 0
-
-    def waits(self, flow: str) -> bool:
-        """Whether a frame of a flow is there."""
-        return flow in self._flows
+    def head_bytes(self) -> int:
+        """The size of its next frame; 0 where it has none."""
+        return self.queue.head.size if self.frames else 0
 
     @property
-    def head(self) -> T:
-        """Whose turn it is; there must be one."""
-        return self._flows[self._next()][0]
+    def held(self) -> bool:
+        """Whether its next frame has no turn before one that had has left."""
+        return bool(self.held_bytes) and self.held_bytes + self.head_bytes() > self.held_max
 
-    def append(self, frame: T) -> None:
-        """Queues a frame."""
-        frames = self._flows.get(frame.flow)
-        if frames is None:
-            frames = self._flows[frame.flow] = deque()
-            self._starts[frame.flow] = max(self._now, self._ends.get(frame.flow, 0))
-        frames.append(frame)
-
-    def pop(self) -> T:
-        """Takes the head."""
-        flow = self._next()
-        frame = self._flows[flow].popleft()
-        self._now = self._starts[flow]
-        self._ends.pop(flow, None)
-        self._ends[flow] = self._starts[flow] = self._now + frame.size
-        self._left(flow)
-        if len(self._ends) > FLOWS_MAX:
-            del self._ends[next(iter(self._ends))]
-        return frame
-
-    def remove(self, frame: T) -> None:
-        """Takes a frame out that waits."""
-        self._flows[frame.flow].remove(frame)
-        self._left(frame.flow)
-
-    def take_all(self) -> Iterator[T]:
-        """Takes all, in the order in which they came."""
-        frames = [frame for flow in self._flows.values() for frame in flow]
-        self._flows.clear()
-        self._starts.clear()
-        return iter(sorted(frames, key=lambda frame: frame.offered_ns))
-
-    def extend(self, frames: Iterable[T]) -> None:
-        """Queues several."""
-        for frame in frames:
-            self.append(frame)
-
-    def _left(self, flow: str) -> None:
-        if not self._flows[flow]:
-            del self._flows[flow], self._starts[flow]
-
-    def _next(self) -> str:
-        if len(self._flows) == 1:
-            return next(iter(self._flows))
-        return min(self._starts, key=self._starts.__getitem__)
+    def change(self, rule: SliceRule, spec: PortSpec, within_bps: float, quantum: float, now_ns: int) -> None:
+        """Takes another rule from now on."""
+        burst = BURST_FRAMES * spec.frame_bytes(SliceRule()) * NS_BITS
+        self.held_max = spec.frame_bytes(SliceRule())
+        self.rule = rule
+        self.within.change(within_bps, burst / within_bps if within_bps else 0.0, now_ns)
+        self.dedicated.change(rule.dedicated_bps, burst / rule.dedicated_bps if rule.dedicated_bps else 0.0, now_ns)
+        ceiling = math.inf if rule.ceiling_bps is None or rule.ceiling_bps >= spec.rate_bps else rule.ceiling_bps
+        self.ceiling.change(ceiling, 0.0, now_ns)
+        self.quantum = quantum

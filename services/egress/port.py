@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from orbitmesh.wire.egress import Turn
-from services.egress.scheduler import Cause, Port, State, Ticket
+from services.egress.lanes import Cause, State, Ticket
+from services.egress.scheduler import Port
 from services.egress.spec import PortSpec
 from services.egress.traffic import Traffic
 

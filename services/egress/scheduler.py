@@ -22,12 +22,10 @@ within a slice.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from enum import Enum
 
 from orbitmesh.errors import CapacityError, InvalidInputError
-from services.egress.lanes import Flows
-from services.egress.meter import NS_BITS, Ceiling, Meter
+from services.egress.lanes import BURST_FRAMES, Cause, Lane, State, Ticket
+from services.egress.meter import NS_BITS, Meter
 from services.egress.rounds import Round
 from services.egress.spec import DEFAULT_SLICE, FRAME_S, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
 from services.egress.traffic import Traffic
@@ -39,107 +37,11 @@ a while, before whoever is urgent."""
 DEPART_CATCH_UP_NS = round(FRAME_S * 1e9)
 """The same where frames wait for the way out as well: as long as its own frames take at most."""
 
-BURST_FRAMES = 2
-"""How many frames a slice within its guarantee may send at once after a pause."""
-
 LEAST_SHARED = 0.01
 """Where nearly all of a link is dedicated, this part of it is lent while it is idle: no slice is shut out for ever."""
 
 FORGOTTEN = 2 * SLICES_MAX
 """Of so many slices in all counts are kept, also of those that are gone."""
-
-
-class Cause(Enum):
-    """Why a frame waits."""
-
-    CEILING = 0
-    """Its slice has all that it may have."""
-    URGENT = 1
-    """A frame of an urgent slice goes before it."""
-    LINK = 2
-    """Another frame is on the link, or was before it in its turn."""
-    DEDICATED = 3
-    """What is idle is dedicated to other slices."""
-
-
-class State(Enum):
-    """How a ticket is."""
-
-    WAITS = 0
-    SENT = 1
-    WITHDRAWN = 2
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A frame's place in the queue of its slice."""
-
-    lane: _Lane = field(repr=False)
-    name: str
-    """The slice that was asked for."""
-    size: int
-    """In bytes."""
-    offered_ns: int
-    """When it came."""
-    since_ns: int
-    """From when on its wait counts in what is measured: when it came to the first of its ports."""
-    flow: str
-    """Frames of a slice keep their order within a flow; flows take turns."""
-    before_ns: tuple[float, ...]
-    """How long its slice had waited for each cause until then."""
-    state: State = State.WAITS
-    dedicated: bool = False
-    """Whether it was paid from what is dedicated to its slice."""
-    within: bool = False
-    """Whether it was within its slice's guarantee."""
-    waited_ns: int = 0
-    """How long it waited, once it had its turn."""
-    cause: Cause | None = None
-    """What it waited for longest; None where it did not wait."""
-
-
-class _Lane:
-    """One slice on the link."""
-
-    def __init__(self, name: str, traffic: Traffic, now_ns: int) -> None:
-        self.name = name
-        self.rule = SliceRule()
-        self.traffic = traffic
-        self.queue: Flows[Ticket] = Flows()
-        self.frames = 0  # in the queue
-        self.queued_bytes = 0
-        self.since_ns = now_ns  # from when on it has had frames to send
-        self.idle_ns: float = -math.inf  # when it had none last
-        self.blocked_ns = [0.0] * len(Cause)
-        self.deficit = 0.0
-        self.quantum = 1.0
-        self.held_frames = 0  # that had their turn and have not left
-        self.held_bytes = 0
-        self.held_max = 0  # with so many of them, no other has its turn
-        # The guarantee; of an urgent slice, all that it may have before others.
-        self.within = Meter(0.0, 0.0, now_ns)
-        self.dedicated = Meter(0.0, 0.0, now_ns)
-        self.ceiling = Ceiling(math.inf, now_ns)
-
-    def head_bytes(self) -> int:
-        """The size of its next frame; 0 where it has none."""
-        return self.queue.head.size if self.frames else 0
-
-    @property
-    def held(self) -> bool:
-        """Whether its next frame has no turn before one that had has left."""
-        return bool(self.held_bytes) and self.held_bytes + self.head_bytes() > self.held_max
-
-    def change(self, rule: SliceRule, spec: PortSpec, within_bps: float, quantum: float, now_ns: int) -> None:
-        """Takes another rule from now on."""
-        burst = BURST_FRAMES * spec.frame_bytes(SliceRule()) * NS_BITS
-        self.held_max = spec.frame_bytes(SliceRule())
-        self.rule = rule
-        self.within.change(within_bps, burst / within_bps if within_bps else 0.0, now_ns)
-        self.dedicated.change(rule.dedicated_bps, burst / rule.dedicated_bps if rule.dedicated_bps else 0.0, now_ns)
-        ceiling = math.inf if rule.ceiling_bps is None or rule.ceiling_bps >= spec.rate_bps else rule.ceiling_bps
-        self.ceiling.change(ceiling, 0.0, now_ns)
-        self.quantum = quantum
 
 
 class Port:
@@ -157,14 +59,14 @@ class Port:
         self.spec = spec
         self.queued = 0
         self._ahead_ns = ahead_ns
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._traffic: dict[str, Traffic] = {}
-        self._round: Round[_Lane] = Round()
+        self._round: Round[Lane] = Round()
         self._link_ns: float = now_ns
         self._departs = departs
         self._departing: dict[Ticket, int] = {}
         self._marked_ns = now_ns
-        self._flying: _Lane | None = None
+        self._flying: Lane | None = None
         self._common = Meter(math.inf, 0.0, now_ns)
         self.change(spec, now_ns)
 
@@ -200,7 +102,7 @@ class Port:
             del self._lanes[lane.name]
         for name in (DEFAULT_SLICE, *spec.slices):
             if name not in self._lanes:
-                self._lanes[name] = _Lane(name, self._traffic.setdefault(name, Traffic()), now_ns)
+                self._lanes[name] = Lane(name, self._traffic.setdefault(name, Traffic()), now_ns)
         first_bps = _first_bps(spec)
         largest = max(spec.weight(spec.rule(name)) for name in self._lanes)
         for name, lane in self._lanes.items():
@@ -325,7 +227,7 @@ class Port:
         self._account(now_ns)
         self._link_ns = max(self._link_ns, now_ns) + size * NS_BITS / self.spec.rate_bps
 
-    def _append(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+    def _append(self, lane: Lane, ticket: Ticket, now_ns: int) -> None:
         if not lane.frames:
             frame_ns = self.spec.frame_bytes(SliceRule()) * NS_BITS / self.spec.rate_bps
             if now_ns - lane.idle_ns > frame_ns:
@@ -335,14 +237,14 @@ class Port:
         lane.frames += 1
         lane.queued_bytes += ticket.size
 
-    def _left(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+    def _left(self, lane: Lane, ticket: Ticket, now_ns: int) -> None:
         self.queued -= 1
         lane.queued_bytes -= ticket.size
         lane.frames -= 1
         if not lane.frames:
             lane.idle_ns = now_ns
 
-    def _move(self, old: _Lane, now_ns: int) -> None:
+    def _move(self, old: Lane, now_ns: int) -> None:
         """The frames of a slice that is gone wait among those of the default one, and go back once it is there."""
         waiting, old.queued_bytes, old.frames = old.queue.take_all(), 0, 0
         moved: set[str] = set()
@@ -358,11 +260,11 @@ class Port:
             queue = self._lanes[name].queue
             queue.extend(queue.take_all())  # each flow in its order again
 
-    def _choose(self, now_ns: int) -> _Lane | None:
+    def _choose(self, now_ns: int) -> Lane | None:
         """The slice whose frame goes now, if any may; a borrower is paid for in its round."""
         best: tuple[bool, float] = (True, math.inf)
-        within: _Lane | None = None
-        borrowers: list[_Lane] = []
+        within: Lane | None = None
+        borrowers: list[Lane] = []
         for lane in self._lanes.values():
             if not lane.frames or lane.ceiling.free_ns > now_ns or (self._departs and lane.held):
                 continue
@@ -377,11 +279,11 @@ class Port:
         urgent = [lane for lane in borrowers if lane.rule.urgent]
         return self._round.pick(urgent or borrowers)
 
-    def _ready_ns(self, lane: _Lane) -> float:
+    def _ready_ns(self, lane: Lane) -> float:
         """From when on a slice's frame may go, were it alone."""
         return max(lane.ceiling.free_ns, min(lane.within.free_ns, lane.dedicated.free_ns, self._common.free_ns))
 
-    def _take(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+    def _take(self, lane: Lane, ticket: Ticket, now_ns: int) -> None:
         size = ticket.size
         ticket.dedicated = lane.dedicated.free_ns <= now_ns
         ticket.within = ticket.dedicated or lane.within.free_ns <= now_ns

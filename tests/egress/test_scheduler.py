@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from orbitmesh.errors import CapacityError, InvalidInputError
 from services.egress import Port, PortSpec, SliceRule, Ticket
-from services.egress.scheduler import CATCH_UP_NS, Cause
+from services.egress.lanes import Cause
+from services.egress.scheduler import CATCH_UP_NS
 from services.egress.spec import QUEUE_BYTES, QUEUE_FRAMES
 from tests.egress.virtual_link import FRAME, SECOND, Greedy, World, fluid_shares
 
