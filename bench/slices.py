@@ -8,6 +8,9 @@ traffic is in one sealed gRPC session over mTLS. The cases run one after the oth
 - `floor`: messages of 200 bytes, every 20 ms on average, alone on the link: what the link and both ends take.
 - `slices`: the same beside embb, which offers 120 % of the link in transfers of 64 KiB; a port gives frames their turn.
 - `fifo`: the same without a port.
+- `thin`: the same from a node that sends 1 Gbit/s, whose link is known to carry 10 Mbit/s: each frame has its turn on
+  the link and on the way out.
+- `unknown`: the same where the link is not known: the node's own port alone.
 - `ceiling`: a slice with a ceiling of 4 Mbit/s offers without end, beside urgent messages; the rate in every second as
   the receiver sees it, and over all as the emulator counts it.
 - `lending`: one slice offers without end, another one with 6 Mbit/s guaranteed begins and ends.
@@ -50,16 +53,18 @@ import session_peers as peers  # noqa: E402 - the paths come first
 
 from orbitmesh.rpc import channel_options, open_channel  # noqa: E402
 from orbitmesh.trust import Identity, Role, init_mesh, issue, load_identity  # noqa: E402
-from orbitmesh.v1 import wire_pb2  # noqa: E402
+from orbitmesh.v1 import slices_pb2, wire_pb2  # noqa: E402
+from orbitmesh.wire.egress import Egress  # noqa: E402
 from orbitmesh.wire.session import Session  # noqa: E402
 from orbitmesh.wire.streams import SessionAcceptor, add_exchange, dial, open_exchange  # noqa: E402
-from services.egress import EgressPort, PortSpec, SliceRule  # noqa: E402
+from services.egress import EgressPort, NodeEgress, PortSpec, SliceRule  # noqa: E402
 from services.egress.port import USED  # noqa: E402
 from services.links import LinksProcess, RelaySpec, Shape  # noqa: E402
 
 RESULTS = ROOT / "bench" / "results" / "slices.json"
 LINK_BPS = 10e6
 PORT_BPS = LINK_BPS * USED
+NODE_BPS = 1e9
 LATENCY_MS = 10.0
 MESSAGE_BYTES = 200
 MESSAGE_EVERY_S = 0.02
@@ -78,6 +83,26 @@ ORDINARY = "--ordinary"
 
 URLLC = SliceRule(5e5, 0, 2e6, urgent=True, latency_s=0.03)
 RULES = PortSpec(PORT_BPS, {"urllc": URLLC, "embb": SliceRule(7e6)})
+
+
+def way_out(*, link_known: bool) -> NodeEgress:
+    """A node that sends 1 Gbit/s, with the same parts of it as `RULES` gives of the link."""
+    told = slices_pb2.WatchSlicesResponse(
+        nodes=[slices_pb2.SliceNode(name="one", capacity={"BandwidthGbps": NODE_BPS / 1e9})]
+    )
+    for name, sst, rule in (("urllc", 2, URLLC), ("embb", 1, RULES.slices["embb"])):
+        found = told.slices.add(name=name, state=slices_pb2.SLICE_STATE_ACTIVE)
+        found.profile.snssai.sst = sst
+        found.profile.latency_ms = rule.latency_s * 1e3
+        if rule.ceiling_bps is not None:
+            found.profile.shares["BandwidthGbps"].max = rule.ceiling_bps / PORT_BPS
+        reserved = rule.guarantee_bps / PORT_BPS * NODE_BPS / 1e9
+        found.allocations.add(slice=name, node="one", served=1, resources={"BandwidthGbps": reserved})
+    if link_known:
+        told.links.add(to="two").rates.add(gbps=LINK_BPS / 1e9)
+    egress = NodeEgress("one")
+    egress.take(told)
+    return egress
 
 
 def prefer() -> bool:
@@ -255,10 +280,12 @@ class Bench:
         self._receiver = receiver
         self._links = links
 
-    async def run(self, spec: PortSpec | None, seconds: float, seed: int, *loads: Load) -> Case:
-        """Runs one case."""
+    async def run(
+        self, spec: PortSpec | None, seconds: float, seed: int, *loads: Load, way: Egress | None = None
+    ) -> Case:
+        """Runs one case: over a port with these rules, over another way, or as it comes."""
         case = Case(port=None if spec is None else EgressPort(spec))
-        async with self._session(case.port) as session:
+        async with self._session(case.port if way is None else way) as session:
             before, before_s = await self._link_bytes(), time.monotonic()
             case.began_ns = time.monotonic_ns()
             traffic = Traffic(session, case, seconds, seed)
@@ -273,7 +300,7 @@ class Bench:
         return case
 
     @asynccontextmanager
-    async def _session(self, port: EgressPort | None) -> AsyncIterator[Session]:
+    async def _session(self, port: Egress | None) -> AsyncIterator[Session]:
         async with open_channel(self._address, self._one, Role.EXECUTOR, "two") as channel:
             session = await dial(
                 open_exchange(channel), self._one, receiver_role="executor", receiver_name="two", egress=port,
@@ -332,6 +359,12 @@ async def one_round(link: Bench, seconds: float, seed: int) -> dict[str, float]:
     cases = {
         "slices": await link.run(RULES, seconds, seed, messages, embb),
         "fifo": await link.run(None, seconds, seed, messages, embb),
+        "thin": await link.run(
+            None, seconds, seed, messages, embb, way=way_out(link_known=True).towards("two")
+        ),
+        "unknown": await link.run(
+            None, seconds, seed, messages, embb, way=way_out(link_known=False).towards("two")
+        ),
         "resize": await link.run(RULES, seconds, seed, messages, embb, Traffic.resizes),
     }
     for name, case in cases.items():
@@ -383,6 +416,8 @@ async def _lending(link: Bench, seed: int) -> dict[str, float]:
 GOALS: dict[str, tuple[str, float]] = {
     "slices_p99_over_floor_ms": ("at most", 20.0),
     "slices_embb_of_rest": ("at least", 0.9),
+    "thin_p99_over_floor_ms": ("at most", 20.0),
+    "thin_embb_of_rest": ("at least", 0.9),
     "ceiling_least_percent": ("at least", -2.0),
     "ceiling_most_percent": ("at most", 2.0),
     "lent_of_idle": ("at least", 0.95),
@@ -433,7 +468,9 @@ def main() -> int:
         "bench": "slices",
         "command": shlex.join(["python", "bench/slices.py", *sys.argv[1:]]),
         "machine": {**peers.machine(), "ends_have_realtime_priority": preferred},
-        "link": {"rate_bps": LINK_BPS, "latency_ms": LATENCY_MS, "port_rate_bps": PORT_BPS},
+        "link": {
+            "rate_bps": LINK_BPS, "latency_ms": LATENCY_MS, "port_rate_bps": PORT_BPS, "node_rate_bps": NODE_BPS
+        },
         **asyncio.run(measure(arguments.rounds, arguments.seconds)),
     }
     if arguments.json:

@@ -128,9 +128,8 @@ class _Path:
         """The first token: admission, the prompt's way to the first stage, the last chunk's way through all stages."""
         record = self._record
         self._ledger.add(GATEWAY, "admit", record.admitted_ns - record.began_ns)
-        to_first = Hop(
-            GATEWAY, way[0].node, record.fed_ns - record.admitted_ns, None, steps[0].received - record.fed_ns
-        )
+        sending, crossing = record.fed_ns - record.admitted_ns, steps[0].received - record.fed_ns
+        to_first = Hop(GATEWAY, way[0].node, sending, None, crossing, record.turn_ns, record.turn_for)
         for index, (leg, step) in enumerate(zip(way, steps, strict=True)):
             self._work(leg.node, step, self._own_steps(index, leg.node))
         cross(self._ledger, [to_first, *_hops(way, steps)], end - record.admitted_ns - _time_of(steps))

@@ -148,7 +148,7 @@ class Detour:
         # A step that was handed over in part before the gap says nothing of the parts of the rest.
         whole = step if step is not None and ended >= start and handed == step.sent else None
         sending = max(0, handed - max(start, ended))
-        return Hop(self._source.node, target, sending, whole, received - handed, self._lost)
+        return Hop(self._source.node, target, sending, whole, received - handed, lost=self._lost)
 
 
 def closing(ledger: Ledger, record: GenerationRecord, node: str, start: int, end: int) -> None:

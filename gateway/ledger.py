@@ -59,6 +59,10 @@ class Hop:
     crossing: int
     """From there to the receiver's first frame, by the two clocks; negative where they are read wrong, or where the
     receiver had it before the sender's call returned."""
+    turn: int = 0
+    """Of `sending`, where there is no step: waiting for a turn on the link."""
+    turn_for: str = ""
+    """What for, for people."""
     lost: tuple[str, ...] = ()
     """Nodes in between that never reported: what they did cannot be told from the crossing."""
 
@@ -130,7 +134,7 @@ def send(ledger: Ledger, hops: Sequence[Hop], left: int) -> int:
     for hop in hops:
         rest = max(0, hop.sending)
         step = hop.step
-        parts = () if step is None else (
+        parts: tuple[tuple[str, int], ...] = ((f"{RULED}{hop.turn_for}", hop.turn),) if step is None else (
             (f"{RULED}{step.turn_for}", step.turn),
             ("codec", step.codec),
             ("seal", step.seal),

@@ -70,6 +70,10 @@ class GenerationRecord:
     """When every stage had reserved the cache, for the first time."""
     fed_ns: int = 0
     """When the last chunk of the prompt was with the transport."""
+    turn_ns: int = 0
+    """Until then: how long frames of the prompt waited for their turn on the link."""
+    turn_for: str = ""
+    """What they waited for, for people."""
     arrived_ns: list[int] = field(default_factory=list)
     """When each token came."""
     ended_ns: int = 0

@@ -179,13 +179,13 @@ async def _serve(
     settings: GatewaySettings, host: ServiceHost, upstream: Upstream, shelf: PackShelf, traces: Traces
 ) -> None:
     identities = upstream.identities
-    acceptor = SessionAcceptor(identities, shelf.serve)
+    acceptor = SessionAcceptor(identities, shelf.serve, egress=upstream.turns_towards)
     try:
         async with asyncio.TaskGroup() as tasks:
             book = Book(settings.state / "generations", identities, host.log)
             generations = Generations(upstream, shelf, traces, book, tasks, host.log, settings.slow_reader_s)
             await generations.take_up()
-            following = tasks.create_task(generations.follow())
+            beside = [tasks.create_task(work) for work in (generations.follow(), upstream.keep_to_slices())]
             servicer = GatewayServicer(generations, traces, shelf, upstream, identities.current().name)
             host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
             host.add(GATEWAY_SERVICE, gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)
@@ -212,7 +212,8 @@ async def _serve(
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"
             host.log.info("listening", address=servicer.address)
             await host.run_until_stopped()
-            following.cancel()
+            for task in beside:
+                task.cancel()
             generations.leave()
     finally:
         await acceptor.close()

@@ -198,6 +198,7 @@ class Stages:
         for low in range(0, len(tokens), PREFILL_CHUNK_TOKENS):
             chunk = tokens[low : low + PREFILL_CHUNK_TOKENS]
             info = wire_pb2.TransferInfo(
+                slice=self._template.slice,
                 tensor=wire_pb2.TensorSpec(dtype=wire_pb2.DTYPE_INT32, shape=[len(chunk)]),
                 step=wire_pb2.StepInfo(
                     generation=self.number,
@@ -210,6 +211,9 @@ class Stages:
             report = await session.send(info, b"".join(token.to_bytes(4, "little") for token in chunk))
             self._record.raw_bytes += report.raw_bytes
             self._record.wire_bytes += report.wire_bytes
+            if report.queue_ns and not self._record.fed_ns:
+                self._record.turn_ns += report.queue_ns
+                self._record.turn_for = report.waited_for or self._record.turn_for
 
     def take_over(self, pipeline: Pipeline) -> None:
         """The generation may be open on these nodes though it was not opened from here."""

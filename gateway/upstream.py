@@ -16,11 +16,16 @@ from orbitmesh.rpc import keep_status, map_rpc_error, mapped_errors
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc, scheduler_pb2, scheduler_pb2_grpc, wire_pb2
 from orbitmesh.wire.dialler import GIVE_UP_ROUND_TRIPS
+from orbitmesh.wire.egress import Egress
+from orbitmesh.wire.records import SessionPeer
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, dial
+from services.egress import FarEgress
+from services.egress.reporting import report_traffic
 from services.runtime.caller import time_left_s
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
+from services.runtime.slicewatch import follow_slices
 
 SESSION_GIVE_UP_S = 0.9
 """How long a cut session to an executor is dialled again before its generations are told that the node is lost."""
@@ -92,6 +97,7 @@ class Upstream:
         self.slices_address = slices
         self._slices_name = slices_name
         self._channels = ChannelPool(identities, ways)
+        self.egress = FarEgress() if slices else None
         self._sessions: dict[str, Session] = {}
         self._dialling: dict[str, asyncio.Lock] = {}
         self._readers: set[asyncio.Task[None]] = set()
@@ -252,6 +258,7 @@ class Upstream:
                 receiver_role=Role.EXECUTOR,
                 receiver_name=node.name,
                 give_up_after_s=give_up_after_s,
+                egress=None if self.egress is None else self.egress.towards(node.name),
             )
             self._sessions[node.name] = session
             reader = asyncio.create_task(self._read(node.name, session), name=f"tokens from {node.name}")
@@ -271,6 +278,20 @@ class Upstream:
     def forget(self, generation: int) -> None:
         """Hands nothing more on."""
         self._listeners.pop(generation, None)
+
+    def turns_towards(self, peer: SessionPeer) -> Egress | None:
+        """Who gives turns in a session that a peer opened; clients are no nodes, and nobody is promised their links."""
+        return None if self.egress is None or peer.role != Role.EXECUTOR else self.egress.towards(peer.name)
+
+    async def keep_to_slices(self) -> None:
+        """Sends to nodes as the slices on them allow, and tells what was sent of each, for as long as this process
+        lives; where this mesh has no slices, nothing is to be kept to."""
+        if self.egress is None:
+            return
+        to = self._channels, self.slices_address, self._slices_name
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follow_slices(*to, "", self.egress.take, self._log))
+            tasks.create_task(report_traffic(*to, self.egress, self._log))
 
     async def close(self) -> None:
         """Ends sessions and connections."""

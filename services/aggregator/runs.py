@@ -20,6 +20,7 @@ from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
 from services.aggregator.spool import Spool
 from services.aggregator.store import INITIAL, NAME, RunRecord, RunStore
 from services.aggregator.tasks import end_order
+from services.egress import FarEgress
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.runtime.tracing import SpanSink
@@ -44,6 +45,7 @@ class Runs:
         members: The nodes of the mesh.
         sinks: Where the spans of rounds go.
         log: Where to say what happened.
+        egress: Gives what is sent to nodes its turn; None: it goes as it comes.
     """
 
     def __init__(
@@ -54,6 +56,7 @@ class Runs:
         members: Members,
         sinks: Sequence[SpanSink],
         log: EventLog,
+        egress: FarEgress | None = None,
     ) -> None:
         self._store = RunStore(directory)
         self._identities = identities
@@ -61,6 +64,7 @@ class Runs:
         self._members = members
         self._sinks = sinks
         self._log = log
+        self._egress = egress
         self._drivers: dict[str, RunDriver] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._endings: set[asyncio.Task[None]] = set()
@@ -339,6 +343,7 @@ class Runs:
             receiver_name=node,
             give_up_after_s=SESSION_GIVE_UP_S,
             window=SESSION_WINDOW_BYTES,
+            egress=None if self._egress is None else self._egress.towards(node),
         )
 
 

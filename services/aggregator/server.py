@@ -15,10 +15,13 @@ from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
 from services.aggregator.members import Members
 from services.aggregator.runs import Runs, no_weights
 from services.aggregator.store import as_bytes
+from services.egress import FarEgress
+from services.egress.reporting import report_traffic
 from services.runtime.channels import ChannelPool
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.slicewatch import follow_slices
 from services.runtime.tracing import open_sinks
 
 SERVICE = "orbitmesh.v1.AggregatorService"
@@ -37,6 +40,10 @@ class AggregatorSettings:
     scheduler: str
     """host:port of the scheduler."""
     scheduler_name: str = "scheduler"
+    """Its name in its certificate."""
+    slices: str = ""
+    """host:port of the service that keeps slices; empty: no run can be in one."""
+    slices_name: str = "slices"
     """Its name in its certificate."""
     spans_file: str = ""
     """A file that gets the spans of every round as JSON, a line each; empty writes none."""
@@ -138,7 +145,8 @@ async def run(settings: AggregatorSettings) -> None:
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
     with contextlib.ExitStack() as exports:
         sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
-        runs = Runs(settings.state, identities, channels, members, sinks, host.log)
+        egress = FarEgress() if settings.slices else None
+        runs = Runs(settings.state, identities, channels, members, sinks, host.log, egress)
         servicer = AggregatorServicer(runs, host.draining)
         host.add(SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, servicer)
         await runs.restore()
@@ -146,9 +154,14 @@ async def run(settings: AggregatorSettings) -> None:
         host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
         try:
             async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(members.follow())
+                beside = [tasks.create_task(members.follow())]
+                if egress is not None:
+                    to = channels, settings.slices, settings.slices_name
+                    beside.append(tasks.create_task(follow_slices(*to, "", egress.take, host.log)))
+                    beside.append(tasks.create_task(report_traffic(*to, egress, host.log)))
                 await host.run_until_stopped()
-                following.cancel()
+                for task in beside:
+                    task.cancel()
         finally:
             await runs.close()
             await channels.close()

@@ -108,6 +108,22 @@ class Ceiling(Meter):
             over -= sent_bytes
             self.free_ns = max(self.free_ns, sent_ns + WINDOW_NS)
 
+    def leave(self, size: int, held: int, now_ns: int) -> None:
+        """A frame that passed before leaves only now: what holds in any second holds of when they leave.
+
+        Args:
+            size: In bytes.
+            held: How many that passed have not left, with this one, which passed first of them.
+            now_ns: The time.
+        """
+        if math.isinf(self.rate_bps):
+            return
+        if held <= len(self._sent):
+            self._sent[-held] = now_ns, size
+        else:  # it passed longer ago than counts
+            self._sent.append((now_ns, size))
+            self._sent_bytes += size
+
     def give_back(self, size: int) -> None:
         """The frame that was taken last did not go after all."""
         if self._sent:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Callable
 
 from orbitmesh.wire.egress import Turn
-from services.egress.scheduler import Cause, Port, State, Ticket
+from services.egress.lanes import Cause, State, Ticket
+from services.egress.scheduler import Port
 from services.egress.spec import PortSpec
 from services.egress.traffic import Traffic
 
@@ -30,12 +31,15 @@ class EgressPort:
     Args:
         spec: The link and its slices; its rate is what the port gives away (see `USED`).
         clock: A monotonic clock, in nanoseconds.
+        departs: Whether frames that had their turn wait for another one, and leave when `depart` says so.
     """
 
-    def __init__(self, spec: PortSpec, *, clock: Callable[[], int] = time.monotonic_ns) -> None:
+    def __init__(
+        self, spec: PortSpec, *, clock: Callable[[], int] = time.monotonic_ns, departs: bool = False
+    ) -> None:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._port = Port(spec, clock(), ahead_ns=AHEAD_NS)
+        self._port = Port(spec, clock(), ahead_ns=AHEAD_NS, departs=departs)
         self._waiting: dict[Ticket, asyncio.Future[Turn]] = {}
         self._resuming = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -59,8 +63,13 @@ class EgressPort:
 
     @property
     def idle(self) -> bool:
-        """Whether nobody waits, and nobody whose turn has come is still to be woken."""
-        return not self._port.queued and not self._resuming
+        """Whether nobody waits, and nobody whose turn has come is still to be woken, or to leave."""
+        return not self._port.queued and not self._resuming and not self._port.departing
+
+    @property
+    def now_ns(self) -> int:
+        """The time on this port's clock."""
+        return self._clock()
 
     def frame_bytes(self, slice_name: str) -> int:
         """How large the frames of a slice should be."""
@@ -71,28 +80,29 @@ class EgressPort:
         self._port.change(spec, self._clock())
         self._pump()
 
-    def ask(self, slice_name: str, size: int) -> Turn | asyncio.Future[Turn]:
+    def ask(
+        self, slice_name: str, size: int, since_ns: int | None = None, flow: str = ""
+    ) -> Turn | asyncio.Future[Turn]:
         """Asks for the turn of a frame: it is there at once, or comes with a future, and cancelling that gives it back.
 
         Args:
             slice_name: Empty for the default one.
             size: What it takes on the link, in bytes.
+            since_ns: From when on its wait counts in what is measured, by this port's clock; None: from now on.
+            flow: Frames of a slice keep their order within a flow; flows take turns.
 
         Raises:
             CapacityError: Too much of the slice waits already (SLICE_FULL).
         """
         now_ns = self._clock()
-        ticket = self._port.offer(slice_name, size, now_ns)
+        ticket = self._port.offer(slice_name, size, now_ns, since_ns, flow)
         # Nobody may overtake a sender whose turn has come and who has not been woken yet.
         if self._port.queued == 1 and not self._resuming and self._port.next(now_ns) is ticket:
             return _Granted(0, "", ticket)
         future: asyncio.Future[Turn] = self._loop.create_future()
         self._waiting[ticket] = future
         future.add_done_callback(lambda done: self._done(ticket))
-        # Not now: a turn that came in this call would be taken before those that others have not been woken for.
-        if not self._due_soon:
-            self._due_soon = True
-            self._loop.call_soon(self._soon)
+        self._look_soon()
         return future
 
     async def turn(self, slice_name: str, size: int) -> Turn:
@@ -116,6 +126,12 @@ class EgressPort:
         if isinstance(turn, _Granted):
             self._port.withdraw(turn.ticket, self._clock())
             self._pump()
+
+    def depart(self, turn: Turn) -> None:
+        """The frame of a turn leaves now."""
+        if isinstance(turn, _Granted):
+            self._port.depart(turn.ticket, self._clock())
+            self._look_soon()
 
     def occupy(self, size: int) -> None:
         """Something goes on the link without a turn, for instance what was written again after a cut."""
@@ -143,6 +159,12 @@ class EgressPort:
                 self._timer.cancel()
             self._timer_ns = found
             self._timer = self._loop.call_later((found - now_ns) / 1e9, self._due)
+
+    def _look_soon(self) -> None:
+        # Not now: a turn that came in this call would be taken before those that others have not been woken for.
+        if not self._due_soon:
+            self._due_soon = True
+            self._loop.call_soon(self._soon)
 
     def _soon(self) -> None:
         self._due_soon = False

@@ -1,9 +1,10 @@
-"""Tells the slices service what a node has measured of each slice."""
+"""Tells the slices service what a sender has measured of each slice."""
 
 from __future__ import annotations
 
 import asyncio
 import secrets
+from typing import Protocol
 
 import grpc
 
@@ -11,7 +12,6 @@ from orbitmesh.errors import MeshError
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.trust import Role
 from orbitmesh.v1 import slices_pb2, slices_pb2_grpc
-from services.egress.node import NodeEgress
 from services.egress.rules import traffic_since
 from services.egress.traffic import Traffic
 from services.runtime.channels import ChannelPool
@@ -25,8 +25,16 @@ PROCESS_BYTES = 16
 """How long the name of this process is."""
 
 
+class Measured(Protocol):
+    """What measures."""
+
+    @property
+    def traffic(self) -> dict[str, Traffic]:
+        """Counts of each slice, that never get less but for what was taken back."""
+
+
 async def report_traffic(
-    channels: ChannelPool, address: str, name: str, egress: NodeEgress, log: EventLog
+    channels: ChannelPool, address: str, name: str, egress: Measured, log: EventLog
 ) -> None:
     """Reports as long as this process lives; what could not be told is told again, and counts once.
 

@@ -72,11 +72,12 @@ def traffic_since(now: Mapping[str, Traffic], before: dict[str, Traffic]) -> dic
         message = slices_pb2.SliceTraffic(
             offered_bytes=max(traffic.offered_bytes - last.offered_bytes, 0),
             sent_bytes=max(traffic.sent_bytes - last.sent_bytes, 0),
-            dropped_bytes=traffic.dropped_bytes - last.dropped_bytes,
+            dropped_bytes=max(traffic.dropped_bytes - last.dropped_bytes, 0),
             frames=max(traffic.frames - last.frames, 0),
-            violations=traffic.violations - last.violations,
+            violations=max(traffic.violations - last.violations, 0),
         )
-        waits = [one - other for one, other in zip(traffic.wait_buckets, last.wait_buckets, strict=True)]
+        # Less than before: one of several ports has forgotten a slice that it had not seen for long.
+        waits = [max(one - other, 0) for one, other in zip(traffic.wait_buckets, last.wait_buckets, strict=True)]
         if any(waits) or message.ByteSize():
             message.wait_buckets.extend(waits)
             if name != DEFAULT_SLICE:
@@ -85,6 +86,17 @@ def traffic_since(now: Mapping[str, Traffic], before: dict[str, Traffic]) -> dic
     for name in set(before) - set(now):
         del before[name]
     return told
+
+
+def by_node(response: slices_pb2.WatchSlicesResponse) -> dict[str, slices_pb2.WatchSlicesResponse]:
+    """What concerns each node, in one pass: `port_spec` and `capacity_bps` of it are those of the whole."""
+    found: dict[str, slices_pb2.WatchSlicesResponse] = {}
+    for node in response.nodes:
+        found[node.name] = slices_pb2.WatchSlicesResponse(nodes=[node])
+    for each in response.slices:
+        for name in {allocation.node for allocation in each.allocations} & set(found):
+            found[name].slices.append(each)
+    return found
 
 
 def capacity_bps(response: slices_pb2.WatchSlicesResponse, node: str) -> float:

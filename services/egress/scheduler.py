@@ -11,112 +11,37 @@ where nothing else is left. A frame that has begun is never interrupted, so who 
 
 The levels are those of a hierarchy of token buckets (HTB); each bucket is a `Meter`. What is borrowed is not held
 against a guarantee later.
+
+A link behind which its frames wait for another turn, that of the node's own way out, is told when each of them leaves
+(`depart`). Until then its slice gets no other turn there, but for short frames that are together no longer than one:
+so a slice that waits for the way out keeps no other slice from the link, and no frames pile up between the two. What a
+frame waited there costs the link nothing, as far as a frame of the way out takes; on the way out, links take turns
+within a slice.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from dataclasses import dataclass, field
-from enum import Enum
 
 from orbitmesh.errors import CapacityError, InvalidInputError
-from services.egress.meter import NS_BITS, Ceiling, Meter
+from services.egress.lanes import BURST_FRAMES, Cause, Lane, State, Ticket
+from services.egress.meter import NS_BITS, Meter
 from services.egress.rounds import Round
-from services.egress.spec import DEFAULT_SLICE, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
+from services.egress.spec import DEFAULT_SLICE, FRAME_S, QUEUE_BYTES, QUEUE_FRAMES, SLICES_MAX, PortSpec, SliceRule
 from services.egress.traffic import Traffic
 
 CATCH_UP_NS = 4_000_000
 """How late a timer may be without the link losing rate, in nanoseconds; what catches up lies below the port for
 a while, before whoever is urgent."""
 
-BURST_FRAMES = 2
-"""How many frames a slice within its guarantee may send at once after a pause."""
+DEPART_CATCH_UP_NS = round(FRAME_S * 1e9)
+"""The same where frames wait for the way out as well: as long as its own frames take at most."""
 
 LEAST_SHARED = 0.01
 """Where nearly all of a link is dedicated, this part of it is lent while it is idle: no slice is shut out for ever."""
 
 FORGOTTEN = 2 * SLICES_MAX
 """Of so many slices in all counts are kept, also of those that are gone."""
-
-
-class Cause(Enum):
-    """Why a frame waits."""
-
-    CEILING = 0
-    """Its slice has all that it may have."""
-    URGENT = 1
-    """A frame of an urgent slice goes before it."""
-    LINK = 2
-    """Another frame is on the link, or was before it in its turn."""
-    DEDICATED = 3
-    """What is idle is dedicated to other slices."""
-
-
-class State(Enum):
-    """How a ticket is."""
-
-    WAITS = 0
-    SENT = 1
-    WITHDRAWN = 2
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """A frame's place in the queue of its slice."""
-
-    lane: _Lane = field(repr=False)
-    name: str
-    """The slice that was asked for."""
-    size: int
-    """In bytes."""
-    offered_ns: int
-    """When it came."""
-    before_ns: tuple[float, ...]
-    """How long its slice had waited for each cause until then."""
-    state: State = State.WAITS
-    dedicated: bool = False
-    """Whether it was paid from what is dedicated to its slice."""
-    within: bool = False
-    """Whether it was within its slice's guarantee."""
-    waited_ns: int = 0
-    """How long it waited, once it had its turn."""
-    cause: Cause | None = None
-    """What it waited for longest; None where it did not wait."""
-
-
-class _Lane:
-    """One slice on the link."""
-
-    def __init__(self, name: str, traffic: Traffic, now_ns: int) -> None:
-        self.name = name
-        self.rule = SliceRule()
-        self.traffic = traffic
-        self.queue: deque[Ticket] = deque()
-        self.queued_bytes = 0
-        self.since_ns = now_ns  # from when on it has had frames to send
-        self.idle_ns: float = -math.inf  # when it had none last
-        self.blocked_ns = [0.0] * len(Cause)
-        self.deficit = 0.0
-        self.quantum = 1.0
-        # The guarantee; of an urgent slice, all that it may have before others.
-        self.within = Meter(0.0, 0.0, now_ns)
-        self.dedicated = Meter(0.0, 0.0, now_ns)
-        self.ceiling = Ceiling(math.inf, now_ns)
-
-    def head_bytes(self) -> int:
-        """The size of its next frame; 0 where it has none."""
-        return self.queue[0].size if self.queue else 0
-
-    def change(self, rule: SliceRule, spec: PortSpec, within_bps: float, quantum: float, now_ns: int) -> None:
-        """Takes another rule from now on."""
-        burst = BURST_FRAMES * spec.frame_bytes(SliceRule()) * NS_BITS
-        self.rule = rule
-        self.within.change(within_bps, burst / within_bps if within_bps else 0.0, now_ns)
-        self.dedicated.change(rule.dedicated_bps, burst / rule.dedicated_bps if rule.dedicated_bps else 0.0, now_ns)
-        ceiling = math.inf if rule.ceiling_bps is None or rule.ceiling_bps >= spec.rate_bps else rule.ceiling_bps
-        self.ceiling.change(ceiling, 0.0, now_ns)
-        self.quantum = quantum
 
 
 class Port:
@@ -127,18 +52,21 @@ class Port:
         now_ns: The time.
         ahead_ns: How long before the link is free a frame may be handed over, where timers are not exact. What lies
             below the port is never more than this and one frame.
+        departs: Whether frames that had their turn leave later, when `depart` says so.
     """
 
-    def __init__(self, spec: PortSpec, now_ns: int, *, ahead_ns: int = 0) -> None:
+    def __init__(self, spec: PortSpec, now_ns: int, *, ahead_ns: int = 0, departs: bool = False) -> None:
         self.spec = spec
         self.queued = 0
         self._ahead_ns = ahead_ns
-        self._lanes: dict[str, _Lane] = {}
+        self._lanes: dict[str, Lane] = {}
         self._traffic: dict[str, Traffic] = {}
-        self._round: Round[_Lane] = Round()
+        self._round: Round[Lane] = Round()
         self._link_ns: float = now_ns
+        self._departs = departs
+        self._departing: dict[Ticket, int] = {}
         self._marked_ns = now_ns
-        self._flying: _Lane | None = None
+        self._flying: Lane | None = None
         self._common = Meter(math.inf, 0.0, now_ns)
         self.change(spec, now_ns)
 
@@ -148,9 +76,14 @@ class Port:
         return dict(self._traffic)
 
     @property
+    def departing(self) -> int:
+        """How many frames had their turn and have not left."""
+        return len(self._departing)
+
+    @property
     def queued_by_slice(self) -> dict[str, int]:
         """How many frames of each slice wait."""
-        return {name: len(lane.queue) for name, lane in self._lanes.items()}
+        return {name: lane.frames for name, lane in self._lanes.items()}
 
     def frame_bytes(self, name: str) -> int:
         """How large the frames of a slice should be."""
@@ -169,7 +102,7 @@ class Port:
             del self._lanes[lane.name]
         for name in (DEFAULT_SLICE, *spec.slices):
             if name not in self._lanes:
-                self._lanes[name] = _Lane(name, self._traffic.setdefault(name, Traffic()), now_ns)
+                self._lanes[name] = Lane(name, self._traffic.setdefault(name, Traffic()), now_ns)
         first_bps = _first_bps(spec)
         largest = max(spec.weight(spec.rule(name)) for name in self._lanes)
         for name, lane in self._lanes.items():
@@ -183,13 +116,15 @@ class Port:
             if name not in self._lanes:
                 del self._traffic[name]
 
-    def offer(self, name: str, size: int, now_ns: int) -> Ticket:
+    def offer(self, name: str, size: int, now_ns: int, since_ns: int | None = None, flow: str = "") -> Ticket:
         """Queues a frame.
 
         Args:
             name: Of its slice; one that is not known counts as the default one.
             size: In bytes.
             now_ns: The time.
+            since_ns: From when on its wait counts in what is measured; None: from now on.
+            flow: Frames of a slice keep their order within a flow; flows take turns.
 
         Raises:
             CapacityError: The queue of the slice is full (SLICE_FULL).
@@ -199,9 +134,11 @@ class Port:
             raise InvalidInputError(f"a frame of {size} bytes has no turn; expected at least 1")
         lane = self._lanes.get(name) or self._lanes[DEFAULT_SLICE]
         lane.traffic.offered_bytes += size
-        waiting = len(lane.queue)
-        # One frame always fits, whatever its size: else it could never be sent.
-        if waiting >= QUEUE_FRAMES or (waiting and lane.queued_bytes + size > QUEUE_BYTES):
+        waiting = lane.frames
+        # One frame of a flow always fits, whatever its size: else it could never be sent. Those of a link are bounded
+        # there, and are not refused for what goes elsewhere.
+        full = waiting >= QUEUE_FRAMES or lane.queued_bytes + size > QUEUE_BYTES
+        if full and lane.queue.waits(flow):
             lane.traffic.dropped_bytes += size
             raise CapacityError(
                 f"{waiting} frames of {lane.queued_bytes} bytes of slice {lane.name!r} wait for the link already, and "
@@ -210,32 +147,35 @@ class Port:
                 metadata={"slice": lane.name, "queued_bytes": lane.queued_bytes, "limit_bytes": QUEUE_BYTES},
             )
         self._account(now_ns)
-        ticket = Ticket(lane, name, size, now_ns, tuple(lane.blocked_ns))
+        since_ns = now_ns if since_ns is None else since_ns
+        ticket = Ticket(lane, name, size, now_ns, since_ns, flow, tuple(lane.blocked_ns))
         self._append(lane, ticket, now_ns)
         self.queued += 1
         return ticket
 
     def next(self, now_ns: int) -> Ticket | int | None:
-        """The frame that goes now, or until when none may; None where none waits.
+        """The frame that goes now, or until when none may; None where none waits, or none may before one has left.
 
         A frame that is returned keeps the link for its time; ask again for the one after it.
         """
         if not self.queued:
             return None
         self._account(now_ns)
-        if self._link_ns > now_ns + self._ahead_ns:
-            return math.ceil(self._link_ns) - self._ahead_ns
+        busy_ns = self._busy_ns()
+        if busy_ns > now_ns + self._ahead_ns:
+            return math.ceil(busy_ns) - self._ahead_ns
         lane = self._choose(now_ns)
         if lane is None:
-            return max(math.ceil(min(self._ready_ns(each) for each in self._lanes.values() if each.queue)), now_ns + 1)
-        ticket = lane.queue.popleft()
+            waiting = [self._ready_ns(each) for each in self._lanes.values() if each.frames and not each.held]
+            return max(math.ceil(min(waiting)), now_ns + 1) if waiting else None
+        ticket = lane.queue.pop()
         self._left(lane, ticket, now_ns)
         self._take(lane, ticket, now_ns)
         ticket.state = State.SENT
         ticket.waited_ns = now_ns - ticket.offered_ns
         waits = [after - before for after, before in zip(lane.blocked_ns, ticket.before_ns, strict=True)]
         ticket.cause = Cause(waits.index(max(waits))) if ticket.waited_ns and max(waits) > 0 else None
-        lane.traffic.sent(ticket.size, ticket.waited_ns, lane.rule.latency_s)
+        lane.traffic.sent(ticket.size, now_ns - ticket.since_ns, lane.rule.latency_s)
         return ticket
 
     def withdraw(self, ticket: Ticket, now_ns: int) -> None:
@@ -247,7 +187,9 @@ class Port:
             self._left(lane, ticket, now_ns)
             lane.traffic.offered_bytes -= ticket.size
         elif ticket.state is State.SENT:
-            self._link_ns = max(self._link_ns - ticket.size * NS_BITS / self.spec.rate_bps, min(self._link_ns, now_ns))
+            if not self._left_turn(ticket):
+                took_ns = ticket.size * NS_BITS / self.spec.rate_bps
+                self._link_ns = max(self._link_ns - took_ns, min(self._link_ns, now_ns))
             lane.ceiling.give_back(ticket.size)
             (lane.dedicated if ticket.dedicated else self._common).give_back(ticket.size)
             if ticket.within:
@@ -255,13 +197,21 @@ class Port:
             lane.traffic.unsent(ticket.size)
         ticket.state = State.WITHDRAWN
 
+    def depart(self, ticket: Ticket, now_ns: int) -> None:
+        """A frame that had its turn leaves: it is on the link from now on; repeating it changes nothing."""
+        if ticket in self._departing:
+            self._account(now_ns)
+            ticket.lane.ceiling.leave(ticket.size, ticket.lane.held_frames, now_ns)
+            self._left_turn(ticket)
+            self._occupy_with(ticket, now_ns, DEPART_CATCH_UP_NS)
+
     def begin(self, ticket: Ticket, now_ns: int) -> None:
         """The frame of a turn begins to be sent, later than its turn came: it keeps the link from then on.
 
         Else the next one would follow at once, and lie below the port before whoever is urgent. What a wake-up usually
         takes costs no rate.
         """
-        if ticket.state is State.SENT:
+        if ticket.state is State.SENT and not self._departs:
             ends_ns = now_ns - CATCH_UP_NS + ticket.size * NS_BITS / self.spec.rate_bps
             if ends_ns > self._link_ns:
                 self._account(now_ns)
@@ -277,23 +227,26 @@ class Port:
         self._account(now_ns)
         self._link_ns = max(self._link_ns, now_ns) + size * NS_BITS / self.spec.rate_bps
 
-    def _append(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
-        if not lane.queue and now_ns - lane.idle_ns > self.spec.frame_bytes(SliceRule()) * NS_BITS / self.spec.rate_bps:
-            # A sender that asks for its next frame once the last one went has not been idle.
-            lane.since_ns = now_ns
+    def _append(self, lane: Lane, ticket: Ticket, now_ns: int) -> None:
+        if not lane.frames:
+            frame_ns = self.spec.frame_bytes(SliceRule()) * NS_BITS / self.spec.rate_bps
+            if now_ns - lane.idle_ns > frame_ns:
+                # A sender that asks for its next frame once the last one went has not been idle.
+                lane.since_ns = now_ns
         lane.queue.append(ticket)
+        lane.frames += 1
         lane.queued_bytes += ticket.size
 
-    def _left(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+    def _left(self, lane: Lane, ticket: Ticket, now_ns: int) -> None:
         self.queued -= 1
         lane.queued_bytes -= ticket.size
-        if not lane.queue:
+        lane.frames -= 1
+        if not lane.frames:
             lane.idle_ns = now_ns
 
-    def _move(self, old: _Lane, now_ns: int) -> None:
+    def _move(self, old: Lane, now_ns: int) -> None:
         """The frames of a slice that is gone wait among those of the default one, and go back once it is there."""
-        waiting, old.queue = old.queue, deque()
-        old.queued_bytes = 0
+        waiting, old.queued_bytes, old.frames = old.queue.take_all(), 0, 0
         moved: set[str] = set()
         for ticket in waiting:
             lane = ticket.lane = self._lanes.get(ticket.name) or self._lanes[DEFAULT_SLICE]
@@ -304,16 +257,16 @@ class Port:
                 moved.add(lane.name)
             self._append(lane, ticket, now_ns)
         for name in moved:
-            lane = self._lanes[name]
-            lane.queue = deque(sorted(lane.queue, key=lambda ticket: ticket.offered_ns))
+            queue = self._lanes[name].queue
+            queue.extend(queue.take_all())  # each flow in its order again
 
-    def _choose(self, now_ns: int) -> _Lane | None:
+    def _choose(self, now_ns: int) -> Lane | None:
         """The slice whose frame goes now, if any may; a borrower is paid for in its round."""
         best: tuple[bool, float] = (True, math.inf)
-        within: _Lane | None = None
-        borrowers: list[_Lane] = []
+        within: Lane | None = None
+        borrowers: list[Lane] = []
         for lane in self._lanes.values():
-            if not lane.queue or lane.ceiling.free_ns > now_ns:
+            if not lane.frames or lane.ceiling.free_ns > now_ns or (self._departs and lane.held):
                 continue
             if lane.within.free_ns <= now_ns or lane.dedicated.free_ns <= now_ns:
                 rank = (not lane.rule.urgent, lane.within.free_ns)
@@ -326,11 +279,11 @@ class Port:
         urgent = [lane for lane in borrowers if lane.rule.urgent]
         return self._round.pick(urgent or borrowers)
 
-    def _ready_ns(self, lane: _Lane) -> float:
+    def _ready_ns(self, lane: Lane) -> float:
         """From when on a slice's frame may go, were it alone."""
         return max(lane.ceiling.free_ns, min(lane.within.free_ns, lane.dedicated.free_ns, self._common.free_ns))
 
-    def _take(self, lane: _Lane, ticket: Ticket, now_ns: int) -> None:
+    def _take(self, lane: Lane, ticket: Ticket, now_ns: int) -> None:
         size = ticket.size
         ticket.dedicated = lane.dedicated.free_ns <= now_ns
         ticket.within = ticket.dedicated or lane.within.free_ns <= now_ns
@@ -338,10 +291,33 @@ class Port:
         if ticket.within:
             lane.within.take(size, min(lane.since_ns, now_ns))
         lane.ceiling.pass_by(size, lane.since_ns, now_ns)
-        # A timer that comes late costs the link nothing: the frame could have begun as soon as the link was free.
-        start_ns = max(self._link_ns, min(now_ns, max(ticket.offered_ns, now_ns - CATCH_UP_NS)))
-        self._link_ns = start_ns + size * NS_BITS / self.spec.rate_bps
+        if self._departs:
+            self._departing[ticket] = now_ns
+            lane.held_bytes += size
+            lane.held_frames += 1
+        else:
+            self._occupy_with(ticket, now_ns, CATCH_UP_NS)
         self._flying = lane
+
+    def _occupy_with(self, ticket: Ticket, now_ns: int, late_ns: int) -> None:
+        # A timer that comes late costs the link nothing: the frame could have begun as soon as the link was free.
+        start_ns = max(self._link_ns, min(now_ns, max(ticket.offered_ns, now_ns - late_ns)))
+        self._link_ns = start_ns + ticket.size * NS_BITS / self.spec.rate_bps
+
+    def _left_turn(self, ticket: Ticket) -> bool:
+        """Whether a frame had its turn and had not left; it counts as such no longer."""
+        if self._departing.pop(ticket, None) is None:
+            return False
+        ticket.lane.held_bytes -= ticket.size
+        ticket.lane.held_frames -= 1
+        return True
+
+    def _busy_ns(self) -> float:
+        """Until when the link is taken, were those that have had their turn to leave as soon as they can."""
+        busy_ns = self._link_ns
+        for ticket, turn_ns in self._departing.items():
+            busy_ns = max(busy_ns, turn_ns) + ticket.size * NS_BITS / self.spec.rate_bps
+        return busy_ns
 
     def _account(self, now_ns: int) -> None:
         """Divides the time since the last look among the causes, for each slice that waited."""
@@ -350,11 +326,12 @@ class Port:
             return
         flying = self._flying
         urgent = flying is not None and flying.rule.urgent
+        busy_ns = self._busy_ns()
         for lane in self._lanes.values():
-            if not lane.queue:
+            if not lane.frames:
                 continue
             below_ns = min(max(lane.ceiling.free_ns, marked_ns), now_ns)
-            link_ns = min(max(self._link_ns, below_ns), now_ns)
+            link_ns = min(max(busy_ns, below_ns), now_ns)
             before = Cause.URGENT if urgent and flying is not lane else Cause.LINK
             lane.blocked_ns[Cause.CEILING.value] += below_ns - marked_ns
             lane.blocked_ns[before.value] += link_ns - below_ns

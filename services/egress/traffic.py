@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 WAIT_BUCKETS = 32
@@ -44,3 +45,21 @@ class Traffic:
         self.offered_bytes -= size
         self.sent_bytes -= size
         self.frames -= 1
+
+
+def added(*counted: Mapping[str, Traffic]) -> dict[str, Traffic]:
+    """The sums of what several ports have measured, by slice."""
+    if len(counted) == 1:
+        return dict(counted[0])
+    found: dict[str, Traffic] = {}
+    for name in dict.fromkeys(name for each in counted for name in each):
+        parts = [each[name] for each in counted if name in each]
+        found[name] = Traffic(
+            sum(each.offered_bytes for each in parts),
+            sum(each.sent_bytes for each in parts),
+            sum(each.dropped_bytes for each in parts),
+            sum(each.frames for each in parts),
+            sum(each.violations for each in parts),
+            [sum(bucket) for bucket in zip(*(each.wait_buckets for each in parts), strict=True)],
+        )
+    return found

@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from orbitmesh.errors import MeshError, NodeLostError
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import executor_pb2
-from orbitmesh.wire.egress import Egress
 from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, TRANSFER, SessionAcceptor, StreamCall, dial
+from services.egress import NodeEgress
 from services.executor.outbound import Outbound
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
@@ -38,7 +38,7 @@ class Peers:
         log: Where to say what happened.
         dispatch: Takes what others send.
         peer_lost: Told when a node that this one sends to is out of reach.
-        egress: Gives what is sent its turn; None: it goes as it comes.
+        egress: The ways out, on which what is sent has its turn; None: it goes as it comes.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Peers:
         log: EventLog,
         dispatch: Dispatch,
         peer_lost: PeerLost,
-        egress: Egress | None = None,
+        egress: NodeEgress | None = None,
     ) -> None:
         self._name = name
         self._identities = identities
@@ -58,7 +58,9 @@ class Peers:
         self._dispatch = dispatch
         self._peer_lost = peer_lost
         self._egress = egress
-        self.acceptor = SessionAcceptor(identities, self._serve, egress=egress)
+        self.acceptor = SessionAcceptor(
+            identities, self._serve, egress=None if egress is None else lambda peer: egress.towards(peer.name)
+        )
         self._outbounds: dict[str, Outbound] = {}
         self._sessions: dict[str, Session] = {}
         self._accepted: dict[str, Session] = {}
@@ -187,7 +189,7 @@ class Peers:
             receiver_role=role,
             receiver_name=peer.name,
             give_up_after_s=give_up_after_s,
-            egress=self._egress,
+            egress=None if self._egress is None else self._egress.towards(peer.name),
         )
 
     async def _serve(self, session: Session) -> None:

@@ -255,6 +255,8 @@ class LocalMesh:
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
         if name == "gateway":
             arguments += ["--aggregator", self._addresses["aggregator"], "--slices", self._addresses["slices"]]
+        if name == "aggregator":
+            arguments += ["--slices", self._addresses["slices"]]
         if name == "slices":
             arguments += self._of_slices()
         if name == "scheduler" and self._sky is not None:
@@ -268,12 +270,15 @@ class LocalMesh:
         return arguments
 
     def _of_slices(self) -> list[str]:
-        """What leaves a node is what a link carries, and light takes as long as the contact plan says."""
+        """What leaves a node is what a link carries; light takes as long as the contact plan says, and its links carry
+        what that says."""
         arguments = []
         if self.spec.link is not None:
             arguments += ["--default-bandwidth", repr(self.spec.link.rate_mbps / 1e3)]
         if self._sky is not None:
-            arguments += ["--contacts", str(self._sky.contacts_file)]
+            arguments += ["--contacts", str(self._sky.contacts_file), "--clock", str(self._sky.clock_file)]
+            for service in SERVICES:
+                arguments += ["--places", f"{service}={self.spec.gateway_at}"]
         return arguments
 
     async def _wait_until_joined(self) -> None:

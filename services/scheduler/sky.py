@@ -6,8 +6,6 @@ Nothing here decides anything: `SkySource` knows the newest plan and the mesh's 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import constellation_pb2, constellation_pb2_grpc, scheduler_pb2
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
+from services.runtime.meshclock import read_clock
 from services.scheduler.placement import plan_links
 from services.scheduler.registry import NodeRecord
 from services.scheduler.windows import Sky
@@ -39,8 +38,6 @@ AHEAD_S = 6 * 3600.0
 """How far ahead it is asked, in mesh seconds; further where the clock is fast, so that it outlasts a few askings."""
 RETURN_S = 5.0
 """How long after the opening of its contact a node is waited for before its stage goes to another, in real seconds."""
-CLOCK_BYTES_MAX = 4096
-"""The largest file of a clock."""
 
 
 @dataclass(frozen=True)
@@ -224,26 +221,6 @@ class SkySource:
         self.clock, self.plan = clock, plan
         self._log.info("contacts_asked", contacts=len(plan.contacts), warnings=len(plan.warnings))
         return True
-
-
-def read_clock(path: Path) -> MeshClock:
-    """The clock in a file.
-
-    Raises:
-        InvalidInputError: The file cannot be read or holds no clock.
-    """
-    wanted = ("origin_mesh_s", "origin_wall_s", "factor")
-    try:
-        with path.open("rb") as file:
-            record = json.loads(file.read(CLOCK_BYTES_MAX))
-        numbers = [float(record[key]) for key in wanted]
-        if not all(math.isfinite(number) for number in numbers):
-            raise ValueError("a number is not finite")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(
-            f"{path} holds no clock ({error}); expected JSON with the numbers {', '.join(wanted)}"
-        ) from None
-    return MeshClock(*numbers)
 
 
 def _carries(plan: ContactPlan, source: str, target: str, at_s: float) -> bool:

@@ -16,13 +16,15 @@ from pathlib import Path
 
 import grpc
 
-from orbitmesh.contacts import ContactPlan
-from orbitmesh.contacts_proto import fetch_plan
+from orbitmesh.contacts import ContactPlan, MeshClock
+from orbitmesh.contacts_proto import fetch_plan, mesh_time
 from orbitmesh.errors import MeshError
 from orbitmesh.rpc import map_rpc_error
 from orbitmesh.trust import Role
+from orbitmesh.v1 import constellation_pb2, constellation_pb2_grpc
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
+from services.runtime.meshclock import read_clock
 from services.slices.values import Floors
 
 ASK_INTERVAL_S = 300.0
@@ -31,12 +33,13 @@ ASK_AGAIN_S = 5.0
 """How soon it is asked again where it did not answer, in real seconds."""
 ASK_DEADLINE_S = 60.0
 """How long one page of its answer may take, in real seconds."""
-
-
+CLOCK_LOOK_S = 1.0
+"""How often it is looked whether the file of the clock was replaced, in seconds."""
 PLACES_KEPT = 64
 """Of how many places the ways are kept."""
 
 _Links = dict[str, dict[str, float]]
+_OF_CLOCKS = ("origin_mesh_s", "origin_wall_s", "factor")
 
 
 class Light:
@@ -113,7 +116,7 @@ def _shortest(links: _Links, start: str) -> dict[str, float]:
 
 
 class LightSource:
-    """The newest contact plan: from a file, from a constellation service, or none.
+    """The newest contact plan and the mesh's clock: from files, from a constellation service, or none.
 
     Args:
         contacts: File of a plan.
@@ -122,9 +125,10 @@ class LightSource:
         places: Where nodes stand that the plan does not know by name.
         channels: Our connections.
         log: Where a plan that cannot be had is said.
+        clock: File of the mesh's clock; read again when it is replaced. Without one mesh time is the real time.
 
     Raises:
-        InvalidInputError: The file holds no plan.
+        InvalidInputError: A file holds no plan, or no clock.
     """
 
     def __init__(
@@ -135,16 +139,30 @@ class LightSource:
         places: Mapping[str, str],
         channels: ChannelPool,
         log: EventLog,
+        clock: Path | None = None,
     ) -> None:
         self._constellation = constellation
         self._name = constellation_name
         self._places = places
         self._channels = channels
         self._log = log
-        self.light = Light(None if contacts is None else ContactPlan.load(contacts), places)
+        self._clock_file = clock
+        self.plan = None if contacts is None else ContactPlan.load(contacts)
+        self.clock = MeshClock.real() if clock is None else read_clock(clock)
+        self.light = Light(self.plan, places)
+        self.next_change = asyncio.Event()
+        """Set when plan or clock are others; the next one has an event of its own."""
 
     async def follow(self) -> None:
-        """Keeps the plan fresh, as long as this runs."""
+        """Keeps plan and clock fresh, as long as this runs."""
+        while self._clock_file is not None:
+            await asyncio.sleep(CLOCK_LOOK_S)
+            try:
+                fresh_clock = await asyncio.to_thread(read_clock, self._clock_file)
+            except MeshError as error:
+                self._log.warning("clock_not_read", detail=error.message)
+                continue
+            self.take(self.plan, fresh_clock)
         while self._constellation:
             fresh = await self._ask()
             await asyncio.sleep(ASK_INTERVAL_S if fresh else ASK_AGAIN_S)
@@ -152,10 +170,25 @@ class LightSource:
     async def _ask(self) -> bool:
         channel = self._channels.get(Role.CONSTELLATION, self._name, self._constellation)
         try:
+            stub = constellation_pb2_grpc.ConstellationServiceStub(channel)
+            told_clock = await stub.GetScenario(constellation_pb2.GetScenarioRequest(), timeout=ASK_DEADLINE_S)
+            clock = MeshClock(
+                mesh_time(told_clock.origin_mesh), mesh_time(told_clock.origin_wall), told_clock.time_factor
+            )
             plan = await fetch_plan(channel, timeout_s=ASK_DEADLINE_S)
         except (grpc.RpcError, MeshError) as error:
             told = map_rpc_error(error) if isinstance(error, grpc.RpcError) else error
             self._log.warning("constellation_silent", detail=told.message)
             return False
         self.light = await asyncio.to_thread(Light, plan, self._places)
+        self.take(plan, clock)
         return True
+
+    def take(self, plan: ContactPlan | None, clock: MeshClock) -> None:
+        """Follows these from now on; says so where they are other than before."""
+        same = all(getattr(clock, name) == getattr(self.clock, name) for name in _OF_CLOCKS)
+        if plan is self.plan and same:
+            return
+        self.plan, self.clock = plan, clock
+        self.next_change.set()
+        self.next_change = asyncio.Event()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from orbitmesh.trust import IdentitySource
@@ -19,16 +20,18 @@ from services.slices.access import Caller, may_change, own
 from services.slices.deeds import Deeds
 from services.slices.floors import LightSource
 from services.slices.keeper import Keeper
+from services.slices.links import Declared
 from services.slices.messages import templates_message
 from services.slices.metrics import offer
 from services.slices.nodes import Nodes
 from services.slices.optimising import answer, question
-from services.slices.settings import SlicesSettings, bandwidths, table
+from services.slices.settings import SlicesSettings, bandwidths, link_bandwidths, table
 from services.slices.solving import Solvers
 from services.slices.store import SliceStore
 from services.slices.watching import Teller
 
 SERVICE = "orbitmesh.v1.SlicesService"
+NOTHING_SAID: Mapping[Any, Any] = MappingProxyType({})
 
 
 class SlicesServicer(slices_pb2_grpc.SlicesServiceServicer):
@@ -40,6 +43,8 @@ class SlicesServicer(slices_pb2_grpc.SlicesServiceServicer):
         solvers: What computes allocations.
         draining: Set once the service drains.
         now_ns: The time, in nanoseconds since 1970.
+        places: Where members of the mesh stand that the contact plan does not know by their own names.
+        declared: What links carry of which the plan says nothing.
     """
 
     def __init__(
@@ -49,6 +54,9 @@ class SlicesServicer(slices_pb2_grpc.SlicesServiceServicer):
         solvers: Solvers,
         draining: asyncio.Event,
         now_ns: Callable[[], int] = time.time_ns,
+        *,
+        places: Mapping[str, str] = NOTHING_SAID,
+        declared: Declared = NOTHING_SAID,
     ) -> None:
         self._keeper = keeper
         self._light = light
@@ -56,7 +64,7 @@ class SlicesServicer(slices_pb2_grpc.SlicesServiceServicer):
         self._draining = draining
         self._now_ns = now_ns
         self._deeds = Deeds(keeper, light, now_ns)
-        self._teller = Teller(keeper)
+        self._teller = Teller(keeper, light, places, declared)
 
     async def ListTemplates(  # noqa: N802
         self, request: slices_pb2.ListTemplatesRequest, context: Any
@@ -150,13 +158,16 @@ async def run(settings: SlicesSettings) -> None:
     rates, places = bandwidths(settings), table(settings.places, "places")
     channels = ChannelPool(identities, ways_table(settings.peers))
     light = LightSource(
-        settings.contacts, settings.constellation, settings.constellation_name, places, channels, host.log
-    )
+        settings.contacts, settings.constellation, settings.constellation_name, places, channels, host.log,
+        settings.clock,
+    )  # fmt: skip
     store = await asyncio.to_thread(SliceStore, settings.state)
     keeper = Keeper(store, host.log, time.time_ns)
     nodes = Nodes(channels, settings.scheduler, settings.scheduler_name, rates, keeper, host.log)
     solvers = Solvers(settings.solvers, host.log)
-    servicer = SlicesServicer(keeper, light, solvers, host.draining)
+    servicer = SlicesServicer(
+        keeper, light, solvers, host.draining, places=places, declared=link_bandwidths(settings)
+    )
     host.add(SERVICE, slices_pb2_grpc.add_SlicesServiceServicer_to_server, servicer)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -27,14 +27,20 @@ class SlicesSettings:
     """What leaves a node, each `node=Gbit/s`: heartbeats do not measure it."""
     default_bandwidth: float = 1.0
     """What leaves any other node, in Gbit/s."""
+    link_bandwidth: tuple[str, ...] = ()
+    """What one direction of a link carries where that is less, each `sender>receiver=Gbit/s`; where the contact plan
+    knows the two, the plan says it."""
     contacts: Path | None = None
-    """File of a contact plan, for how long light takes; read when the service starts."""
+    """File of a contact plan, for how long light takes and what links carry; read when the service starts."""
+    clock: Path | None = None
+    """File of the mesh's clock: origin_mesh_s, origin_wall_s, factor; without one mesh time is the real time."""
     constellation: str = ""
     """host:port of a constellation service to have the contact plan from, instead of a file."""
     constellation_name: str = "constellation"
     """Its name in its certificate."""
     places: tuple[str, ...] = ()
-    """Where nodes stand that are not in the contact plan by name, each `node=place`."""
+    """Where nodes, and services that send to them, stand that are not in the contact plan by name, each
+    `name=place`."""
     otlp_endpoint: str = ""
     """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
     prometheus: str = ""
@@ -66,12 +72,30 @@ def bandwidths(settings: SlicesSettings) -> dict[str, float]:
     Raises:
         InvalidInputError: A rate is none.
     """
+    given = (*table(settings.bandwidth, "bandwidth").items(), ("", str(settings.default_bandwidth)))
+    return {name: _gbps(name or "--default-bandwidth", value) for name, value in given}
+
+
+def link_bandwidths(settings: SlicesSettings) -> dict[tuple[str, str], float]:
+    """What each link that is named carries, in Gbit/s, by sender and receiver.
+
+    Raises:
+        InvalidInputError: A rate is none, or two names are missing.
+    """
     found = {}
-    for name, value in (*table(settings.bandwidth, "bandwidth").items(), ("", str(settings.default_bandwidth))):
-        try:
-            found[name] = float(value)
-        except ValueError:
-            found[name] = math.nan
-        if not 0 <= found[name] < math.inf:
-            raise InvalidInputError(f"{name or '--default-bandwidth'} has {value!r} Gbit/s; expected a number from 0")
+    for names, value in table(settings.link_bandwidth, "link-bandwidth").items():
+        sender, arrow, receiver = names.partition(">")
+        if not sender or not arrow or not receiver:
+            raise InvalidInputError(f"--link-bandwidth takes sender>receiver=Gbit/s, not {names!r}={value!r}")
+        found[sender, receiver] = _gbps(names, value)
     return found
+
+
+def _gbps(name: str, value: str) -> float:
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not 0 <= rate < math.inf:
+        raise InvalidInputError(f"{name} has {value!r} Gbit/s; expected a number from 0")
+    return rate

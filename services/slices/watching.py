@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 from orbitmesh.errors import CapacityError
+from orbitmesh.trust.names import Role
 from orbitmesh.v1 import slices_pb2
 from services.slices.access import Caller, visible
 from services.slices.amounts import NOTHING
 from services.slices.changes import Whole
+from services.slices.floors import LightSource
 from services.slices.keeper import Keeper
-from services.slices.messages import node_message, slice_message
+from services.slices.links import Declared, Links
+from services.slices.messages import node_message, promise_message, slice_message
 from services.slices.traffic import Traffic
 from services.slices.values import Slice
 
@@ -20,6 +23,10 @@ WATCHERS_MAX = 512
 """How many may watch at once."""
 SOON_S = 0.05
 """How long changes of promises are gathered before they are told, in seconds."""
+LINKS_S = 60.0
+"""How often those who are told of links are told of windows further ahead, in seconds."""
+SENDERS = frozenset({Role.EXECUTOR, Role.GATEWAY, Role.AGGREGATOR})
+"""Who is told of links: those that send to nodes."""
 CALM_S = 1.0
 """How long changes of counts alone are: what is admitted, what was measured."""
 
@@ -29,10 +36,18 @@ class Teller:
 
     Args:
         keeper: The state.
+        light: Plan and clock, for what links carry.
+        places: Where members of the mesh stand that the plan does not know by their own names.
+        declared: What links carry of which the plan says nothing.
     """
 
-    def __init__(self, keeper: Keeper) -> None:
+    def __init__(
+        self, keeper: Keeper, light: LightSource, places: Mapping[str, str], declared: Declared
+    ) -> None:
         self._keeper = keeper
+        self._light = light
+        self._places = places
+        self._declared = declared
         self._made: dict[str, tuple[Slice, Traffic | None, slices_pb2.Slice]] = {}
         self._watchers = 0
 
@@ -65,10 +80,22 @@ class Teller:
 
         Args:
             caller: Who watches.
-            node: Only what concerns this one, without what was measured; empty tells of all.
+            node: Only what concerns this one, without what was measured; empty tells of all, services without what
+                was measured.
         """
         whole = self._keeper.whole
         held = visible(caller, whole.book)
+        links: list[slices_pb2.SliceLink] = []
+        if caller.role in SENDERS:
+            known = Links(self._light.plan, self._light.clock, self._places, self._declared)
+            links = known.of(caller.name, whole.book.nodes)
+        if not node and caller.role in SENDERS:
+            return slices_pb2.WatchSlicesResponse(
+                slices=[promise_message(each.promise, whole.book.etag_of(each.promise)) for each in held],
+                nodes=_nodes(whole, whole.book.nodes),
+                etag=whole.book.etag,
+                links=links,
+            )
         if not node:
             slices = [self.slice(whole, each) for each in held]
             return slices_pb2.WatchSlicesResponse(
@@ -76,7 +103,7 @@ class Teller:
             )
         slices = [slice_message(whole.book, each, None) for each in held if node in each.reserved]
         nodes = _nodes(whole, [node] if node in whole.book.nodes else [])
-        return slices_pb2.WatchSlicesResponse(slices=slices, nodes=nodes, etag=whole.book.etag)
+        return slices_pb2.WatchSlicesResponse(slices=slices, nodes=nodes, etag=whole.book.etag, links=links)
 
     async def watch(
         self, caller: Caller, node: str, draining: asyncio.Event
@@ -90,14 +117,16 @@ class Teller:
             said: bytes | None = None
             while not draining.is_set():
                 changed, before = self._keeper.next_change, self._keeper.whole
+                sky = self._light.next_change
                 message = self.told(caller, node)
                 now = message.SerializeToString(deterministic=True)
                 if now != said:
                     said = now
                     yield message
                 if self._keeper.whole is before:
-                    await _within(None, changed, draining)
-                await self._gather(before, draining)
+                    await _within(None if self._light.plan is None else LINKS_S, changed, sky, draining)
+                if self._keeper.whole is not before:
+                    await self._gather(before, draining)
 
     async def _gather(self, before: Whole, draining: asyncio.Event) -> None:
         """Lets what comes in together be told together: promises soon, counts at leisure."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import itertools
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -36,9 +37,15 @@ class Greedy:
 
 
 class World:
-    """One port and all that happens on it."""
+    """One port and all that happens on it.
 
-    def __init__(self, spec: PortSpec) -> None:
+    Args:
+        spec: Its rules.
+        stalls: From when to when the process does not run, in order; what falls due meanwhile is late.
+    """
+
+    def __init__(self, spec: PortSpec, stalls: Sequence[tuple[int, int]] = ()) -> None:
+        self._stalls = deque(stalls)
         self.port = Port(spec, 0)
         self.sent: list[Sent] = []
         self.refused = 0
@@ -82,7 +89,12 @@ class World:
                 moments.append(found)
             if not moments:
                 return
-            self.now_ns = min(moments)
+            self.now_ns = self._awake(min(moments))
+
+    def _awake(self, at_ns: int) -> int:
+        while self._stalls and self._stalls[0][1] <= at_ns:
+            self._stalls.popleft()
+        return self._stalls[0][1] if self._stalls and self._stalls[0][0] <= at_ns else at_ns
 
     def _next(self) -> int | None:
         while True:

@@ -108,6 +108,21 @@ def test_rows_sum_to_the_total_whatever_the_clocks_say(seed: int, stages: int) -
         assert found[name, "compute"] == pytest.approx(truth.spent[name, "compute"], abs=50)
 
 
+@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("seed", range(5))
+def test_what_the_prompt_waited_for_at_the_gateway_is_a_row_of_its_own(seed: int, stages: int) -> None:
+    """Of the gateway's sending, the part for which the prompt's frames had no turn says what for; the sum stays."""
+    record, truth = make_record(seed, stages, tokens=5, link_ns=20 * MS)
+    sending = truth.spent["gateway", "send"]
+    record.turn_ns, record.turn_for = sending // 3, "slice ceiling 4 Mbit/s"
+    message = breakdown(record)
+    row = next(row for row in message.rows if row.what == "waiting: slice ceiling 4 Mbit/s")
+    assert (row.place, row.wait) == ("gateway", True)
+    assert row.total_s * 1e9 == pytest.approx(sending // 3, abs=50)
+    assert rows_of(message)["gateway", "send"] == pytest.approx(sending - sending // 3, abs=50)
+    assert sum(each.total_s for each in message.rows) == pytest.approx(message.total_s, rel=0.01)
+
+
 @pytest.mark.parametrize("stages", [1, 2, 3])
 @pytest.mark.parametrize("seed", range(5))
 def test_what_a_rule_held_back_is_a_row_of_its_own(seed: int, stages: int) -> None:

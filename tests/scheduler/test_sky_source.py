@@ -15,9 +15,10 @@ from orbitmesh.errors import InvalidInputError
 from orbitmesh.trust import IdentitySource, Role, init_mesh, issue
 from orbitmesh.v1 import scheduler_pb2
 from services.runtime.logs import EventLog
+from services.runtime.meshclock import read_clock
 from services.scheduler.deployments import Deployments
 from services.scheduler.registry import Registry
-from services.scheduler.sky import SkySettings, SkySource, read_clock
+from services.scheduler.sky import SkySettings, SkySource
 from services.scheduler.store import DeploymentStore
 from tests.scheduler.test_registry_and_placement import beat, manifest
 

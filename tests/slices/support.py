@@ -25,7 +25,7 @@ from services.slices.book import seen
 from services.slices.floors import LightSource
 from services.slices.keeper import Keeper
 from services.slices.resources import Resources
-from services.slices.server import SERVICE, SlicesServicer
+from services.slices.server import NOTHING_SAID, SERVICE, SlicesServicer
 from services.slices.solving import Solvers
 from services.slices.store import SliceStore
 from services.slices.values import Node
@@ -110,7 +110,9 @@ class Service:
 
 
 @asynccontextmanager
-async def serving(pki: Path, state: Path, contacts: Path | None = None) -> AsyncIterator[Service]:
+async def serving(
+    pki: Path, state: Path, contacts: Path | None = None, places: Mapping[str, str] = NOTHING_SAID
+) -> AsyncIterator[Service]:
     """A service over that state."""
     log = EventLog("slices/slices", stream=io.StringIO())
     source, clock = IdentitySource(pki / "slices-slices"), {"ahead_ns": 0}
@@ -120,7 +122,9 @@ async def serving(pki: Path, state: Path, contacts: Path | None = None) -> Async
     channels = ChannelPool(source, {})
     solvers = Solvers(1, log)
     light = LightSource(contacts, "", "constellation", {}, channels, log)
-    servicer = SlicesServicer(keeper, light, solvers, host.draining, lambda: time.time_ns() + clock["ahead_ns"])
+    servicer = SlicesServicer(
+        keeper, light, solvers, host.draining, lambda: time.time_ns() + clock["ahead_ns"], places=places
+    )
     host.add(SERVICE, slices_pb2_grpc.add_SlicesServiceServicer_to_server, servicer)
     unasked = [asyncio.ensure_future(work()) for work in (keeper.write, keeper.expire)]
     try:

@@ -434,11 +434,29 @@ class WatchSlicesRequest(_message.Message):
     def __init__(self, node: _Optional[str] = ...) -> None: ...
 
 class WatchSlicesResponse(_message.Message):
-    __slots__ = ("slices", "nodes", "etag")
+    __slots__ = ("slices", "nodes", "etag", "links")
     SLICES_FIELD_NUMBER: _ClassVar[int]
     NODES_FIELD_NUMBER: _ClassVar[int]
     ETAG_FIELD_NUMBER: _ClassVar[int]
+    LINKS_FIELD_NUMBER: _ClassVar[int]
     slices: _containers.RepeatedCompositeFieldContainer[Slice]
     nodes: _containers.RepeatedCompositeFieldContainer[SliceNode]
     etag: str
-    def __init__(self, slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[SliceNode, _Mapping]]] = ..., etag: _Optional[str] = ...) -> None: ...
+    links: _containers.RepeatedCompositeFieldContainer[SliceLink]
+    def __init__(self, slices: _Optional[_Iterable[_Union[Slice, _Mapping]]] = ..., nodes: _Optional[_Iterable[_Union[SliceNode, _Mapping]]] = ..., etag: _Optional[str] = ..., links: _Optional[_Iterable[_Union[SliceLink, _Mapping]]] = ...) -> None: ...
+
+class SliceLink(_message.Message):
+    __slots__ = ("to", "rates")
+    TO_FIELD_NUMBER: _ClassVar[int]
+    RATES_FIELD_NUMBER: _ClassVar[int]
+    to: str
+    rates: _containers.RepeatedCompositeFieldContainer[SliceLinkRate]
+    def __init__(self, to: _Optional[str] = ..., rates: _Optional[_Iterable[_Union[SliceLinkRate, _Mapping]]] = ...) -> None: ...
+
+class SliceLinkRate(_message.Message):
+    __slots__ = ("since", "gbps")
+    SINCE_FIELD_NUMBER: _ClassVar[int]
+    GBPS_FIELD_NUMBER: _ClassVar[int]
+    since: _timestamp_pb2.Timestamp
+    gbps: float
+    def __init__(self, since: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., gbps: _Optional[float] = ...) -> None: ...

@@ -23,7 +23,7 @@ from orbitmesh.limits import SESSION_CREDIT_BYTES, SESSION_IDLE_S, SESSIONS_PER_
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.v1 import wire_pb2
 from orbitmesh.wire.dialler import HANDSHAKE_S, REFUSED, REFUSED_FOR_GOOD, REFUSED_ONCE
-from orbitmesh.wire.egress import Egress
+from orbitmesh.wire.egress import EgressTowards
 from orbitmesh.wire.handshake import PROCESS_BYTES, accept_keys, accept_message, check_open, hello, read_header
 from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError, RefusedError, Wire
@@ -55,7 +55,7 @@ class SessionAcceptor:
         idle_s: For how long a cut session is kept.
         window: How many bytes of a session may be under way, each way.
         silence_s: After how long a silence, while a session is in use, its connection is given up.
-        egress: Gives frames their turn, where slices share the way out.
+        egress: Who gives frames their turn in a session with a peer, where slices share the way to it.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class SessionAcceptor:
         idle_s: float = SESSION_IDLE_S,
         window: int = SESSION_CREDIT_BYTES,
         silence_s: float = SILENCE_S,
-        egress: Egress | None = None,
+        egress: EgressTowards | None = None,
     ) -> None:
         self._identity = identity
         self._on_session = on_session
@@ -146,7 +146,7 @@ class SessionAcceptor:
                 keys,
                 window=self._window,
                 silence_s=self._silence_s,
-                egress=self._egress,
+                egress=None if self._egress is None else self._egress(peer),
             )
             session.accept()
             entry = self._entries[key] = _Entry(key, session, opening.salt)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from orbitmesh.errors import MeshError
+from orbitmesh.wire.records import SessionPeer
 
 RECORD_BYTES = 16 << 10
 """How TLS and HTTP/2 cut what they carry, in bytes."""
@@ -43,8 +44,8 @@ class Egress(Protocol):
     def ask(self, slice_name: str, size: int) -> Turn | asyncio.Future[Turn]:
         """Asks for a frame's turn: it is there at once, or comes with a future.
 
-        Turns of one slice come in the order in which they were asked for. A future that is cancelled, or gets an
-        exception, gives the place back.
+        Turns of one slice and session come in the order in which they were asked for. A future that is cancelled, or
+        gets an exception, gives the place back.
 
         Args:
             slice_name: Empty for the default one.
@@ -59,6 +60,10 @@ class Egress(Protocol):
 
     def occupy(self, size: int) -> None:
         """Something goes on the link without a turn: what is written again after a cut, in bytes."""
+
+
+EgressTowards = Callable[[SessionPeer], Egress | None]
+"""Who gives turns on the way to a peer; None where nobody does."""
 
 
 def link_bytes(body_bytes: int) -> int:

@@ -21,7 +21,7 @@ from orbitmesh.rpc import STATUS_DETAILS_KEY, map_rpc_error
 from orbitmesh.trust import Identity, IdentitySource
 from orbitmesh.wire.acceptor import SessionAcceptor as _Acceptor
 from orbitmesh.wire.dialler import GIVE_UP_AFTER_S, Dialler
-from orbitmesh.wire.egress import Egress
+from orbitmesh.wire.egress import Egress, EgressTowards
 from orbitmesh.wire.liveness import SILENCE_S
 from orbitmesh.wire.records import CutError
 from orbitmesh.wire.session import Session
@@ -95,7 +95,7 @@ class SessionAcceptor(_Acceptor):
         idle_s: For how long a cut session is kept.
         window: How many bytes of a session may be under way, each way.
         silence_s: After how long a silence, while a session is in use, its connection is given up.
-        egress: Gives frames their turn, where slices share the way out.
+        egress: Who gives frames their turn in a session with a peer, where slices share the way to it.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class SessionAcceptor(_Acceptor):
         idle_s: float = SESSION_IDLE_S,
         window: int = SESSION_CREDIT_BYTES,
         silence_s: float = SILENCE_S,
-        egress: Egress | None = None,
+        egress: EgressTowards | None = None,
     ) -> None:
         super().__init__(identity, on_session, idle_s=idle_s, window=window, silence_s=silence_s, egress=egress)
 
