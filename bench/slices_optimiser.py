@@ -1,4 +1,4 @@
-"""How good and how fast the allocation of slices is: `python bench/slice_optimiser.py [--json]`; some minutes.
+"""How good and how fast the allocation of slices is: `python bench/slices_optimiser.py [--json]`; some minutes.
 
 Slices are drawn from the three templates, each amount between 0.6 and 1.4 times that of its kind; nodes are satellites
 at 550 km over an area of 3000 x 3000 km, with 1, 2 or 4 times what node-42 has; all slices together ask for 1.2 times
@@ -36,7 +36,7 @@ from services.slices.optimiser.settled import value_of  # noqa: E402
 from services.slices.resources import NAMES, Resources  # noqa: E402
 from services.slices.templates import TEMPLATES  # noqa: E402
 
-RESULTS = ROOT / "bench" / "results" / "slice_optimiser.json"
+RESULTS = ROOT / "bench" / "results" / "slices_optimiser.json"
 SIZES = ((100, 50, 1.0), (300, 100, 5.0))
 SEEDS = 5
 LOAD = 1.2
@@ -167,7 +167,7 @@ def main() -> None:
                 rows.append(measure(slices, nodes, limit, goal, whole=whole, seeds=arguments.seeds))
                 print(json.dumps(rows[-1]), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:
-        command = f"python bench/slice_optimiser.py --json --slower {arguments.slower:g} --seeds {arguments.seeds}"
+        command = f"python bench/slices_optimiser.py --json --slower {arguments.slower:g} --seeds {arguments.seeds}"
         found = {"command": command, "machine": on, "load": LOAD, "rows": rows}
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
         print(json.dumps(found, indent=1))
