@@ -11,10 +11,12 @@ from typing import Any
 
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.trust import IdentitySource
+from orbitmesh.trust.names import spiffe_id
 from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
 from services.aggregator.members import Members
 from services.aggregator.runs import Runs, no_weights
 from services.aggregator.store import as_bytes
+from services.runtime.behalf import called_for
 from services.runtime.channels import ChannelPool
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
@@ -38,6 +40,10 @@ class AggregatorSettings:
     """host:port of the scheduler."""
     scheduler_name: str = "scheduler"
     """Its name in its certificate."""
+    slices: str = ""
+    """host:port of the service that keeps slices; empty: no run can be in one."""
+    slices_name: str = "slices"
+    """Its name in its certificate."""
     spans_file: str = ""
     """A file that gets the spans of every round as JSON, a line each; empty writes none."""
     otlp_endpoint: str = ""
@@ -60,7 +66,7 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         self, request: aggregator_pb2.StartRunRequest, context: Any
     ) -> aggregator_pb2.StartRunResponse:
         """Begins a run."""
-        return aggregator_pb2.StartRunResponse(run=await self._runs.start(request))
+        return aggregator_pb2.StartRunResponse(run=await self._runs.start(request, _caller(context)))
 
     async def GetRun(  # noqa: N802
         self, request: aggregator_pb2.GetRunRequest, context: Any
@@ -91,7 +97,8 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         self, request: aggregator_pb2.ResumeRunRequest, context: Any
     ) -> aggregator_pb2.ResumeRunResponse:
         """Lets one go on."""
-        return aggregator_pb2.ResumeRunResponse(run=await self._runs.resume(request.name, request.rounds))
+        run = await self._runs.resume(request.name, request.rounds, _caller(context))
+        return aggregator_pb2.ResumeRunResponse(run=run)
 
     async def DeleteRun(  # noqa: N802
         self, request: aggregator_pb2.DeleteRunRequest, context: Any
@@ -129,6 +136,10 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
             answer = aggregator_pb2.GetWeightsResponse()
 
 
+def _caller(context: Any) -> str:
+    return spiffe_id(*called_for(context))
+
+
 async def run(settings: AggregatorSettings) -> None:
     """Runs an aggregator until it is asked to stop."""
     identities = IdentitySource(settings.identity)
@@ -138,7 +149,8 @@ async def run(settings: AggregatorSettings) -> None:
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
     with contextlib.ExitStack() as exports:
         sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
-        runs = Runs(settings.state, identities, channels, members, sinks, host.log)
+        slices = (settings.slices, settings.slices_name)
+        runs = Runs(settings.state, identities, channels, members, slices, sinks, host.log)
         servicer = AggregatorServicer(runs, host.draining)
         host.add(SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, servicer)
         await runs.restore()

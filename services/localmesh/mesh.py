@@ -255,6 +255,8 @@ class LocalMesh:
             arguments += ["--scheduler", self._relays.get((name, "scheduler")) or self._addresses["scheduler"]]
         if name == "gateway":
             arguments += ["--aggregator", self._addresses["aggregator"], "--slices", self._addresses["slices"]]
+        if name == "aggregator":
+            arguments += ["--slices", self._addresses["slices"]]
         if name == "slices":
             arguments += self._of_slices()
         if name == "scheduler" and self._sky is not None:

@@ -510,6 +510,7 @@ class AsyncMesh:
         cohort: int = 0,
         patience_s: float = 0.0,
         evaluate: bool = True,
+        slice: str | None = None,  # noqa: A002
         timeout: float | None = None,
     ) -> AsyncTraining:
         """Begins a run of federated training: nodes train on what they have, and only what they learn travels. The run
@@ -536,11 +537,15 @@ class AsyncMesh:
             patience_s: Seconds of contact without progress after which a round goes on without a node; 0 means the
                 aggregator's own.
             evaluate: Whether the weights are measured after every round.
+            slice: The slice that it trains and sends in, one of `slices`, on the nodes where that has some; it counts
+                as one piece of its work until it has ended. None for what no slice has.
             timeout: How long the call may take, in seconds.
 
         Raises:
-            InvalidInputError: something is out of range or does not go together, there is a run of that name, or this
-                mesh has no aggregator.
+            InvalidInputError: something is out of range or does not go together, there is a run of that name, the slice
+                is not active, or this mesh has no aggregator.
+            PermissionError_: `SLICE_NOT_YOURS`, the slice is somebody else's.
+            CapacityError: `SLICE_FULL`, it takes no more work now; or too many runs go on.
 
         Example:
             >>> training = await mesh.train("run", task="digits", rounds=20, compression="topk:0.01")
@@ -564,6 +569,7 @@ class AsyncMesh:
             cohort=cohort,
             patience_s=patience_s,
             evaluate=evaluate,
+            in_slice=slice,
             request_id=str(uuid.uuid4()),
         )
         stubs = await self._ready()
