@@ -70,8 +70,9 @@ class ExecutorNode:
         self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost, self.egress)
         self.snapshots = Snapshots(settings.state, identities, log)
         self.training = TrainingDesk(
-            settings.state / "training", identities, log, self.peers.open_node, device=settings.device
-        )
+            settings.state / "training", identities, log, self.peers.open_node, self.engine.turns,
+            device=settings.device,
+        )  # fmt: skip
         self._files = StageFiles(settings.state)
         self._journals = JournalRoom(JOURNAL_BYTES)
         self._loading = asyncio.Lock()
