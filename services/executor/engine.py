@@ -101,8 +101,12 @@ class _Job:
 class _Turn:
     """The turn of another thread; what is written here is under the engine's lock."""
 
-    granted: threading.Event
-    """Set once it may compute."""
+    bell: threading.Event
+    """Set once it may compute, where somebody waits for that."""
+    granted: bool = False
+    """Whether it may compute."""
+    waits: bool = False
+    """Whether its thread waits."""
     entry: Entry[_Job | _Turn] | None = None
     """Its place in the queue, once its turn has come."""
     began_ns: int = 0
@@ -248,7 +252,9 @@ class StepEngine:
             if not item.given_up:
                 self._running, self._turn_now = True, item
                 item.entry, item.began_ns = taken, now_ns
-                item.granted.set()
+                item.granted = True
+                if item.waits:
+                    item.bell.set()
                 return None
             self._queue.ended(taken, 0, now_ns)
         return None
@@ -373,6 +379,7 @@ class Turns:
         self._engine = engine
         self._slice = slice_name
         self._given_up = given_up
+        self._bell = threading.Event()
         self._turn: _Turn | None = None
 
     def take(self) -> None:
@@ -381,10 +388,10 @@ class Turns:
         turn = self._ask()
         if turn is None:
             return
-        while not turn.granted.wait(LOOK_S):
+        while turn.waits and not self._bell.wait(LOOK_S):
             if self._given_up() or self._engine._closing:
                 with self._engine._lock:
-                    turn.given_up = not turn.granted.is_set()
+                    turn.given_up = not turn.granted
                 if turn.given_up:
                     return
         self._turn = turn
@@ -402,7 +409,7 @@ class Turns:
         if before is None and not engine._queue.ruled:
             return None
         self._turn = None
-        turn = _Turn(threading.Event())
+        turn = _Turn(self._bell)
         with engine._lock:
             now_ns = time.monotonic_ns()
             if before is not None:
@@ -415,8 +422,11 @@ class Turns:
             if not engine._running:
                 # Decided here, with this step among those that wait: the thread would choose before it was asked for.
                 engine._handed = engine._next()
-                if not turn.granted.is_set():
+                if not turn.granted:
                     engine._go_on()
+            if not turn.granted:
+                turn.waits = True
+                self._bell.clear()
         return turn
 
 
