@@ -93,7 +93,7 @@ class RunDriver:
         log: EventLog,
     ) -> None:
         run = self.wire_name = wire_name(record)
-        self._place = RunPlace(places, run, spec.slice, lambda: self.book.news.set())
+        self._place = RunPlace(places, run, spec.slice, spec.nodes, lambda: self.book.news.set())
         self.book = RunBook(record, spec, store, sinks, log, self._place.leave)
         self.spec = spec
         self.members = members

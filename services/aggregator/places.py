@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import replace
 
 from orbitmesh.errors import CancelledError_, InvalidInputError, MeshError, PermissionError_, TransportError
@@ -28,6 +28,8 @@ LIFETIME_S = 3600.0
 """For how long a place is asked for at once: so long it is held for an aggregator that does not come back."""
 RENEW_S = 600.0
 """How often it is asked for anew while its run goes on, in seconds."""
+THROUGH_MAX = 256
+"""How many nodes the service takes."""
 PAUSE_S = 2.0
 """Between two tries, in seconds, where the service is away or the slice has no room."""
 GIVE_BACK_S = 5.0
@@ -71,25 +73,27 @@ class Places:
             if place.run in going_on:
                 self._held[place.run] = place
 
-    async def enter(self, run: str, slice_name: str, holder: str) -> None:
+    async def enter(self, run: str, slice_name: str, nodes: Sequence[str], holder: str) -> None:
         """Asks for a place; it is held on return.
 
         Args:
             run: The run, as it is called on the wire.
             slice_name: Its slice.
+            nodes: Its nodes.
             holder: For whom, by SPIFFE identifier.
 
         Raises:
             PermissionError_: `SLICE_NOT_YOURS`.
             CapacityError: `SLICE_FULL`, with when there is room.
-            InvalidInputError: `FAILED_PRECONDITION`, the slice is not active, or this mesh has none.
+            InvalidInputError: `FAILED_PRECONDITION`, the slice is not active or has nothing on any of the nodes, or
+                this mesh has none.
             MeshError: The service cannot be asked: nobody is let in unasked.
         """
         self._stub()
         place = Place(_request_id(run), run, slice_name, holder)
         await asyncio.to_thread(self._store.put_place, place)
         try:
-            await self._admit(place, time_left_s(CONTROL_DEADLINE_S))
+            await self._admit(place, nodes, time_left_s(CONTROL_DEADLINE_S))
         except UNHEARD:
             self._give_back(place)
             raise
@@ -122,7 +126,7 @@ class Places:
             # Longer than that nobody waits for it.
             await asyncio.wait([self._give_back(place)], timeout=GIVE_BACK_S)
 
-    async def hold(self, run: str) -> tuple[str, float]:
+    async def hold(self, run: str, nodes: Sequence[str]) -> tuple[str, float]:
         """Keeps the place of a run for longer, or asks for another one where it was lost.
 
         Returns:
@@ -144,7 +148,7 @@ class Places:
         await asyncio.to_thread(self._store.put_place, fresh, place.request_id)
         self._held[run] = fresh
         try:
-            await self._admit(fresh, CONTROL_DEADLINE_S)
+            await self._admit(fresh, nodes, CONTROL_DEADLINE_S)
         except MeshError as error:
             return _waits(error), PAUSE_S
         self._log.info("slice_entered_again", run=run, slice=fresh.slice)
@@ -183,8 +187,10 @@ class Places:
             await asyncio.sleep(PAUSE_S)
         await asyncio.to_thread(self._store.drop_place, place.request_id)
 
-    async def _admit(self, place: Place, timeout_s: float) -> None:
-        request = slices_pb2.AdmitRequest(slice=place.slice, request_id=place.request_id)
+    async def _admit(self, place: Place, nodes: Sequence[str], timeout_s: float) -> None:
+        # Of a run on more nodes it is not asked whether the slice is on any of them.
+        through = nodes if len(nodes) <= THROUGH_MAX else ()
+        request = slices_pb2.AdmitRequest(slice=place.slice, request_id=place.request_id, through=through)
         request.lifetime.FromNanoseconds(round(LIFETIME_S * 1e9))
         with mapped_errors(address=self._address, server="the slices service"):
             await self._stub().Admit(request, timeout=timeout_s, metadata=behalf_metadata(place.holder))
@@ -212,13 +218,17 @@ class RunPlace:
         places: All of them.
         run: The run, as it is called on the wire.
         slice_name: Its slice; empty for none.
+        nodes: Its nodes.
         changed: Told when `why` has become another.
     """
 
-    def __init__(self, places: Places, run: str, slice_name: str, changed: Callable[[], None]) -> None:
+    def __init__(
+        self, places: Places, run: str, slice_name: str, nodes: Sequence[str], changed: Callable[[], None]
+    ) -> None:
         self._places = places
         self._run = run
         self._slice = slice_name
+        self._nodes = nodes
         self._changed = changed
         self._looked = asyncio.Event()
         self.why = ""
@@ -239,7 +249,7 @@ class RunPlace:
     async def keep(self) -> None:
         """Keeps the place, as long as this runs."""
         while self._slice:
-            why, again_s = await self._places.hold(self._run)
+            why, again_s = await self._places.hold(self._run, self._nodes)
             if why != self.why:
                 self.why = why
                 self._changed()

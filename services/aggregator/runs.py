@@ -114,17 +114,17 @@ class Runs:
             record = RunRecord(
                 request.name, request.request_id, spec.to_json(), "running", "", INITIAL, {}, time.time_ns()
             )
-            known = await self._begin(record, spec.slice, caller)
+            known = await self._begin(record, spec, caller)
         return known.message()
 
-    async def _begin(self, record: RunRecord, slice_name: str, caller: str) -> RunDriver:
+    async def _begin(self, record: RunRecord, spec: RunSpec, caller: str) -> RunDriver:
         """Lets a run into its slice and writes it down; one that is there by the same request is as it was."""
         # The same request twice at once asks for one place.
-        async with self._beginning if slice_name else contextlib.nullcontext():
+        async with self._beginning if spec.slice else contextlib.nullcontext():
             known = self._drivers.get(record.name)
-            enters = bool(slice_name) and (known is None or known.book.request_id != record.request_id)
+            enters = bool(spec.slice) and (known is None or known.book.request_id != record.request_id)
             if enters:
-                await self._places.enter(wire_name(record), slice_name, caller)
+                await self._places.enter(wire_name(record), spec.slice, spec.nodes, caller)
             try:
                 record = await asyncio.to_thread(self._store.begin, record)
                 known = self._drivers.get(record.name) or await self._driver(record)
@@ -197,7 +197,7 @@ class Runs:
             enters = bool(slice_name) and self.get(name).book.ended
             if enters:
                 self._check_room()
-                await self._places.enter(driver.wire_name, slice_name, caller)
+                await self._places.enter(driver.wire_name, slice_name, driver.spec.nodes, caller)
             try:
                 again = await self._again(name, wanted)
             except BaseException:

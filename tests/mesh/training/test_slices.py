@@ -57,7 +57,7 @@ def held(mesh: Mesh, name: str, *, tenant: str = "local", release: bool = True, 
         define = slices_pb2.DefineSliceRequest(name=name, tenant=tenant, profile=message, request_id=f"define {name}")
         stub.DefineSlice(define, timeout=CALL_S)
         state = stub.ListSlices(slices_pb2.ListSlicesRequest(), timeout=CALL_S)
-        here = [node.name for node in state.nodes if not node.absent]
+        here = [each.name for each in state.nodes if not each.absent and each.name in (message.nodes or [each.name])]
         rows = [
             slices_pb2.SliceAllocation(slice=name, node=node, served=1 / len(here), resources=has) for node in here
         ]
@@ -85,16 +85,21 @@ def refusal(act: Callable[[], Any]) -> MeshError:
 def test_a_run_uses_only_a_slice_of_its_tenant_and_a_refused_one_leaves_nothing(
     sliced: Mesh, nodes: list[str]
 ) -> None:
-    """Another tenant's slice, one that does not exist, one without an allocation, a full one: by reasons that say so.
-    The aggregator knows no such run, nor does any node, and the name is free."""
+    """Another tenant's slice, one that does not exist, one without an allocation, one that is elsewhere, a full one:
+    by reasons that say so. The aggregator knows no such run, nor does any node, and the name is free."""
     small: dict[str, Any] = {"task": "digits", "rounds": 1, "nodes": nodes[:NODES], "evaluate": False}
     sliced.slices.define("plan", resources={"CPU": 0.01})
-    with held(sliced, "theirs", tenant="somebody"), held(sliced, "single", max_number_of_ues=1):
+    with (
+        held(sliced, "theirs", tenant="somebody"),
+        held(sliced, "single", max_number_of_ues=1),
+        held(sliced, "elsewhere", nodes=nodes[NODES:]),
+    ):
         first = sliced.train("first", **small | {"rounds": FOREVER}, slice="single")
         for name, error, reason in (
             ("theirs", PermissionError_, "SLICE_NOT_YOURS"),
             ("nowhere", PermissionError_, "SLICE_NOT_YOURS"),
             ("plan", InvalidInputError, "FAILED_PRECONDITION"),
+            ("elsewhere", InvalidInputError, "FAILED_PRECONDITION"),
             ("single", CapacityError, "SLICE_FULL"),
             ("No slice!", InvalidInputError, "INVALID_INPUT"),
         ):
