@@ -112,7 +112,7 @@ class ExecutorNode:
             async def open_source() -> Session:
                 return await self.peers.open_source(request.source)
 
-            async for here in self._files.fetch(manifest, names, open_source):
+            async for here in self._files.fetch(manifest, names, open_source, request.slice):
                 yield _progress(executor_pb2.STAGE_PHASE_FETCHING, here, total)
             yield _progress(executor_pb2.STAGE_PHASE_VERIFYING, total, total)
             directory: Path = await asyncio.to_thread(self._files.directory, manifest, request.manifest, names)

@@ -347,6 +347,7 @@ class AsyncMesh:
         standbys: int = 0,
         work_s: float | None = None,
         work_tokens: int | None = None,
+        slice: str | None = None,  # noqa: A002
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Deployment:
@@ -368,6 +369,8 @@ class AsyncMesh:
             work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
                 knows a contact plan; None means a minute.
             work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
+            slice: The slice in which the files go from the gateway to the nodes, one of `slices`; it counts as one
+                piece of its work until the deployment serves. None for what no slice has.
             timeout: How long all of it may take, in seconds.
             on_progress: Called as it goes on.
 
@@ -375,7 +378,8 @@ class AsyncMesh:
             UnknownModelError: there is no such model.
             InfeasiblePlanError: no placement satisfies this; the message names what binds.
             PackError: the pack is damaged, or its signer is not trusted by this mesh.
-            CapacityError: a node has no room.
+            CapacityError: a node has no room, or the slice takes no more work now.
+            PermissionError_: the slice is somebody else's.
 
         Example:
             >>> deployment = await mesh.deploy("models/pydoc", name="demo", stages=3)
@@ -392,6 +396,7 @@ class AsyncMesh:
             standbys=standbys,
             work_s=work_s,
             work_tokens=work_tokens,
+            in_slice=slice,
             request_id=str(uuid.uuid4()),
         )
         tell = on_progress or _silent

@@ -867,6 +867,7 @@ class Mesh:
         standbys: int = 0,
         work_s: float | None = None,
         work_tokens: int | None = None,
+        slice: str | None = None,  # noqa: A002
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Deployment:
@@ -888,6 +889,8 @@ class Mesh:
             work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
                 knows a contact plan; None means a minute.
             work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
+            slice: The slice in which the files go from the gateway to the nodes, one of `slices`; it counts as one
+                piece of its work until the deployment serves. None for what no slice has.
             timeout: How long all of it may take, in seconds.
             on_progress: Called as it goes on.
 
@@ -895,7 +898,8 @@ class Mesh:
             UnknownModelError: there is no such model.
             InfeasiblePlanError: no placement satisfies this; the message names what binds.
             PackError: the pack is damaged, or its signer is not trusted by this mesh.
-            CapacityError: a node has no room.
+            CapacityError: a node has no room, or the slice takes no more work now.
+            PermissionError_: the slice is somebody else's.
 
         Example:
             >>> deployment = mesh.deploy("models/pydoc", name="demo", stages=3)
@@ -914,6 +918,7 @@ class Mesh:
                 standbys=standbys,
                 work_s=work_s,
                 work_tokens=work_tokens,
+                slice=slice,
                 timeout=timeout,
                 on_progress=on_progress,
             )
