@@ -343,8 +343,9 @@ class RunStore:
         return np.memmap(self.weights_path(name, weights_round), dtype="<f4", mode="r")
 
     def close(self) -> None:
-        """Closes the database."""
-        self._db.close()
+        """Closes the database, once no other thread is at it."""
+        with self._lock:
+            self._db.close()
 
     def _find(self, name: str) -> RunRecord | None:
         row = self._db.execute("SELECT * FROM runs WHERE name = ?", (name,)).fetchone()
