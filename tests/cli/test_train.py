@@ -199,7 +199,8 @@ def test_a_run_in_a_slice_says_so(train: Commands, mesh: Mesh, trained: str) -> 
     assert train.error("start", "digits", "--name", "out", "--rounds", "1", "--slice", "no")["reason"] == (
         "SLICE_NOT_YOURS"
     )
-    mesh.slices.define("trains", resources={"CPU": 0.01}, nodes=["sat-1"])
+    small = {"CPU": 0.01, "GPU": 0, "MemoryGB": 0.001, "BandwidthGbps": 0.001}
+    mesh.slices.define("trains", resources=small, nodes=["sat-1"])
     mesh.slices.apply(mesh.slices.optimize(slices=["trains"]))
     code, out, _ = train(
         "start", "digits", "--name", "in", "--rounds", "1", "--nodes", "sat-1", "--slice", "trains", "--watch"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +17,7 @@ from orbitmesh.slice_results import SliceTraffic
 from orbitmesh.trust import Role, issue, load_identity
 from orbitmesh.v1 import slices_pb2, slices_pb2_grpc
 from tests.mesh.support import channel_to, until
+from tests.mesh.training.puppet import Puppet, in_the_mesh
 from tests.mesh.training.support import kept_by
 
 CALL_S = 30.0
@@ -54,19 +57,19 @@ def held(mesh: Mesh, name: str, *, tenant: str = "local", release: bool = True, 
         message = slices_pb2.SliceProfile(
             snssai=slices_pb2.Snssai(sst=1), resources=has, latency_ms=60_000.0, nodes_max=16, **profile
         )
-        define = slices_pb2.DefineSliceRequest(name=name, tenant=tenant, profile=message, request_id=f"define {name}")
+        define = slices_pb2.DefineSliceRequest(name=name, tenant=tenant, profile=message, request_id=str(uuid.uuid4()))
         stub.DefineSlice(define, timeout=CALL_S)
         state = stub.ListSlices(slices_pb2.ListSlicesRequest(), timeout=CALL_S)
         here = [each.name for each in state.nodes if not each.absent and each.name in (message.nodes or [each.name])]
         rows = [
             slices_pb2.SliceAllocation(slice=name, node=node, served=1 / len(here), resources=has) for node in here
         ]
-        apply = slices_pb2.ApplyRequest(allocations=rows, etag=state.etag, request_id=f"apply {name}")
+        apply = slices_pb2.ApplyRequest(allocations=rows, etag=state.etag, request_id=str(uuid.uuid4()))
         stub.Apply(apply, timeout=CALL_S)
         yield
         if release:
             found = stub.GetSlice(slices_pb2.GetSliceRequest(name=name), timeout=CALL_S).slice
-            request = slices_pb2.ReleaseRequest(name=name, etag=found.etag, request_id=f"release {name}")
+            request = slices_pb2.ReleaseRequest(name=name, etag=found.etag, request_id=str(uuid.uuid4()))
             stub.Release(request, timeout=CALL_S)
 
 
@@ -150,6 +153,23 @@ def test_what_a_round_sends_leaves_in_the_slice_of_its_run(sliced: Mesh, nodes: 
         assert traffic(sliced, name).sent_bytes < 1.5 * wire
         for run in (inside, outside):
             run.delete()
+
+
+@pytest.mark.parametrize("slice_name", ["down", None])
+def test_what_the_aggregator_sends_goes_in_the_slice_of_the_run(
+    sliced: Mesh, nodes: list[str], slice_name: str | None, tmp_path: Path
+) -> None:
+    """Orders, weights, word of what is stored and of the end, as a node hears them that is none of ours."""
+    puppet = Puppet()
+    with held(sliced, "down", nodes=nodes[:1]), in_the_mesh(sliced, "puppet", tmp_path, puppet):
+        run = sliced.train(
+            f"heard-{slice_name}".lower(), task="digits", rounds=2, nodes=[nodes[0], "puppet"], evaluate=False,
+            slice=slice_name,
+        )  # fmt: skip
+        run.wait(timeout=60.0)
+        until(lambda: puppet.ended == puppet.sessions == 1, "it was told of the end")
+        assert puppet.slices == {slice_name or ""}
+        run.delete()
 
 
 def test_a_run_keeps_its_slice_through_kills_and_gives_it_back_when_it_has_ended(
