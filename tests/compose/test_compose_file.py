@@ -71,7 +71,7 @@ def test_every_service_takes_its_own_relays_and_no_way_past_them(
             if relay is None:
                 direct = {
                     "scheduler": ("scheduler:7442", ("gateway", "aggregator", "slices", "ground-1")),
-                    "slices": ("slices:7445", ("gateway", "ground-1")),
+                    "slices": ("slices:7445", ("gateway", "aggregator", "ground-1")),
                 }
                 assert way == direct[target][0]
                 assert source in direct[target][1]
