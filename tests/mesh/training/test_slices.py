@@ -149,7 +149,7 @@ def test_what_a_round_sends_leaves_in_the_slice_of_its_run(sliced: Mesh, nodes: 
         assert bool(brought) == secure
         assert sent + brought > 100_000
         until(lambda: traffic(sliced, name).sent_bytes >= sent + brought, "the ports told of what the slice sent")
-        wire = sum(node.up_bytes for node in inside.status().nodes) + brought
+        wire = sum(node.up_bytes + node.down_bytes for node in inside.status().nodes) + brought
         assert traffic(sliced, name).sent_bytes < 1.5 * wire
         for run in (inside, outside):
             run.delete()
