@@ -4,8 +4,8 @@
 
 Runs, one after the other, `slices_link.py` (delays, goodput, ceilings, lending, a change of rules), `slices_compute.py`
 (token times in a urllc slice while others saturate every executor), the simulation of `tests/simulation` (10,000
-arrivals, departures and changes, three seeds) and `slices_optimiser.py`. Each writes its own `bench/results/*.json` with
-`--json`; this one puts the figures beside their goals, and writes them to `bench/results/slices.json`.
+arrivals, departures and changes, three seeds) and `slices_optimiser.py`. Each writes its own `bench/results/*.json`
+with `--json`; this one puts the figures beside their goals, and writes them to `bench/results/slices.json`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Generations that name a slice are let in by the slices service, and are out of it again when they end.
+"""Generations and deployments that name a slice are let in by the slices service, and out of it when they end.
 
 What is counted is that one more generation works in the slice: whose slice it is, whether it is active, and how many
 pieces of work it takes. How much each may have while it runs is kept to where it runs, by executors.
@@ -7,7 +7,9 @@ pieces of work it takes. How much each may have while it runs is kept to where i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from gateway.book import Entry
 from gateway.upstream import Upstream
@@ -23,6 +25,8 @@ LIFETIME_MAX_S = 86_400.0
 """For how long the service admits work at most, in seconds."""
 GIVE_BACK_S = 5.0
 """For how long it is tried to give an admission back; after that it ends with the time of the generation."""
+WORK_MAX_S = 3600.0
+"""For how long a deployment holds its place at most, in seconds: also for a gateway that is killed meanwhile."""
 PAUSE_S = 0.5
 """Between two tries, in seconds."""
 
@@ -65,21 +69,50 @@ class Admissions:
 
     async def give_back(self, entry: Entry) -> None:
         """A generation has ended; where nobody hears of it, its place ends with its time."""
-        request = slices_pb2.WithdrawRequest(request_id=_request_id(entry))
+        await self._withdraw(_request_id(entry), entry.caller, entry.request.slice)
+
+    @asynccontextmanager
+    async def during(self, slice_name: str, caller: str, life_s: float) -> AsyncIterator[None]:
+        """A block that is work in a slice; in none where no name is given.
+
+        Args:
+            slice_name: The slice.
+            caller: Whose work it is, by SPIFFE identifier.
+            life_s: How long it may last, in seconds.
+
+        Raises:
+            MeshError: As `admit` does.
+        """
+        if not slice_name:
+            yield
+            return
+        request = slices_pb2.AdmitRequest(slice=slice_name, request_id=f"deployment {secrets.token_hex(16)}")
+        request.lifetime.FromNanoseconds(round(min(life_s, WORK_MAX_S) * 1e9))
+        try:
+            with mapped_errors(address=self._upstream.slices_address, server="the slices service"):
+                await self._stub().Admit(
+                    request, timeout=time_left_s(CONTROL_DEADLINE_S), metadata=behalf_metadata(caller)
+                )
+            yield
+        finally:
+            # Also where nobody knows whether it was let in; and however the block ended.
+            await asyncio.shield(self._withdraw(request.request_id, caller, slice_name))
+
+    async def _withdraw(self, request_id: str, caller: str, slice_name: str) -> None:
+        request = slices_pb2.WithdrawRequest(request_id=request_id)
         clock = asyncio.get_running_loop().time
         give_up = clock() + GIVE_BACK_S
         while True:
             try:
                 with mapped_errors(address=self._upstream.slices_address, server="the slices service"):
-                    metadata = behalf_metadata(entry.caller)
+                    metadata = behalf_metadata(caller)
                     await self._stub().Withdraw(request, timeout=CONTROL_DEADLINE_S, metadata=metadata)
                 return
             except MeshError as error:
                 if not error.retryable or clock() > give_up:
                     self._log.warning(
-                        "admission_not_given_back", slice=entry.request.slice, generation=entry.number,
-                        detail=error.message,
-                    )  # fmt: skip
+                        "admission_not_given_back", slice=slice_name, work=request_id, detail=error.message
+                    )
                     return
             await asyncio.sleep(PAUSE_S)
 

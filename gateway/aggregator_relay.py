@@ -1,4 +1,5 @@
-"""Answers the aggregator's service on the gateway, as `relay` does the scheduler's.
+"""Answers the aggregator's service on the gateway, as `relay` does the scheduler's, and tells it for whom each call is:
+runs use slices, and those have tenants.
 
 A watcher has no deadline: its stream ends with its run; an end before that is an error that says that it may ask again.
 """
@@ -15,7 +16,8 @@ from gateway.upstream import Upstream
 from orbitmesh.errors import TransportError
 from orbitmesh.rpc import keep_status, mapped_errors
 from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
-from services.runtime.caller import time_left_s
+from services.runtime.behalf import behalf_metadata
+from services.runtime.caller import current_caller, time_left_s
 
 WEIGHTS_DEADLINE_S = 7200.0
 """How long giving a run's weights may take where the caller sets no deadline."""
@@ -101,4 +103,7 @@ class AggregatorRelay(aggregator_pb2_grpc.AggregatorServiceServicer):
 
     async def _unary(self, method: str, request: Any) -> Any:
         call = getattr(self._stub(), method)
-        return await hand_on(call, request, address=self._upstream.aggregator_address, server=SERVER)
+        metadata = behalf_metadata(current_caller().spiffe)
+        return await hand_on(
+            call, request, address=self._upstream.aggregator_address, server=SERVER, metadata=metadata
+        )

@@ -16,6 +16,7 @@ from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import gateway_pb2, wire_pb2
 from orbitmesh.wire.session import Session
 from services.runtime.logs import EventLog
+from services.runtime.roomy import send_when_room
 
 SIGNERS = frozenset({Role.CLIENT, Role.OPERATOR})
 PACKS_MAX = 1024
@@ -106,7 +107,7 @@ class PackShelf:
                     if received.info.HasField("file") and may_write:
                         await self._take(received.info.file, received.data)
                     elif received.info.HasField("file_request"):
-                        await self._give(session, received.info.file_request)
+                        await self._give(session, received.info)
                     else:
                         raise InvalidInputError("a transfer with the gateway is a file or a request for one")
                 except MeshError as error:
@@ -122,7 +123,8 @@ class PackShelf:
             raise InvalidInputError(f"the manifest gives the file {known} bytes, the transfer {piece.size_bytes}")
         await asyncio.to_thread(self.store.append, piece.sha256, piece.offset, data, known)
 
-    async def _give(self, session: Session, request: wire_pb2.FileRequest) -> None:
+    async def _give(self, session: Session, asked: wire_pb2.TransferInfo) -> None:
+        request = asked.file_request
         path = self.store.path(request.sha256)
         if path is None:
             raise UnknownModelError(f"this gateway does not hold file {request.sha256.hex()[:12]}")
@@ -133,7 +135,7 @@ class PackShelf:
         while True:
             data = await asyncio.to_thread(self.store.read, request.sha256, offset, FRAME_BODY_BYTES)
             piece = wire_pb2.FileInfo(sha256=request.sha256, offset=offset, size_bytes=size)
-            await session.send(wire_pb2.TransferInfo(file=piece), data)
+            await send_when_room(session, wire_pb2.TransferInfo(file=piece, slice=asked.slice), data)
             offset += len(data)
             if offset >= size:
                 return

@@ -11,21 +11,29 @@ from typing import Any
 
 import grpc
 
+from gateway.admission import Admissions
 from gateway.upstream import Upstream
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.rpc import mapped_errors
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
-from services.runtime.caller import time_left_s
+from services.runtime.caller import current_caller, time_left_s
+from services.runtime.logs import EventLog
 
 DEPLOY_DEADLINE_S = 7200.0
 """How long a deployment may take where the caller sets no deadline."""
 
 
 class SchedulerRelay(scheduler_pb2_grpc.SchedulerServiceServicer):
-    """`SchedulerService` without `Heartbeat`: nodes speak to the scheduler itself."""
+    """`SchedulerService` without `Heartbeat`: nodes speak to the scheduler itself.
 
-    def __init__(self, upstream: Upstream) -> None:
+    Args:
+        upstream: The way to it.
+        log: Where to say what happened.
+    """
+
+    def __init__(self, upstream: Upstream, log: EventLog) -> None:
         self._upstream = upstream
+        self._admissions = Admissions(upstream, log)
 
     async def ListNodes(self, request: scheduler_pb2.ListNodesRequest, context: Any) -> Any:  # noqa: N802
         """Lists the nodes."""
@@ -38,16 +46,18 @@ class SchedulerRelay(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def CreateDeployment(  # noqa: N802
         self, request: scheduler_pb2.CreateDeploymentRequest, context: Any
     ) -> AsyncIterator[scheduler_pb2.CreateDeploymentResponse]:
-        """Deploys."""
-        call = self._stub().CreateDeployment(request, timeout=time_left_s(DEPLOY_DEADLINE_S))
-        try:
-            with mapped_errors(address=self._upstream.scheduler_address):
-                async for answer in call:
-                    if answer.deployment.state == scheduler_pb2.DEPLOYMENT_STATE_READY:
-                        await self._upstream.warm(answer.deployment.pipeline)
-                    yield answer
-        finally:
-            call.cancel()
+        """Deploys; its files are work in the slice that it names until they are where they belong."""
+        left_s = time_left_s(DEPLOY_DEADLINE_S)
+        async with self._admissions.during(request.slice, current_caller().spiffe, left_s):
+            call = self._stub().CreateDeployment(request, timeout=left_s)
+            try:
+                with mapped_errors(address=self._upstream.scheduler_address):
+                    async for answer in call:
+                        if answer.deployment.state == scheduler_pb2.DEPLOYMENT_STATE_READY:
+                            await self._upstream.warm(answer.deployment.pipeline)
+                        yield answer
+            finally:
+                call.cancel()
 
     async def ListDeployments(self, request: scheduler_pb2.ListDeploymentsRequest, context: Any) -> Any:  # noqa: N802
         """Lists the deployments."""

@@ -193,7 +193,7 @@ async def _serve(
             host.add(
                 SCHEDULER_SERVICE,
                 scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server,
-                SchedulerRelay(upstream),
+                SchedulerRelay(upstream, host.log),
             )
             host.add(
                 AGGREGATOR_SERVICE,

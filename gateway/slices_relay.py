@@ -67,6 +67,10 @@ class SlicesRelay(slices_pb2_grpc.SlicesServiceServicer):
         """Asks whether one can take work on."""
         return await self._unary("Admit", request)
 
+    async def Renew(self, request: slices_pb2.RenewRequest, context: Any) -> Any:  # noqa: N802
+        """Keeps work for longer."""
+        return await self._unary("Renew", request)
+
     async def Withdraw(self, request: slices_pb2.WithdrawRequest, context: Any) -> Any:  # noqa: N802
         """Gives back what was admitted."""
         return await self._unary("Withdraw", request)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -33,10 +33,17 @@ class RunBook:
         store: Where it is written down.
         sinks: Where the spans of its rounds go.
         log: Where to say what happened.
+        ending: Called before it is said that the run has ended.
     """
 
     def __init__(
-        self, record: RunRecord, spec: RunSpec, store: RunStore, sinks: Sequence[SpanSink], log: EventLog
+        self,
+        record: RunRecord,
+        spec: RunSpec,
+        store: RunStore,
+        sinks: Sequence[SpanSink],
+        log: EventLog,
+        ending: Callable[[], Awaitable[None]],
     ) -> None:
         self.name = record.name
         self.spec = spec
@@ -50,6 +57,7 @@ class RunBook:
         self._store = store
         self._sinks = sinks
         self._log = log
+        self._ending = ending
         self._rounds: dict[int, tuple[Round, RoundReport]] = {}
 
     async def load(self) -> None:
@@ -98,6 +106,8 @@ class RunBook:
         """Notes how the run is; durable where that changes what it is after a restart."""
         if (state, why) == (self._state, self._why):
             return
+        if state in ENDED:
+            await self._ending()
         before, self._state, self._why = self._state, state, why
         if before != state:
             await asyncio.to_thread(self._store.set_state, self.name, state, why)
@@ -224,7 +234,7 @@ class RunBook:
         await self.read_weights()
         self.put(done)
         for sink in self._sinks:
-            sink.put(round_spans(self.name, done, report))
+            sink.put(round_spans(self.name, done, report, self.spec.slice))
         self._log.info("round_done", run=self.name, round=state.index, seconds=round(report.seconds, 3))
         self.changed.tell()
         return done

@@ -26,6 +26,7 @@ from services.aggregator.link import NodeLink
 from services.aggregator.listening import Listening
 from services.aggregator.members import Members
 from services.aggregator.patience import TICK_S, Patience
+from services.aggregator.places import Places, RunPlace
 from services.aggregator.plain import OutlierError
 from services.aggregator.recovered import recovered
 from services.aggregator.report import RoundReport
@@ -72,6 +73,7 @@ class RunDriver:
         dial: Opens sessions.
         identities: Who we are.
         going_on: What all runs are called on the wire that have not ended.
+        places: The places of runs in their slices.
         sinks: Where the spans of its rounds go.
         log: Where to say what happened.
     """
@@ -86,10 +88,13 @@ class RunDriver:
         dial: Dial,
         identities: IdentitySource,
         going_on: Callable[[], Iterable[str]],
+        places: Places,
         sinks: Sequence[SpanSink],
         log: EventLog,
     ) -> None:
-        self.book = RunBook(record, spec, store, sinks, log)
+        run = self.wire_name = wire_name(record)
+        self._place = RunPlace(places, run, spec.slice, spec.nodes, lambda: self.book.news.set())
+        self.book = RunBook(record, spec, store, sinks, log, self._place.leave)
         self.spec = spec
         self.members = members
         self._log = log
@@ -97,10 +102,11 @@ class RunDriver:
         self._store = store
         self._spool = spools("contributions")
         self._accounting: Accounting | None = None
-        run = self.wire_name = wire_name(record)
         self._events = Listening(self)
         links = {
-            node: NodeLink(run, node, partial(dial, node), partial(members.away_s, node), self._events, log)
+            node: NodeLink(
+                run, node, partial(dial, node), partial(members.away_s, node), self._events, log, spec.slice
+            )
             for node in spec.nodes
         }
         self.crew = Crew(links, members)
@@ -181,7 +187,10 @@ class RunDriver:
         links = self.crew.links.values()
         running = [asyncio.create_task(link.run(), name=f"{self.name}: {link.node}") for link in links]
         running.append(asyncio.create_task(self.patience.count(), name=f"{self.name}: contact"))
+        running.append(asyncio.create_task(self._place.keep(), name=f"{self.name}: slice"))
         try:
+            if self.book.next_round < self.spec.message.rounds:
+                await self._place.settle(self._wait_outside)
             for link in links:
                 link.assign(self.tasks.assignment(link.node, JOIN, 0))
             if self.book.weights is None:
@@ -204,6 +213,11 @@ class RunDriver:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
+
+    async def _wait_outside(self, why: str) -> None:
+        """The run has no place in its slice."""
+        await self.book.say("paused", why)
+        await self.book.wait(TICK_S)
 
     async def _begin(self) -> None:
         """Waits until it is known who takes part, and gets the first weights from one of them."""
@@ -263,6 +277,7 @@ class RunDriver:
 
     async def _lead(self, index: int) -> str:
         """One round, from its first order to the new weights; why there is none, where privacy is spent."""
+        await self._place.settle(self._wait_outside)
         began, sent = time.monotonic(), self.crew.down_bytes
         await self._wait_for_nodes(self.spec.quorum)
         if self._accounting is not None and self.book.known(index) is None:

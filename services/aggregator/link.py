@@ -26,6 +26,7 @@ from services.aggregator.rounds import Stored
 from services.aggregator.spool import Incoming, Spool
 from services.aggregator.weights import SentWeights
 from services.runtime.logs import EventLog
+from services.runtime.roomy import send_when_room
 from services.updates.spans import SPAN_VALUES
 
 PAUSE_MIN_S = 0.05
@@ -62,6 +63,7 @@ class NodeLink:
         away_s: Seconds until it can be reached as planned; 0 where nothing speaks against it.
         events: Who is told.
         log: Where to say what happened.
+        slice_name: The run's slice, which all that is sent goes in; empty for none.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class NodeLink:
         away_s: Callable[[], float],
         events: Events,
         log: EventLog,
+        slice_name: str = "",
     ) -> None:
         self.node = node
         self.state: aggregator_pb2.RunNodeState = _AWAY
@@ -80,6 +83,7 @@ class NodeLink:
         self.progress = Progress(partial(events.moved, node))
         self._ordered_ns = self._weights_ns = self._announced_ns = 0
         self._run = run
+        self._slice = slice_name
         self._dial = dial
         self._away_s = away_s
         self._events = events
@@ -139,7 +143,7 @@ class NodeLink:
             return False
         info.run = self._run
         try:
-            report = await session.send(wire_pb2.TransferInfo(training=info), body)
+            report = await send_when_room(session, wire_pb2.TransferInfo(training=info, slice=self._slice), body)
         except MeshError:
             return False
         self.down_bytes += report.wire_bytes
@@ -388,7 +392,7 @@ class NodeLink:
         await self._send(session, training_pb2.TrainingInfo(run=self._run, round=round_index, refused=refusal))
 
     async def _send(self, session: Session, info: training_pb2.TrainingInfo, body: bytes = b"") -> None:
-        report = await session.send(wire_pb2.TransferInfo(training=info), body)
+        report = await send_when_room(session, wire_pb2.TransferInfo(training=info, slice=self._slice), body)
         self.down_bytes += report.wire_bytes
 
     def _close_incoming(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from orbitmesh.wire.session import Session
 from orbitmesh.wire.streams import EXCHANGE, StreamCall, dial
 from services.aggregator.driver import ROUNDS_BYTES, RunDriver, wire_name
 from services.aggregator.members import Members
+from services.aggregator.places import Places
 from services.aggregator.serving import Serving
 from services.aggregator.spec import ROUNDS_MAX, RunSpec, check_spec, from_json
 from services.aggregator.spool import Spool
@@ -43,6 +45,7 @@ class Runs:
         identities: Who we are.
         channels: Our connections.
         members: The nodes of the mesh.
+        slices: host:port of the slices service, and its name; empty where there is none.
         sinks: Where the spans of rounds go.
         log: Where to say what happened.
         egress: Gives what is sent to nodes its turn; None: it goes as it comes.
@@ -54,11 +57,14 @@ class Runs:
         identities: IdentitySource,
         channels: ChannelPool,
         members: Members,
+        slices: tuple[str, str],
         sinks: Sequence[SpanSink],
         log: EventLog,
         egress: FarEgress | None = None,
     ) -> None:
         self._store = RunStore(directory)
+        self._places = Places(self._store, channels, *slices, log)
+        self._beginning = asyncio.Lock()
         self._identities = identities
         self._channels = channels
         self._members = members
@@ -79,18 +85,24 @@ class Runs:
             except (MeshError, OSError, ValueError, KeyError) as error:
                 self._unreadable[record.name] = (wire_name(record), f"{type(error).__name__}: {error}")
                 self._log.error("run_not_readable", run=record.name, error=error)
+        await self._places.restore({driver.wire_name for driver in self._drivers.values() if not driver.book.ended})
         # All of them are known before the first one speaks: nodes may forget a run that is not among those that go on.
         for driver in self._drivers.values():
             if not driver.book.ended:
                 self._lead(driver)
 
-    async def start(self, request: aggregator_pb2.StartRunRequest) -> aggregator_pb2.Run:
+    async def start(self, request: aggregator_pb2.StartRunRequest, caller: str) -> aggregator_pb2.Run:
         """Begins a run.
 
+        Args:
+            request: What is asked.
+            caller: Who asks, by SPIFFE identifier: into whose slice it may go.
+
         Raises:
-            InvalidInputError: The specification makes no sense, or the name is taken.
+            InvalidInputError: The specification makes no sense, the name is taken, or the slice is not active.
             IntegrityError: A run of that name is there and cannot be read.
-            CapacityError: Too many runs go on.
+            CapacityError: Too many runs go on, or the slice is full.
+            PermissionError_: The slice is not the caller's.
         """
         if not NAME.fullmatch(request.name):
             raise InvalidInputError(
@@ -106,10 +118,26 @@ class Runs:
             record = RunRecord(
                 request.name, request.request_id, spec.to_json(), "running", "", INITIAL, {}, time.time_ns()
             )
-            record = await asyncio.to_thread(self._store.begin, record)
-            known = self._drivers.get(request.name) or await self._driver(record)
-            self._lead(known)
+            known = await self._begin(record, spec, caller)
         return known.message()
+
+    async def _begin(self, record: RunRecord, spec: RunSpec, caller: str) -> RunDriver:
+        """Lets a run into its slice and writes it down; one that is there by the same request is as it was."""
+        # The same request twice at once asks for one place.
+        async with self._beginning if spec.slice else contextlib.nullcontext():
+            known = self._drivers.get(record.name)
+            enters = bool(spec.slice) and (known is None or known.book.request_id != record.request_id)
+            if enters:
+                await self._places.enter(wire_name(record), spec.slice, spec.nodes, caller)
+            try:
+                record = await asyncio.to_thread(self._store.begin, record)
+                known = self._drivers.get(record.name) or await self._driver(record)
+            except BaseException:
+                if enters:
+                    await self._places.leave(wire_name(record))
+                raise
+            self._lead(known)
+            return known
 
     def get(self, name: str) -> RunDriver:
         """A run.
@@ -141,13 +169,19 @@ class Runs:
             await driver.book.say("cancelled")
         return driver.message()
 
-    async def resume(self, name: str, rounds: int) -> aggregator_pb2.Run:
+    async def resume(self, name: str, rounds: int, caller: str) -> aggregator_pb2.Run:
         """Lets a run go on, if need be for more rounds than before. One that is paused begins its round anew with the
         contributions that it has: nodes that were given up are asked again.
 
+        Args:
+            name: The run.
+            rounds: How many there are to be in all; 0 leaves it as it was.
+            caller: Who asks, by SPIFFE identifier: into whose slice a run that has ended may go.
+
         Raises:
-            InvalidInputError: All rounds are done and no more were asked for.
-            CapacityError: Too many runs go on.
+            InvalidInputError: All rounds are done and no more were asked for, or the slice is not active.
+            CapacityError: Too many runs go on, or the slice is full.
+            PermissionError_: The slice is not the caller's.
         """
         driver = self.get(name)
         done = driver.book.next_round
@@ -160,16 +194,33 @@ class Runs:
             )
         if not driver.book.ended and not driver.book.paused and wanted == driver.spec.message.rounds:
             return driver.message()
-        await self._halt(name)
-        self._check_room()
-        spec = from_json(driver.spec.to_json())
-        spec.message.rounds = wanted
-        await asyncio.to_thread(self._store.put_spec, name, spec.to_json())
-        await asyncio.to_thread(self._store.set_state, name, "running", "")
-        again = await self._driver(await asyncio.to_thread(self._store.get, name))
+        slice_name = driver.spec.slice
+        if slice_name and not driver.book.ended:
+            self._places.check_resumed(driver.wire_name, slice_name, caller)
+        async with self._beginning if slice_name else contextlib.nullcontext():
+            enters = bool(slice_name) and self.get(name).book.ended
+            if enters:
+                self._check_room()
+                await self._places.enter(driver.wire_name, slice_name, driver.spec.nodes, caller)
+            try:
+                again = await self._again(name, wanted)
+            except BaseException:
+                if enters:
+                    await self._places.leave(driver.wire_name)
+                raise
         driver.book.changed.tell()
         self._lead(again)
         return again.message()
+
+    async def _again(self, name: str, rounds: int) -> RunDriver:
+        """A run from the disk, which goes on to that round."""
+        await self._halt(name)
+        self._check_room()
+        spec = from_json(self.get(name).spec.to_json())
+        spec.message.rounds = rounds
+        await asyncio.to_thread(self._store.put_spec, name, spec.to_json())
+        await asyncio.to_thread(self._store.set_state, name, "running", "")
+        return await self._driver(await asyncio.to_thread(self._store.get, name))
 
     async def delete(self, name: str) -> aggregator_pb2.DeleteRunResponse:
         """Removes a run that has ended, here and at its nodes.
@@ -201,7 +252,7 @@ class Runs:
         except MeshError:
             return False
         try:
-            await session.send(wire_pb2.TransferInfo(training=info))
+            await session.send(wire_pb2.TransferInfo(training=info, slice=driver.spec.slice))
             await session.flush()
             return True
         except MeshError:
@@ -274,6 +325,7 @@ class Runs:
         await self._serving.close()
         for name in list(self._tasks):
             await self._halt(name)
+        await self._places.close()
         await asyncio.to_thread(self._store.close)
 
     async def _driver(self, record: RunRecord) -> RunDriver:
@@ -285,7 +337,7 @@ class Runs:
 
         driver = RunDriver(
             record, spec, self._store, spool, self._members, self._dial, self._identities, self._going_on,
-            self._sinks, self._log,
+            self._places, self._sinks, self._log,
         )  # fmt: skip
         await driver.load()
         self._drivers[record.name] = driver

@@ -11,12 +11,14 @@ from typing import Any
 
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.trust import IdentitySource
+from orbitmesh.trust.names import spiffe_id
 from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
 from services.aggregator.members import Members
 from services.aggregator.runs import Runs, no_weights
 from services.aggregator.store import as_bytes
 from services.egress import FarEgress
 from services.egress.reporting import report_traffic
+from services.runtime.behalf import called_for
 from services.runtime.channels import ChannelPool
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
@@ -67,7 +69,7 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         self, request: aggregator_pb2.StartRunRequest, context: Any
     ) -> aggregator_pb2.StartRunResponse:
         """Begins a run."""
-        return aggregator_pb2.StartRunResponse(run=await self._runs.start(request))
+        return aggregator_pb2.StartRunResponse(run=await self._runs.start(request, _caller(context)))
 
     async def GetRun(  # noqa: N802
         self, request: aggregator_pb2.GetRunRequest, context: Any
@@ -98,7 +100,8 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
         self, request: aggregator_pb2.ResumeRunRequest, context: Any
     ) -> aggregator_pb2.ResumeRunResponse:
         """Lets one go on."""
-        return aggregator_pb2.ResumeRunResponse(run=await self._runs.resume(request.name, request.rounds))
+        run = await self._runs.resume(request.name, request.rounds, _caller(context))
+        return aggregator_pb2.ResumeRunResponse(run=run)
 
     async def DeleteRun(  # noqa: N802
         self, request: aggregator_pb2.DeleteRunRequest, context: Any
@@ -136,6 +139,10 @@ class AggregatorServicer(aggregator_pb2_grpc.AggregatorServiceServicer):
             answer = aggregator_pb2.GetWeightsResponse()
 
 
+def _caller(context: Any) -> str:
+    return spiffe_id(*called_for(context))
+
+
 async def run(settings: AggregatorSettings) -> None:
     """Runs an aggregator until it is asked to stop."""
     identities = IdentitySource(settings.identity)
@@ -145,8 +152,9 @@ async def run(settings: AggregatorSettings) -> None:
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
     with contextlib.ExitStack() as exports:
         sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
+        slices = (settings.slices, settings.slices_name)
         egress = FarEgress() if settings.slices else None
-        runs = Runs(settings.state, identities, channels, members, sinks, host.log, egress)
+        runs = Runs(settings.state, identities, channels, members, slices, sinks, host.log, egress)
         servicer = AggregatorServicer(runs, host.draining)
         host.add(SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, servicer)
         await runs.restore()

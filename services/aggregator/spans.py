@@ -19,13 +19,14 @@ from services.runtime.tracing import span_context
 SERVICE = "aggregator"
 
 
-def round_spans(run: str, state: Round, report: RoundReport) -> Iterator[ReadableSpan]:
+def round_spans(run: str, state: Round, report: RoundReport, slice_name: str = "") -> Iterator[ReadableSpan]:
     """The spans of a round that is done, the round's own last.
 
     Args:
         run: The run's name.
         state: The round.
         report: Its times.
+        slice_name: The slice that it was in; empty for none.
     """
     root = span_context(report.trace_id, "round")
     links = []
@@ -58,6 +59,7 @@ def round_spans(run: str, state: Round, report: RoundReport) -> Iterator[Readabl
             "orbitmesh.contributed": len(state.stored),
             "orbitmesh.up_bytes": report.up_bytes,
             "orbitmesh.down_bytes": report.down_bytes,
+            **({"orbitmesh.slice": slice_name} if slice_name else {}),
         },
     )
 

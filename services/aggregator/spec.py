@@ -74,6 +74,11 @@ class RunSpec:
         return self.private and not self.node_private and self.secure and self.message.local.steps == 1
 
     @property
+    def slice(self) -> str:
+        """The slice that it trains and sends in; empty for none."""
+        return self.message.slice
+
+    @property
     def quorum(self) -> int:
         """Contributions that a round needs."""
         return self.message.quorum
@@ -126,6 +131,8 @@ def check_spec(asked: training_pb2.TrainingSpec, up: list[str]) -> RunSpec:
     spec.compression = spec.compression or "fp32"
     scheme = Scheme.parse(spec.compression)
     spec.compression = str(scheme)
+    if spec.slice:
+        check_name(spec.slice)
     _check_local(spec.local)
     _check_nodes(spec, up)
     if spec.HasField("secure_sums"):

@@ -53,6 +53,16 @@ CREATE TABLE notes (
     PRIMARY KEY (run, kind)
 );
 """
+PLACES = """
+CREATE TABLE IF NOT EXISTS places (
+    request_id TEXT PRIMARY KEY,
+    run TEXT NOT NULL,
+    slice TEXT NOT NULL,
+    holder TEXT NOT NULL
+);
+"""
+"""Younger than the format, which stays the same: whoever does not know of it has no use for it. A place is no part of
+its run: it may outlive it, and is there before."""
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """What a run may be called: it is also the name of its directory."""
 INITIAL = -1
@@ -84,6 +94,20 @@ class RunRecord:
     """When it was begun, in nanoseconds since 1970."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """A place in a slice that is held, or may be."""
+
+    request_id: str
+    """What it was asked for with."""
+    run: str
+    """The run that it is for, as it is called on the wire."""
+    slice: str
+    """The slice."""
+    holder: str
+    """For whom, by SPIFFE identifier."""
+
+
 class RunStore:
     """Runs of one aggregator in SQLite (write-ahead log, every commit synced) and files. Blocks; any thread."""
 
@@ -103,6 +127,7 @@ class RunStore:
                 f"{directory / 'aggregator.sqlite'} has format {version}; this version reads {SCHEMA_VERSION}: start "
                 "the version that wrote it, or give another --state"
             )
+        self._db.execute(PLACES)
 
     def begin(self, run: RunRecord) -> RunRecord:
         """Writes a new run down; the one that is there where the same request began it.
@@ -205,6 +230,30 @@ class RunStore:
             row = self._db.execute("SELECT content FROM notes WHERE run = ? AND kind = ?", (name, kind)).fetchone()
         return None if row is None else json.loads(row[0])
 
+    def put_place(self, place: Place, instead_of: str = "") -> None:
+        """Writes down that a place in a slice is asked for, in place of one that has ended."""
+        with self._lock:
+            self._db.execute("BEGIN")
+            try:
+                self._db.execute("DELETE FROM places WHERE request_id = ?", (instead_of,))
+                row = (place.request_id, place.run, place.slice, place.holder)
+                self._db.execute("INSERT INTO places VALUES (?, ?, ?, ?)", row)
+                self._db.execute("COMMIT")
+            except BaseException:
+                self._db.execute("ROLLBACK")
+                raise
+
+    def drop_place(self, request_id: str) -> None:
+        """Forgets a place, which is given back or was never had."""
+        with self._lock:
+            self._db.execute("DELETE FROM places WHERE request_id = ?", (request_id,))
+
+    def places(self) -> list[Place]:
+        """Every place that is held or may be, in the order in which they were asked for."""
+        with self._lock:
+            rows = self._db.execute("SELECT request_id, run, slice, holder FROM places ORDER BY rowid").fetchall()
+        return [Place(*row) for row in rows]
+
     def finish_round(self, name: str, done: Round, weights: Path, strategy: State, report: dict[str, Any]) -> None:
         """Makes the sum of a round the run's weights, in one step with the strategy's state and the round's report.
 
@@ -294,8 +343,9 @@ class RunStore:
         return np.memmap(self.weights_path(name, weights_round), dtype="<f4", mode="r")
 
     def close(self) -> None:
-        """Closes the database."""
-        self._db.close()
+        """Closes the database, once no other thread is at it."""
+        with self._lock:
+            self._db.close()
 
     def _find(self, name: str) -> RunRecord | None:
         row = self._db.execute("SELECT * FROM runs WHERE name = ?", (name,)).fetchone()

@@ -8,6 +8,9 @@ would only take each other's caches.
 
 What is divided among slices is the time for which a step occupies the engine: while it runs no other can, whatever its
 threads do meanwhile.
+
+Where there are rules for slices, other threads that compute ask for their turn here too (`Turns`): training does, one
+optimiser step at a time. Without rules they compute beside the steps, and the machine divides itself.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from orbitmesh.errors import InternalError, MeshError
 from services.executor.fairqueue import Entry, FairQueue, Share
@@ -30,6 +33,11 @@ SHORT_STEP_NS = 5_000_000
 BREATHS = 8
 """How many times the event loop looks for news between two short steps that wait, where there are rules: as often as
 it takes from the bytes of a message to the step that it asks for."""
+
+TURN_MAX_NS = 2_000_000_000
+"""How long another thread may compute in one turn before the steps that wait go on beside it, in nanoseconds."""
+LOOK_S = 0.1
+"""How often a thread that waits for its turn looks whether it is still to compute, in seconds."""
 
 Done = Callable[["Ran"], None]
 """Called on the event loop with what became of a job."""
@@ -89,6 +97,24 @@ class _Job:
     """When it was asked for, monotonic."""
 
 
+@dataclass(slots=True, eq=False)
+class _Turn:
+    """The turn of another thread; what is written here is under the engine's lock."""
+
+    bell: threading.Event
+    """Set once it may compute, where somebody waits for that."""
+    granted: bool = False
+    """Whether it may compute."""
+    waits: bool = False
+    """Whether its thread waits."""
+    entry: Entry[_Job | _Turn] | None = None
+    """Its place in the queue, once its turn has come."""
+    began_ns: int = 0
+    """When that was."""
+    given_up: bool = False
+    """Nobody waits for it any more."""
+
+
 class StepEngine:
     """Runs jobs one at a time and reports each on the event loop that made the engine.
 
@@ -99,7 +125,9 @@ class StepEngine:
     def __init__(self, name: str = "steps") -> None:
         self._loop = asyncio.get_running_loop()
         self._lock = threading.Lock()
-        self._queue: FairQueue[_Job] = FairQueue()
+        self._queue: FairQueue[_Job | _Turn] = FairQueue()
+        self._turn_now: _Turn | None = None
+        self._handed: Entry[_Job] | None = None
         self._bell: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._asleep = True
         self._wake_ns: int | None = None
@@ -109,6 +137,7 @@ class StepEngine:
         self._drain = False
         self._inline = 0
         self._for_thread = 0
+        self._turns = 0
         self._pending = 0
         self._busy_ns = 0
         self._since_ns = time.monotonic_ns()
@@ -166,9 +195,19 @@ class StepEngine:
             self._queue.set_rules(shares, time.monotonic_ns())
             # Turns of the loop were asked for in another order: the thread takes all that waits.
             for job in self._queue:
-                job.inline = False
-            self._for_thread, self._inline = len(self._queue), 0
+                if isinstance(job, _Job):
+                    job.inline = False
+            self._for_thread, self._inline = len(self._queue) - self._turns, 0
             self._ring()
+
+    def turns(self, slice_name: str, given_up: Callable[[], bool]) -> Turns:
+        """The turns of another thread that computes for a slice, one step at a time.
+
+        Args:
+            slice_name: Whose time it takes; empty for no slice's.
+            given_up: Asked while it waits; True ends the waiting.
+        """
+        return Turns(self, slice_name, given_up)
 
     @property
     def waiting(self) -> int:
@@ -198,15 +237,39 @@ class StepEngine:
             self._bell.put(None)
 
     def _next(self) -> Entry[_Job] | None:
-        """Takes the job whose turn it is."""
-        taken = self._queue.take(time.monotonic_ns())
-        if taken is not None:
-            self._running = True
-            if taken.item.inline:
-                self._inline -= 1
-            else:
-                self._for_thread -= 1
-        return taken
+        """Takes the job whose turn it is; where that is another thread's turn, it is given and there is no job."""
+        now_ns = time.monotonic_ns()
+        while (taken := self._queue.take(now_ns)) is not None:
+            item = taken.item
+            if isinstance(item, _Job):
+                self._running = True
+                if item.inline:
+                    self._inline -= 1
+                else:
+                    self._for_thread -= 1
+                return cast("Entry[_Job]", taken)
+            self._turns -= 1
+            if not item.given_up:
+                self._running, self._turn_now = True, item
+                item.entry, item.began_ns = taken, now_ns
+                item.granted = True
+                if item.waits:
+                    item.bell.set()
+                return None
+            self._queue.ended(taken, 0, now_ns)
+        return None
+
+    def _end_turn(self, turn: _Turn, now_ns: int) -> None:
+        """A turn is over, by its thread or because it took too long."""
+        if turn is self._turn_now and turn.entry is not None:
+            self._queue.ended(turn.entry, now_ns - turn.began_ns, now_ns)
+            self._running, self._turn_now = False, None
+
+    def _go_on(self) -> None:
+        """Wakes the thread for what waits, short steps too."""
+        if len(self._queue) or self._closing:
+            self._drain = True
+            self._ring()
 
     # On the thread.
 
@@ -233,12 +296,24 @@ class StepEngine:
         """What is to be run now; None where there is nothing, or the loop runs something and will ring."""
         with self._lock:
             self._wake_ns = None
+            if self._handed is not None:
+                handed, self._handed = self._handed, None
+                return handed
+            if self._turn_now is not None and (self._for_thread or self._drain):
+                now_ns, over_ns = time.monotonic_ns(), self._turn_now.began_ns + TURN_MAX_NS
+                if now_ns < over_ns:
+                    self._wake_ns = over_ns
+                else:
+                    self._end_turn(self._turn_now, now_ns)
             # Short steps that nothing else is among are the loop's, unless it left them to this thread.
-            if not self._running and not self._closing and (self._for_thread or self._drain):
+            if not self._running and not self._closing and (self._for_thread or self._turns or self._drain):
                 taken = self._next()
                 if taken is not None:
                     return taken
-                self._wake_ns = self._queue.next_ns(time.monotonic_ns())
+                if self._turn_now is not None:
+                    self._wake_ns = self._turn_now.began_ns + TURN_MAX_NS if len(self._queue) else None
+                else:
+                    self._wake_ns = self._queue.next_ns(time.monotonic_ns())
                 self._drain = self._wake_ns is not None
             self._asleep = True
             return None
@@ -280,11 +355,79 @@ class StepEngine:
     def _serve(self, taken: Entry[_Job]) -> Ran:
         ran = _ran(taken)
         with self._lock:
-            self._queue.ended(taken, ran.ended_ns - ran.started_ns, ran.ended_ns)
+            entry = cast("Entry[_Job | _Turn]", taken)
+            self._queue.ended(entry, ran.ended_ns - ran.started_ns, ran.ended_ns)
             self._running = False
-            if self._for_thread or self._closing:
+            if self._for_thread or self._turns or self._closing:
                 self._ring()
         return ran
+
+
+class Turns:
+    """The turns of one thread, which is neither the engine's nor the event loop's: it computes between `take` and
+    `rest`, or the next `take`. It has no more than one at a time.
+
+    Where the engine has no rules, nobody waits here and nothing is counted.
+
+    Args:
+        engine: Whose turns they are.
+        slice_name: Whose time they take.
+        given_up: Asked while one is waited for.
+    """
+
+    def __init__(self, engine: StepEngine, slice_name: str, given_up: Callable[[], bool]) -> None:
+        self._engine = engine
+        self._slice = slice_name
+        self._given_up = given_up
+        self._bell = threading.Event()
+        self._turn: _Turn | None = None
+
+    def take(self) -> None:
+        """Ends the turn that there is, if any, and waits for the next one; returns without it where `given_up` says so,
+        the engine closes or has no rules."""
+        turn = self._ask()
+        if turn is None:
+            return
+        while turn.waits and not self._bell.wait(LOOK_S):
+            if self._given_up() or self._engine._closing:
+                with self._engine._lock:
+                    turn.given_up = not turn.granted
+                if turn.given_up:
+                    return
+        self._turn = turn
+
+    def rest(self) -> None:
+        """Ends the turn that there is, if any."""
+        engine, turn, self._turn = self._engine, self._turn, None
+        if turn is not None:
+            with engine._lock:
+                engine._end_turn(turn, time.monotonic_ns())
+                engine._go_on()
+
+    def _ask(self) -> _Turn | None:
+        engine, before = self._engine, self._turn
+        if before is None and not engine._queue.ruled:
+            return None
+        self._turn = None
+        turn = _Turn(self._bell)
+        with engine._lock:
+            now_ns = time.monotonic_ns()
+            if before is not None:
+                engine._end_turn(before, now_ns)
+            if engine._closing or not engine._queue.ruled:
+                engine._go_on()
+                return None
+            engine._queue.put(turn, self._slice, now_ns)
+            engine._turns += 1
+            if not engine._running:
+                # Decided here, with this step among those that wait: the thread would choose before it was asked for.
+                engine._handed = engine._next()
+                if not turn.granted:
+                    engine._go_on()
+            if not turn.granted:
+                turn.waits = True
+                self._bell.clear()
+        return turn
 
 
 def _ran(taken: Entry[_Job]) -> Ran:

@@ -30,9 +30,13 @@ class StageFiles:
         self._packs = state / "packs"
 
     async def fetch(
-        self, manifest: Manifest, names: tuple[str, ...], open_session: Callable[[], Awaitable[Session]]
+        self,
+        manifest: Manifest,
+        names: tuple[str, ...],
+        open_session: Callable[[], Awaitable[Session]],
+        slice_name: str,
     ) -> AsyncIterator[int]:
-        """Brings the named files here; yields how many bytes of them are here.
+        """Brings the named files here, in a slice; yields how many bytes of them are here.
 
         Raises:
             PackError: Where what arrived is not what the manifest says.
@@ -54,7 +58,7 @@ class StageFiles:
             for sha256, size in missing.items():
                 held = self.store.held_bytes(sha256)
                 request = wire_pb2.FileRequest(sha256=sha256, offset=held)
-                await session.send(wire_pb2.TransferInfo(file_request=request))
+                await session.send(wire_pb2.TransferInfo(file_request=request, slice=slice_name))
                 complete = False
                 while not complete:
                     received = await session.receive()

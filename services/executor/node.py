@@ -70,8 +70,9 @@ class ExecutorNode:
         self.peers = Peers(self.name, identities, self.channels, log, self._dispatch, self._peer_lost, self.egress)
         self.snapshots = Snapshots(settings.state, identities, log)
         self.training = TrainingDesk(
-            settings.state / "training", identities, log, self.peers.open_node, device=settings.device
-        )
+            settings.state / "training", identities, log, self.peers.open_node, self.engine.turns,
+            device=settings.device,
+        )  # fmt: skip
         self._files = StageFiles(settings.state)
         self._journals = JournalRoom(JOURNAL_BYTES)
         self._loading = asyncio.Lock()
@@ -111,7 +112,7 @@ class ExecutorNode:
             async def open_source() -> Session:
                 return await self.peers.open_source(request.source)
 
-            async for here in self._files.fetch(manifest, names, open_source):
+            async for here in self._files.fetch(manifest, names, open_source, request.slice):
                 yield _progress(executor_pb2.STAGE_PHASE_FETCHING, here, total)
             yield _progress(executor_pb2.STAGE_PHASE_VERIFYING, total, total)
             directory: Path = await asyncio.to_thread(self._files.directory, manifest, request.manifest, names)

@@ -156,6 +156,8 @@ def _message(
         source=request.source,
         kv_tokens=request.kv_tokens,
         codec=request.codec,
+        # Whoever deployed has been let into it until all is there; what is loaded later is nobody's work in a slice.
+        slice=request.slice if deployment.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING else "",
     )
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
-from orbitmesh.trust import IdentitySource
+from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.runtime.caller import current_caller
 from services.runtime.logs import EventLog
@@ -116,7 +117,17 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
     async def CreateDeployment(  # noqa: N802
         self, request: scheduler_pb2.CreateDeploymentRequest, context: Any
     ) -> AsyncIterator[scheduler_pb2.CreateDeploymentResponse]:
-        """Deploys."""
+        """Deploys.
+
+        Raises:
+            InvalidInputError: `FAILED_PRECONDITION`, a slice is named by somebody who does not see to whose it is.
+        """
+        if request.slice and current_caller().role is not Role.GATEWAY:
+            raise InvalidInputError(
+                "a deployment in a slice goes through a gateway, which sees to whose slice it is: ask one, or name "
+                "none",
+                reason="FAILED_PRECONDITION",
+            )
         async for answer in self._deployments.create(request):
             yield answer
 

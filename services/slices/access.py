@@ -2,7 +2,7 @@
 
 Operators do everything. A client does what it likes with slices of its own tenant, whose name is the one in its
 certificate; it is told the same of the slices of others as of slices that do not exist. A gateway admits work, gives it
-back and looks, for whomever it names. Nodes and the aggregator look and report.
+back and looks, for whomever it names; an aggregator admits and gives back. Nodes and the aggregator look and report.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def tenant_for(caller: Caller, tenant: str) -> str:
 
     Raises:
         PermissionError_: `NOT_YOURSELF`, a client speaks for another.
-        InvalidInputError: A gateway names nobody, or the name is none.
+        InvalidInputError: A gateway or an aggregator names nobody, or the name is none.
     """
     if caller.bounded and tenant not in ("", caller.name):
         raise PermissionError_(
@@ -101,8 +101,8 @@ def tenant_for(caller: Caller, tenant: str) -> str:
             reason="NOT_YOURSELF",
             metadata={"identity": caller.title, "tenant": tenant[:63]},
         )
-    if not tenant and caller.role is Role.GATEWAY:
-        raise InvalidInputError("a gateway has no slices of its own; name the tenant for whom it asks")
+    if not tenant and caller.role in (Role.GATEWAY, Role.AGGREGATOR):
+        raise InvalidInputError(f"{caller.title} has no slices of its own; name the tenant for whom it asks")
     return check_name(tenant or caller.name)
 
 

@@ -79,6 +79,36 @@ def admit(
     return _with(book, held, made), made
 
 
+def renew(book: Book, key: str, until_ns: int, now_ns: int) -> tuple[Book, Admission]:
+    """Keeps work for longer; also in a slice that takes no new work, which ends with the last that it has.
+
+    Args:
+        book: The state.
+        key: Its name.
+        until_ns: When it is given back by itself, unless that was to be later before.
+        now_ns: The time; both in nanoseconds since 1970.
+
+    Returns:
+        The next state, and the admission as it is now.
+
+    Raises:
+        InvalidInputError: `NOT_FOUND`, it was never admitted, or has ended.
+    """
+    name = book.where.get(key)
+    book = book if name is None else _without_ended(book, book.slices[name], now_ns)
+    before = None if name is None or name not in book.slices else book.slices[name].admissions.get(key)
+    if before is None:
+        raise InvalidInputError(
+            "this work is not admitted any more: it has ended, or its time was over; ask to be admitted anew",
+            reason="NOT_FOUND",
+        )
+    if until_ns <= before.until_ns:
+        return book, before
+    held, made = book.slices[before.slice], replace(before, until_ns=until_ns)
+    order = held.order.drop((before.until_ns, key)).add((until_ns, key))
+    return book.with_slices([replace(held, admissions=held.admissions.put(key, made), order=order)]), made
+
+
 def withdraw(book: Book, key: str) -> Book:
     """The state without this piece of work; the same where it is unknown. A slice that was to end with it ends."""
     name = book.where.get(key)

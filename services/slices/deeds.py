@@ -113,19 +113,14 @@ class Deeds:
         if time_left_s(1.0) <= 0:
             # Its caller has given up, and may have withdrawn it already: it would hold its room for nobody.
             raise DeadlineError("the time for this admission was spent before it was looked at; ask again")
-        amounts = parse(request.resources)
-        lifetime_s = duration_s(request.lifetime) if request.HasField("lifetime") else LIFETIME_S
-        if not 0 < lifetime_s <= LIFETIME_MAX_S:
-            raise InvalidInputError(
-                f"lifetime is {lifetime_s:g} s; expected more than 0 and at most {LIFETIME_MAX_S:g} s"
-            )
+        amounts, lifetime_ns = parse(request.resources), _lifetime_ns(request)
 
         def decide(whole: Whole, now_ns: int) -> tuple[Whole, bytes]:
             before = self._admitted(whole.book, asked)
             if before is not None:
                 return whole, _admitted_answer(before)
             usable(caller, whole.book, request.slice, request.tenant)
-            until_ns = now_ns + round(lifetime_s * 1e9)
+            until_ns = now_ns + lifetime_ns
             after, made = admission.admit(
                 whole.book, request.slice, amounts, request.nodes, asked.key, asked.digest, until_ns, now_ns,
                 request.through,
@@ -143,6 +138,18 @@ class Deeds:
                 "this request_id was used for other work; choose a new one for each piece", reason="ALREADY_EXISTS"
             )
         return before
+
+    async def renew(self, caller: Caller, request: slices_pb2.RenewRequest) -> slices_pb2.RenewResponse:
+        """Keeps work for longer."""
+        key, lifetime_ns = _key(caller, request.request_id), _lifetime_ns(request)
+
+        def decide(whole: Whole, now_ns: int) -> tuple[Whole, bytes]:
+            after, held = admission.renew(whole.book, key, now_ns + lifetime_ns, now_ns)
+            answer = slices_pb2.RenewResponse()
+            answer.until.FromNanoseconds(held.until_ns)
+            return (whole if after is whole.book else replace(whole, book=after)), answer.SerializeToString()
+
+        return slices_pb2.RenewResponse.FromString(await self._keeper.change(decide))
 
     async def withdraw(self, caller: Caller, request: slices_pb2.WithdrawRequest) -> slices_pb2.WithdrawResponse:
         """Gives work back."""
@@ -196,6 +203,15 @@ def _admitted_answer(made: Admission) -> bytes:
     answer = slices_pb2.AdmitResponse(nodes=made.nodes)
     answer.until.FromNanoseconds(made.until_ns)
     return answer.SerializeToString()
+
+
+def _lifetime_ns(request: slices_pb2.AdmitRequest | slices_pb2.RenewRequest) -> int:
+    lifetime_s = duration_s(request.lifetime) if request.HasField("lifetime") else LIFETIME_S
+    if not 0 < lifetime_s <= LIFETIME_MAX_S:
+        raise InvalidInputError(
+            f"lifetime is {lifetime_s:g} s; expected more than 0 and at most {LIFETIME_MAX_S:g} s"
+        )
+    return round(lifetime_s * 1e9)
 
 
 def _key(caller: Caller, request_id: str) -> str:

@@ -119,6 +119,10 @@ class SlicesServicer(slices_pb2_grpc.SlicesServiceServicer):
         """Admits work."""
         return await self._deeds.admit(_caller(context), request)
 
+    async def Renew(self, request: slices_pb2.RenewRequest, context: Any) -> slices_pb2.RenewResponse:  # noqa: N802
+        """Keeps work for longer."""
+        return await self._deeds.renew(_caller(context), request)
+
     async def Withdraw(  # noqa: N802
         self, request: slices_pb2.WithdrawRequest, context: Any
     ) -> slices_pb2.WithdrawResponse:

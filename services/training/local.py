@@ -21,7 +21,7 @@ from torch import nn
 
 from orbitmesh.errors import CancelledError_, IntegrityError, InvalidInputError
 from services.training import checkpoint as files
-from services.training import flat
+from services.training import flat, turns
 from services.training.arrays import FloatArray
 from services.training.checkpoint import Checkpoint, Saved
 from services.training.examples import Examples
@@ -76,7 +76,7 @@ def train_locally(
     checkpoint: Checkpoint | None = None,
     optimiser_from: Path | None = None,
 ) -> LocalResult:
-    """Train on a shard.
+    """Train on a shard, each step in a turn of its own (`services.training.turns`).
 
     Args:
         task: Gives model and loss.
@@ -106,14 +106,17 @@ def train_locally(
             training.adopt_optimiser(files.read(optimiser_from))
         resumed_at = training.step
         while training.step < training.steps:
+            turns.take()
             if stop is not None and stop():
                 raise CancelledError_(f"the local training was stopped at step {training.step} of {training.steps}")
             loss = training.one_step()
             done = training.step == training.steps
             if checkpoint is not None and (done or training.step % checkpoint.every_steps == 0):
+                turns.rest()
                 files.write(checkpoint.path, training.saved(work))
             if on_progress is not None:
                 on_progress(LocalProgress(training.step, training.steps, loss))
+        turns.rest()
         delta = flat.flatten(training.model)
         np.subtract(delta, weights, out=delta)
     if not np.isfinite(delta).all():

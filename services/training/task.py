@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from orbitmesh.errors import InvalidInputError
+from services.training import turns
 from services.training.examples import Examples
 
 GROUP = "orbitmesh.tasks"
@@ -89,11 +90,13 @@ class Task(ABC):
         model.eval()
         loss, right, judged = 0.0, 0, False
         for start in range(0, len(examples), EVALUATION_EXAMPLES):
+            turns.take()
             batch = examples.span(start, start + EVALUATION_EXAMPLES).to(device)
             loss += float(self.per_example_loss(model, batch).double().sum())
             correct = self.correct(model, batch)
             if correct is not None:
                 judged, right = True, right + int(correct.sum())
+        turns.rest()
         model.train(training)
         figures = {"loss": loss / len(examples)}
         return figures | {"accuracy": right / len(examples)} if judged else figures

@@ -193,6 +193,31 @@ def test_a_run_is_cancelled_and_goes_on_for_more_rounds(train: Commands) -> None
     assert "had ended before: done" in train("cancel", "long")[1]
 
 
+def test_a_run_in_a_slice_says_so(train: Commands, mesh: Mesh, trained: str) -> None:
+    """In what begins it, lists it, shows it and watches it; one that is in none does not; and a slice that is nobody's
+    lets none in."""
+    assert train.error("start", "digits", "--name", "out", "--rounds", "1", "--slice", "no")["reason"] == (
+        "SLICE_NOT_YOURS"
+    )
+    small = {"CPU": 0.01, "GPU": 0, "MemoryGB": 0.001, "BandwidthGbps": 0.001}
+    mesh.slices.define("trains", resources=small, nodes=["sat-1"])
+    mesh.slices.apply(mesh.slices.optimize(slices=["trains"]))
+    code, out, _ = train(
+        "start", "digits", "--name", "in", "--rounds", "1", "--nodes", "sat-1", "--slice", "trains", "--watch"
+    )
+    assert code == 0
+    assert "in slice trains" in out
+    assert "in slice trains" in train("status", "in")[1]
+    assert "in slice" not in train("status", trained)[1]
+    assert "trains" in train("status")[1]
+    [document] = train.documents("status")
+    assert {run["name"]: run["spec"]["slice"] for run in document["runs"] if run["name"] in ("in", trained)} == {
+        "in": "trains", trained: None,
+    }  # fmt: skip
+    assert train.documents("watch", "in")[-1]["run"]["spec"]["slice"] == "trains"
+    mesh.slices.release("trains")
+
+
 def test_what_the_mesh_refuses_is_exit_code_1(train: Commands, trained: str) -> None:
     """Each with its reason."""
     assert train.error("watch", "nothing")["reason"] == "NOT_FOUND"

@@ -34,6 +34,7 @@ UNARY = {
     "Resize": slices_pb2.ResizeRequest(name="a"),
     "Release": slices_pb2.ReleaseRequest(name="a"),
     "Admit": slices_pb2.AdmitRequest(slice="a"),
+    "Renew": slices_pb2.RenewRequest(request_id="1"),
     "Withdraw": slices_pb2.WithdrawRequest(request_id="1"),
 }
 NOT_FOR_PEOPLE = {"ReportTraffic"}

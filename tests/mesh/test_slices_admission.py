@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+import grpc
 import pytest
 
 from orbitmesh import Mesh
 from orbitmesh.errors import CapacityError, InvalidInputError, PermissionError_
-from tests.mesh.support import Models, deployed, until
+from orbitmesh.rpc import map_rpc_error
+from orbitmesh.trust import Role, load_identity
+from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
+from tests.mesh.support import Models, channel_to, deployed, tokens_of, until
+from tests.mesh.test_bad_input import scheduler_address
 
 TOKENS = 8
 SMALL = {"CPU": 0.01, "GPU": 0, "MemoryGB": 0.001, "BandwidthGbps": 0.001}
@@ -102,3 +108,34 @@ def test_a_tenant_uses_only_its_own_slices(mesh: Mesh, models: Models) -> None:
             list(mesh.generate("others", prompt=model.prompt(5), max_new_tokens=TOKENS, slice="theirs"))
         assert refused.value.reason == "SLICE_NOT_YOURS"
         operator.slices.release("theirs")
+
+
+def test_a_pack_goes_to_its_nodes_in_a_slice_of_whoever_deploys(mesh: Mesh, models: Models) -> None:
+    """Somebody else's slice is refused before anything is planned; its own holds the deployment as long as it loads,
+    and no longer; a scheduler that is asked directly sees to nobody's slices, and refuses."""
+    model, prompt = models.get("llama", seed=7), models.get("llama", seed=7).prompt(5)
+    nodes = sorted(mesh.local.processes())[:1]
+    with pytest.raises(PermissionError_) as refused:
+        mesh.deploy(model.pack, name="sent", stages=2, slice="nowhere")
+    assert refused.value.reason == "SLICE_NOT_YOURS"
+    assert "sent" not in [each.name for each in mesh.deployments()]
+    mesh.slices.define("sent", resources=SMALL, max_number_of_ues=1, nodes=nodes)
+    mesh.slices.apply(mesh.slices.optimize(slices=["sent"]))
+    with ThreadPoolExecutor(1) as pool:
+        deploying = pool.submit(mesh.deploy, model.pack, name="sent", stages=1, nodes=nodes, slice="sent")
+        until(lambda: mesh.slices.get("sent").admitted == 1 or deploying.done(), "it is work in the slice")
+        assert not deploying.done()
+        deploying.result()
+    assert mesh.slices.get("sent").admitted == 0
+    assert tokens_of(mesh, "sent", prompt, TOKENS) == model.answer(prompt, TOKENS)
+    mesh.delete("sent")
+    # The node has asked for its files in the slice.
+    until(lambda: mesh.slices.get("sent").traffic.frames > 0, "its port told of that")
+    mesh.slices.release("sent")
+    request = scheduler_pb2.CreateDeploymentRequest(name="direct", request_id="direct", slice="sent")
+    identity = load_identity(mesh.local.identity)
+    with channel_to(scheduler_address(mesh), identity, Role.SCHEDULER, "scheduler") as channel:
+        stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
+        with pytest.raises(grpc.RpcError) as error:
+            list(stub.CreateDeployment(request, timeout=60.0))
+    assert map_rpc_error(error.value).reason == "FAILED_PRECONDITION"

@@ -104,6 +104,7 @@ async def test_everything_that_is_asked_is_sent(aggregator: SmallAggregator, tra
         cohort=4,
         patience_s=7.5,
         evaluate=False,
+        slice="bulk",
     )  # fmt: skip
     assert training.name == "run"
     (request,) = aggregator.asked
@@ -121,6 +122,7 @@ async def test_everything_that_is_asked_is_sent(aggregator: SmallAggregator, tra
             unit=training_pb2.PRIVACY_UNIT_NODE, epsilon=3.0, delta=1e-6, clip=0.5, noise_multiplier=1.25
         ),
         nodes=["sat-1", "sat-2"], quorum=2, patience_s=7.5, cohort=4, evaluate=False,
+        slice="bulk",
     )  # fmt: skip
     await trained.train("run", task="digits", rounds=20)
     assert aggregator.asked[0].request_id != aggregator.asked[1].request_id != ""
@@ -132,7 +134,7 @@ async def test_what_is_not_asked_for_is_not_sent(aggregator: SmallAggregator, tr
     spec = aggregator.asked[0].spec
     assert not any(spec.HasField(name) for name in ("alpha", "secure_sums", "privacy"))
     assert (spec.local.epochs, spec.local.steps) == (1, 0)
-    assert (list(spec.nodes), spec.quorum, spec.cohort, spec.evaluate) == ([], 0, 0, True)
+    assert (list(spec.nodes), spec.quorum, spec.cohort, spec.evaluate, spec.slice) == ([], 0, 0, True, "")
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,24 @@ def test_a_slice_that_drains_takes_no_work_and_ends_with_the_last_of_it() -> Non
     assert defined(state, "a").slices["a"].promise.state is State.DEFINED
 
 
+def test_work_goes_on_for_longer_and_never_for_less() -> None:
+    """Also in a slice that drains; what has ended is to be admitted anew, and the same refusal meets what never was."""
+    state = admitted(ACTIVE, "a", "k", until_s=50, CPU=1)
+    state = book.release(state, "a", state.etag_of(state.slices["a"].promise), True, 2)
+    state, held = admission.renew(state, "k", 90 * SECOND, 40 * SECOND)
+    assert held.until_ns == 90 * SECOND
+    state, held = admission.renew(state, "k", 70 * SECOND, 60 * SECOND)
+    assert held.until_ns == 90 * SECOND
+    assert admission.next_end_ns(state) == 90 * SECOND
+    assert admission.expire(state, 89 * SECOND) is state
+    assert over_commitments(state) == []
+    for key in ("k", "never"):
+        with pytest.raises(InvalidInputError) as refused:
+            admission.renew(state, key, 200 * SECOND, 90 * SECOND)
+        assert refused.value.reason == "NOT_FOUND"
+    assert admission.expire(state, 90 * SECOND).slices == {}
+
+
 def test_a_resize_keeps_what_is_served_and_has_to_fit_beside_the_others() -> None:
     """The optimiser's own formula says what has to be reserved for the same part of the traffic."""
     state = defined(ACTIVE, "b", resources={"CPU": 8.0}, shares={"CPU": Share(0, 0.25, 1)})
@@ -361,6 +379,14 @@ class AnyOrder(RuleBasedStateMachine):
         key = data.draw(st.sampled_from(sorted(self.work)))
         assert self.attempt(lambda state: admission.withdraw(state, key))
         del self.work[key]
+
+    @precondition(lambda self: self.work)
+    @rule(data=st.data(), lasts=st.integers(1, 12))
+    def renew(self, data: st.DataObject, lasts: int) -> None:
+        key, until_ns = data.draw(st.sampled_from(sorted(self.work))), self.now_ns + lasts * SECOND
+        assert self.attempt(lambda state: admission.renew(state, key, until_ns, self.now_ns)[0])
+        name, nodes, amounts, before_ns = self.work[key]
+        self.work[key] = (name, nodes, amounts, max(before_ns, until_ns))
 
     @rule(seconds=st.integers(1, 5))
     def wait(self, seconds: int) -> None:

@@ -318,6 +318,32 @@ async def test_a_gateway_that_hands_calls_on_gives_its_callers_no_more_than_they
     assert (await refused(posing, "GetSlice", pb.GetSliceRequest(name="a"))).reason == "SLICE_NOT_YOURS"
 
 
+async def test_an_aggregator_keeps_work_in_the_slices_of_those_whom_it_names(service: Service) -> None:
+    """As they themselves could, for as long as it asks again; it changes no slice and asks about none."""
+    olga = await service.client("operator-olga")
+    await make_active(olga, "a")
+    for_ann = await service.client("aggregator-aggregator", "spiffe://orbitmesh/client/ann")
+    for_bob = await service.client("aggregator-aggregator", "spiffe://orbitmesh/client/bob")
+    assert (await refused(for_bob, "Admit", pb.AdmitRequest(slice="a"))).reason == "SLICE_NOT_YOURS"
+    await for_ann("Admit", pb.AdmitRequest(slice="a", request_id="run", lifetime=Duration(seconds=30)))
+    assert (await refused(for_bob, "Renew", pb.RenewRequest(request_id="run"))).reason == "NOT_FOUND"
+    service.clock["ahead_ns"] = 25 * 10**9
+    until = (await for_ann("Renew", pb.RenewRequest(request_id="run", lifetime=Duration(seconds=30)))).until
+    assert until.ToNanoseconds() > time.time_ns() + 50 * 10**9
+    service.clock["ahead_ns"] = 50 * 10**9
+    etag = (await olga("GetSlice", pb.GetSliceRequest(name="a"))).slice.etag
+    assert (await refused(olga, "Release", pb.ReleaseRequest(name="a", etag=etag))).reason == "SLICE_IN_USE"
+    for bad in (0, -1, 100_000):
+        error = await refused(for_ann, "Renew", pb.RenewRequest(request_id="run", lifetime=Duration(seconds=bad)))
+        assert error.reason == "INVALID_INPUT"
+    await for_ann("Withdraw", pb.WithdrawRequest(request_id="run"))
+    assert (await refused(for_ann, "Renew", pb.RenewRequest(request_id="run"))).reason == "NOT_FOUND"
+    assert (await refused(for_ann, "GetSlice", pb.GetSliceRequest(name="a"))).reason == "ROLE_NOT_ALLOWED"
+    alone = await service.client("aggregator-aggregator")
+    assert (await refused(alone, "Admit", pb.AdmitRequest(slice="a"))).reason == "INVALID_INPUT"
+    await olga("Release", pb.ReleaseRequest(name="a", etag=etag))
+
+
 async def test_nodes_report_and_watch_and_do_nothing_else(service: Service) -> None:
     """What a node has measured counts once, however often it says so; percentiles are those of the buckets."""
     olga, node = await service.client("operator-olga"), await service.client("executor-node-1")

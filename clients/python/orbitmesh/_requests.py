@@ -108,6 +108,7 @@ def deployment_request(
     standbys: int,
     work_s: float | None,
     work_tokens: int | None,
+    in_slice: str | None = None,
     request_id: str,
 ) -> scheduler_pb2.CreateDeploymentRequest:
     """The request for a deployment, still without its pack.
@@ -117,6 +118,7 @@ def deployment_request(
     """
     return scheduler_pb2.CreateDeploymentRequest(
         request_id=request_id,
+        slice="" if in_slice is None else slice_name(in_slice),
         name=checked_name(name, "the deployment's name"),
         objective=_from_proto.objective_number(objective),
         stages=_optional(stages, "stages", STAGES_MAX),

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from orbitmesh._requests import between, checked_nodes, whole
+from orbitmesh._requests import between, checked_nodes, slice_name, whole
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.training_results import (
     Ledger,
@@ -80,6 +80,7 @@ def start_request(
     cohort: int,
     patience_s: float,
     evaluate: bool,
+    in_slice: str | None,
     request_id: str,
 ) -> aggregator_pb2.StartRunRequest:
     """The request for a run. What the values mean together is judged by the aggregator, which knows more.
@@ -100,6 +101,7 @@ def start_request(
         patience_s=between(patience_s, "patience_s", 0.0, math.inf),
         cohort=whole(cohort, "cohort", 0, UINT32_MAX),
         evaluate=bool(evaluate),
+        slice="" if in_slice is None else slice_name(in_slice),
     )
     if alpha is not None:
         spec.alpha = _above_zero(alpha, "alpha")
@@ -198,6 +200,7 @@ def _spec(message: training_pb2.TrainingSpec) -> TrainingSpec:
         cohort=message.cohort,
         patience_s=message.patience_s,
         evaluate=message.evaluate,
+        slice=message.slice or None,
     )
 
 

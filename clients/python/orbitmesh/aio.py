@@ -347,6 +347,7 @@ class AsyncMesh:
         standbys: int = 0,
         work_s: float | None = None,
         work_tokens: int | None = None,
+        slice: str | None = None,  # noqa: A002
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Deployment:
@@ -368,6 +369,8 @@ class AsyncMesh:
             work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
                 knows a contact plan; None means a minute.
             work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
+            slice: The slice in which the files go from the gateway to the nodes, one of `slices`; it counts as one
+                piece of its work until the deployment serves. None for what no slice has.
             timeout: How long all of it may take, in seconds.
             on_progress: Called as it goes on.
 
@@ -375,7 +378,8 @@ class AsyncMesh:
             UnknownModelError: there is no such model.
             InfeasiblePlanError: no placement satisfies this; the message names what binds.
             PackError: the pack is damaged, or its signer is not trusted by this mesh.
-            CapacityError: a node has no room.
+            CapacityError: a node has no room, or the slice takes no more work now.
+            PermissionError_: the slice is somebody else's.
 
         Example:
             >>> deployment = await mesh.deploy("models/pydoc", name="demo", stages=3)
@@ -392,6 +396,7 @@ class AsyncMesh:
             standbys=standbys,
             work_s=work_s,
             work_tokens=work_tokens,
+            in_slice=slice,
             request_id=str(uuid.uuid4()),
         )
         tell = on_progress or _silent
@@ -510,6 +515,7 @@ class AsyncMesh:
         cohort: int = 0,
         patience_s: float = 0.0,
         evaluate: bool = True,
+        slice: str | None = None,  # noqa: A002
         timeout: float | None = None,
     ) -> AsyncTraining:
         """Begins a run of federated training: nodes train on what they have, and only what they learn travels. The run
@@ -536,11 +542,15 @@ class AsyncMesh:
             patience_s: Seconds of contact without progress after which a round goes on without a node; 0 means the
                 aggregator's own.
             evaluate: Whether the weights are measured after every round.
+            slice: The slice that it trains and sends in, one of `slices`, on the nodes where that has some; it counts
+                as one piece of its work until it has ended. None for what no slice has.
             timeout: How long the call may take, in seconds.
 
         Raises:
-            InvalidInputError: something is out of range or does not go together, there is a run of that name, or this
-                mesh has no aggregator.
+            InvalidInputError: something is out of range or does not go together, there is a run of that name, the slice
+                is not active, or this mesh has no aggregator.
+            PermissionError_: `SLICE_NOT_YOURS`, the slice is somebody else's.
+            CapacityError: `SLICE_FULL`, it takes no more work now; or too many runs go on.
 
         Example:
             >>> training = await mesh.train("run", task="digits", rounds=20, compression="topk:0.01")
@@ -564,6 +574,7 @@ class AsyncMesh:
             cohort=cohort,
             patience_s=patience_s,
             evaluate=evaluate,
+            in_slice=slice,
             request_id=str(uuid.uuid4()),
         )
         stubs = await self._ready()

@@ -867,6 +867,7 @@ class Mesh:
         standbys: int = 0,
         work_s: float | None = None,
         work_tokens: int | None = None,
+        slice: str | None = None,  # noqa: A002
         timeout: float = DEPLOY_DEADLINE_S,
         on_progress: OnProgress | None = None,
     ) -> Deployment:
@@ -888,6 +889,8 @@ class Mesh:
             work_s: For how long the links must last, in real seconds from the start of the work, where the mesh
                 knows a contact plan; None means a minute.
             work_tokens: How many tokens the work is, for the time at which it finishes; None means 256.
+            slice: The slice in which the files go from the gateway to the nodes, one of `slices`; it counts as one
+                piece of its work until the deployment serves. None for what no slice has.
             timeout: How long all of it may take, in seconds.
             on_progress: Called as it goes on.
 
@@ -895,7 +898,8 @@ class Mesh:
             UnknownModelError: there is no such model.
             InfeasiblePlanError: no placement satisfies this; the message names what binds.
             PackError: the pack is damaged, or its signer is not trusted by this mesh.
-            CapacityError: a node has no room.
+            CapacityError: a node has no room, or the slice takes no more work now.
+            PermissionError_: the slice is somebody else's.
 
         Example:
             >>> deployment = mesh.deploy("models/pydoc", name="demo", stages=3)
@@ -914,6 +918,7 @@ class Mesh:
                 standbys=standbys,
                 work_s=work_s,
                 work_tokens=work_tokens,
+                slice=slice,
                 timeout=timeout,
                 on_progress=on_progress,
             )
@@ -1014,6 +1019,7 @@ class Mesh:
         cohort: int = 0,
         patience_s: float = 0.0,
         evaluate: bool = True,
+        slice: str | None = None,  # noqa: A002
         timeout: float | None = None,
     ) -> Training:
         """Begins a run of federated training: nodes train on what they have, and only what they learn travels. The run
@@ -1040,11 +1046,15 @@ class Mesh:
             patience_s: Seconds of contact without progress after which a round goes on without a node; 0 means the
                 aggregator's own.
             evaluate: Whether the weights are measured after every round.
+            slice: The slice that it trains and sends in, one of `slices`, on the nodes where that has some; it counts
+                as one piece of its work until it has ended. None for what no slice has.
             timeout: How long the call may take, in seconds.
 
         Raises:
-            InvalidInputError: something is out of range or does not go together, there is a run of that name, or this
-                mesh has no aggregator.
+            InvalidInputError: something is out of range or does not go together, there is a run of that name, the slice
+                is not active, or this mesh has no aggregator.
+            PermissionError_: `SLICE_NOT_YOURS`, the slice is somebody else's.
+            CapacityError: `SLICE_FULL`, it takes no more work now; or too many runs go on.
 
         Example:
             >>> training = mesh.train("run", task="digits", rounds=20, compression="topk:0.01")
@@ -1069,6 +1079,7 @@ class Mesh:
                 cohort=cohort,
                 patience_s=patience_s,
                 evaluate=evaluate,
+                slice=slice,
                 timeout=timeout,
             )
         )

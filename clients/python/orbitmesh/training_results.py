@@ -118,6 +118,8 @@ class TrainingSpec:
     """Seconds of contact without progress after which a round goes on without a node."""
     evaluate: bool
     """Whether the weights are measured after every round."""
+    slice: str | None = None
+    """The slice that it trains and sends in; None for none."""
 
 
 @dataclass(frozen=True)

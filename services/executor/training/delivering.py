@@ -12,6 +12,7 @@ from services.executor.training.contribution import ContributionFile
 from services.executor.training.sending import header, updates
 from services.executor.training.worker import Reach
 from services.runtime.logs import EventLog
+from services.runtime.roomy import send_when_room
 
 REACH_S = 15.0
 """How long a head that is not reached, or was not told to collect yet, is tried before the contribution goes to the
@@ -32,6 +33,7 @@ class Delivery:
 
     Args:
         run: The run.
+        slice_name: Its slice, which it goes in; empty for none.
         head: Who is to add it to its own.
         file: The contribution.
         tell: Called before all of it has left, and it may count; blocks.
@@ -40,9 +42,16 @@ class Delivery:
     """
 
     def __init__(
-        self, run: str, head: training_pb2.GroupHead, file: ContributionFile, tell: Tell, reach: Reach, log: EventLog
+        self,
+        run: str,
+        slice_name: str,
+        head: training_pb2.GroupHead,
+        file: ContributionFile,
+        tell: Tell,
+        reach: Reach,
+        log: EventLog,
     ) -> None:
-        self._run, self._head, self._file = run, head, file
+        self._run, self._slice, self._head, self._file = run, slice_name, head, file
         self._tell, self._reach, self._log = tell, reach, log
         self._deadline_s = 0.0
 
@@ -76,7 +85,7 @@ class Delivery:
             await session.close() if session.attached else session.end()
 
     async def _hand_over(self, session: Session) -> None:
-        await session.send(wire_pb2.TransferInfo(training=header(self._run, self._file)))
+        await self._send(session, header(self._run, self._file))
         answer = await self._answer(session)
         if answer.HasField("stored"):
             await asyncio.to_thread(self._tell)
@@ -87,7 +96,7 @@ class Delivery:
             async for info, data in updates(self._run, self._file, first, self._tell):
                 if ending.done():
                     break
-                await session.send(wire_pb2.TransferInfo(training=info), data)
+                await self._send(session, info, data)
                 self._deadline_s = asyncio.get_running_loop().time() + REACH_S
             answer = await ending
         finally:
@@ -95,6 +104,9 @@ class Delivery:
             await asyncio.gather(ending, return_exceptions=True)
         if not answer.HasField("stored"):
             raise InvalidInputError(f"{self._head.name} answered {answer.WhichOneof('what')!r}, expected stored")
+
+    async def _send(self, session: Session, info: training_pb2.TrainingInfo, data: bytes = b"") -> None:
+        await send_when_room(session, wire_pb2.TransferInfo(training=info, slice=self._slice), data)
 
     async def _answer(self, session: Session) -> training_pb2.TrainingInfo:
         """What the head says next.

@@ -18,7 +18,7 @@ from services.executor.training.refusals import not_joined, refusal
 from services.executor.training.run import NodeRun
 from services.executor.training.thread import TrainingThread
 from services.executor.training.work import RUN_CHARACTERS, check_run, parse_work
-from services.executor.training.worker import Reach, Surroundings
+from services.executor.training.worker import Reach, Surroundings, TurnsOf
 from services.runtime.logs import EventLog
 
 RUNS_MAX = 16
@@ -39,20 +39,28 @@ class TrainingDesk:
         identities: Who the node is.
         log: Where to say what happened.
         reach: How other nodes are reached.
+        turns: When a run of a slice may compute a step.
         device: Where torch computes.
     """
 
     def __init__(
-        self, directory: Path, identities: IdentitySource, log: EventLog, reach: Reach, *, device: str = "cpu"
+        self,
+        directory: Path,
+        identities: IdentitySource,
+        log: EventLog,
+        reach: Reach,
+        turns: TurnsOf,
+        *,
+        device: str = "cpu",
     ) -> None:
         self._directory = directory
         self._log = log
         self._thread = TrainingThread()
         forgotten = Forgotten(directory / FORGOTTEN)
         self._around = Surroundings(
-            identities.current().name, identities.current, self._thread, device, log, forgotten, reach
+            identities.current().name, identities.current, self._thread, device, log, forgotten, reach, turns
         )
-        self._predictor = Predictor(self._thread, device, log)
+        self._predictor = Predictor(self._thread, device, log, turns)
         self._runs: dict[str, NodeRun] = {}
         self._leaving: set[str] = set()
         self._farewells: set[asyncio.Task[None]] = set()

@@ -17,6 +17,7 @@ from orbitmesh.errors import MeshError
 from orbitmesh.v1 import training_pb2, wire_pb2
 from orbitmesh.wire.session import Session
 from services.runtime.logs import EventLog
+from services.runtime.roomy import send_when_room
 
 WAITING_MAX = 64
 """Answers that wait to be sent at most; whoever asks for more without reading has to ask again."""
@@ -42,6 +43,8 @@ class Outbox:
     """
 
     def __init__(self, run: str, log: EventLog) -> None:
+        self.slice = ""
+        """The run's slice, which all that is sent goes in; empty for none, and before the run was joined."""
         self._run = run
         self._log = log
         self._session: Session | None = None
@@ -120,7 +123,7 @@ class Outbox:
         try:
             async with aclosing(item.stream()) as parcels:
                 async for info, data in parcels:
-                    await session.send(wire_pb2.TransferInfo(training=info), data)
+                    await send_when_room(session, wire_pb2.TransferInfo(training=info, slice=self.slice), data)
         except (MeshError, OSError) as error:
             self._log.info("training_answer_not_sent", run=self._run, detail=str(error))
             if session.closed and session is self._session:

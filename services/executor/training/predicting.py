@@ -21,7 +21,10 @@ from orbitmesh.wire.session import Session
 from services.executor.training.refusals import refusal
 from services.executor.training.thread import TrainingThread
 from services.executor.training.work import check_values
+from services.executor.training.worker import TurnsOf
 from services.runtime.logs import EventLog
+from services.training import turns
+from services.training.turns import by_turns
 from services.updates.spans import SPAN_VALUES, span_count, span_slice
 
 if TYPE_CHECKING:
@@ -54,10 +57,12 @@ class Predictor:
         thread: Where torch computes.
         device: On what.
         log: Where to say what happened.
+        turns: When it may compute.
     """
 
-    def __init__(self, thread: TrainingThread, device: str, log: EventLog) -> None:
+    def __init__(self, thread: TrainingThread, device: str, log: EventLog, turns: TurnsOf) -> None:
         self._thread = thread
+        self._turns = turns
         self._device = device
         self._log = log
         self._questions: dict[str, _Question] = {}
@@ -148,7 +153,9 @@ class Predictor:
         work = question.work
         task, model = self._model(question)
         inputs = np.frombuffer(work.inputs.data, "<f4").reshape(list(work.inputs.shape)).copy()
-        with torch.no_grad():
+        # Whoever asks need not be whose run it is: it is in no slice.
+        with torch.no_grad(), by_turns(self._turns("", lambda: False)):
+            turns.take()
             outputs = task.predict(model, torch.from_numpy(inputs).to(self._device)).float().numpy(force=True)
         return training_pb2.Inputs(shape=outputs.shape, data=np.ascontiguousarray(outputs, "<f4").tobytes())
 

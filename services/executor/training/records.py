@@ -17,7 +17,7 @@ from services.executor.training.shop import Shop
 from services.executor.training.terms import check_private_plan, clip_of
 from services.privacy.events import RoundEvent
 from services.privacy.record_level import Batch, RecordPlan, clipped_gradient_sum, train_privately
-from services.training import flat
+from services.training import flat, turns
 from services.training.examples import Examples
 from services.training.plan import LocalPlan
 from services.updates.spans import Floats
@@ -101,13 +101,16 @@ def train_records(
         on_step(done)
         if done < records.steps and stopped():
             raise CancelledError_(f"the local training was stopped at step {done} of {records.steps}")
+        turns.take()
 
+    turns.take()
     with torch.random.fork_rng(devices=[]):
         # Dropout alone draws from it; the noise and the batches never do.
         torch.manual_seed(plan.seed)
         train_privately(
             model, loss, (shard.inputs, shard.targets), records, _optimiser(model, plan), seed, on_step=step
         )
+    turns.rest()
     delta = flat.flatten(model) - weights
     if not np.isfinite(delta).all():
         raise InvalidInputError(
@@ -141,7 +144,9 @@ def gradient_sum(shop: Shop, weights: Floats, plan: LocalPlan, clip: float) -> F
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(plan.seed)
+        turns.take()
         sums = clipped_gradient_sum(model, loss, (shard.inputs, shard.targets), clip)
+    turns.rest()
     trained = (value for value in model.parameters() if value.requires_grad)
     by_place = {value.data_ptr(): total for value, total in zip(trained, sums, strict=True)}
     parts = []

@@ -72,11 +72,12 @@ class NodeRun:
     ) -> None:
         self.name = name
         self._files = files
-        self._joined = joined
         self._around = around
         self._log = around.log
         self._over = over
         self._outbox = Outbox(name, around.log)
+        self._joined: Joined | None = None
+        self._take_part(joined)
         self.uplink = Uplink(name, files, around, self._outbox, self._report, self._post)
         """Where contributions go, and where those of others of the node's group come."""
         self._mail: asyncio.Queue[_Message | Event] = asyncio.Queue()
@@ -198,6 +199,9 @@ class NodeRun:
         check_terms(work)
         if self._joined is not None:
             await self._open_secrets(self._require(work))
+        else:
+            # An order to end it may have come a moment ago, and this one before the run was let go of.
+            await asyncio.to_thread(self._around.forgotten.check, self.name)
         found = await self._around.thread.run_short(lambda: self._worker.look(work))
         layout, initial = found.layout_sha256, found.initial_sha256
         joined = Joined(sender, work.SerializeToString(), found.examples, found.values, layout.hex(), initial.hex())
@@ -206,10 +210,15 @@ class NodeRun:
                 RunSecrets.create, self._files.secrets, self._around.identity, self.name, work.spec
             )
         await asyncio.to_thread(self._files.keep_joined, joined)
-        self._joined = joined
+        self._take_part(joined)
         self._log.info("run_joined", run=self.name, task=work.spec.task, examples=found.examples)
         answer = training_pb2.Joined(examples=found.examples, values=found.values, layout_sha256=layout)
         self._say(round_index, joined=answer)
+
+    def _take_part(self, joined: Joined | None) -> None:
+        self._joined = joined
+        if joined is not None:
+            self._outbox.slice = joined.spec.slice
 
     def _require(self, work: training_pb2.TrainingWork) -> Joined:
         if self._joined is None:

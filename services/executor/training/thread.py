@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from orbitmesh.errors import TransportError
+from services.training import turns
 
 CLOSE_S = 30.0
 """How long the end of the process waits for a step that is under way."""
@@ -53,7 +54,9 @@ class TrainingThread:
         return await asyncio.wrap_future(future)
 
     def breathe(self) -> None:
-        """Does the short work that waits; called on the thread, between two steps."""
+        """Does the short work that waits; called on the thread, between two steps. It is no part of the step before."""
+        if self._short:
+            turns.rest()
         while self._short:
             future, job = self._short.popleft()
             if not future.set_running_or_notify_cancel():

@@ -24,6 +24,7 @@ from services.executor.training.outbox import Outbox
 from services.executor.training.refusals import typed
 from services.executor.training.sending import parcels
 from services.executor.training.worker import Surroundings
+from services.runtime.roomy import send_when_room
 from services.securesum import RoundPlan
 
 ALIVE_S = 1.0
@@ -131,7 +132,8 @@ class Uplink:
         try:
             tell = partial(self._files.tell, order.round_index)
             around = self._around
-            if not await Delivery(self._run, head, file, tell, around.reach, around.log).bring():
+            delivery = Delivery(self._run, order.work.spec.slice, head, file, tell, around.reach, around.log)
+            if not await delivery.bring():
                 self._stream(order, file)
         except OSError as error:
             # Its file is gone or cannot be read: whoever orders again has it made again.
@@ -186,7 +188,7 @@ class Uplink:
             answer.held.spans = held
         else:
             return
-        await session.send(wire_pb2.TransferInfo(training=answer))
+        await send_when_room(session, wire_pb2.TransferInfo(training=answer, slice=order.work.spec.slice))
 
     async def _resume(self, order: Assignment) -> None:
         """There is more of what an order waits for."""

@@ -20,6 +20,7 @@ from services.executor.training.secrets import RunSecrets
 from services.executor.training.terms import hides_records
 from services.executor.training.thread import TrainingThread
 from services.runtime.logs import EventLog
+from services.training.turns import Turns, by_turns
 
 if TYPE_CHECKING:
     from services.executor.training.bench import Bench
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Reach = Callable[[str, str], Awaitable[Session]]
 """Opens a session with the node of a name; host:port says where it was, for where nobody here knows better."""
+
+
+TurnsOf = Callable[[str, Callable[[], bool]], Turns]
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,8 @@ class Surroundings:
     """Runs that it must not join again."""
     reach: Reach
     """How another node is reached."""
+    turns: TurnsOf
+    """Turns of the training thread, in the slice of that name and until it is said that nobody wants the work."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +132,17 @@ class Worker:
         return Found(len(shop.shard), shop.values, shop.layout.digest, digest(shop.initial()))
 
     def _do(
+        self,
+        kind: int,
+        round_index: int,
+        work: training_pb2.TrainingWork,
+        stopped: Callable[[], bool],
+        reports: Reports,
+    ) -> None:
+        with by_turns(self._around.turns(work.spec.slice, stopped)):
+            self._in_turn(kind, round_index, work, stopped, reports)
+
+    def _in_turn(
         self,
         kind: int,
         round_index: int,

@@ -57,6 +57,8 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
         self.refusals: list[training_pb2.TrainingRefusal] = []
         self.orders: list[tuple[int, int]] = []
         self.stored: list[int] = []
+        self.slices: set[str] = set()
+        """Those of all that it was sent."""
         self.sessions = 0
         self.ended = 0
         self.body = b""
@@ -133,6 +135,7 @@ class Puppet(executor_pb2_grpc.ExecutorServiceServicer):
     async def _take(self, session: Session, received: Received) -> None:
         info = received.info.training
         what = info.WhichOneof("what")
+        self.slices.add(received.info.slice)
         if what == "order":
             self.orders.append((info.order.kind, info.round))
             await self._order(session, info, bytes(received.data))

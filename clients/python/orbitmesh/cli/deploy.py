@@ -28,7 +28,8 @@ def register(subparsers: Subparsers) -> None:
         summary="pack a model where needed, cut it, place it, load it and verify it",
         examples="""orbitmesh deploy models/pydoc --name demo --stages 3
         orbitmesh deploy Qwen/Qwen3-0.6B --objective throughput
-        orbitmesh deploy ./pack --name demo --nodes sat-1,sat-2 --codec bf16""",
+        orbitmesh deploy ./pack --name demo --nodes sat-1,sat-2 --codec bf16
+        orbitmesh deploy ./pack --name demo --slice bulk""",
     )
     _add_model_options(parser)
     parser.add_argument("--name", help="what to call the deployment; left out: the model's name")
@@ -41,6 +42,9 @@ def register(subparsers: Subparsers) -> None:
         choices=(0, 1),
         default=0,
         help="1 loads each stage on a second node too, which takes over at once where the first is lost",
+    )
+    parser.add_argument(
+        "--slice", metavar="NAME", help="the slice that its files go to the nodes in (see `orbitmesh slices`)"
     )
     add_connection_options(parser)
     parser = add_command(
@@ -73,6 +77,7 @@ def run_deploy(arguments: argparse.Namespace) -> int:
             name=arguments.name,
             codec=arguments.codec,
             standbys=arguments.standbys,
+            slice=arguments.slice,
             on_progress=on_progress,
             **_model_options(arguments),
         )

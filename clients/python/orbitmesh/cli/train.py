@@ -53,7 +53,8 @@ def _register_start(commands: Subparsers) -> None:
         orbitmesh train start mnist5k --name planes --rounds 20 --secure-sums --group sat-1,sat-2 --group sat-3,sat-4
         orbitmesh train start mnist5k --name hidden --rounds 20 --secure-sums --privacy record --epsilon 2 --steps 1 \
 --lr 3.33 --clip 0.3 --strategy fedadam:server_lr=0.02,tau=0.0001
-        orbitmesh train start pydoc-small --rounds 10 --strategy diloco --steps 50 --optimiser adamw --lr 0.001""",
+        orbitmesh train start pydoc-small --rounds 10 --strategy diloco --steps 50 --optimiser adamw --lr 0.001
+        orbitmesh train start digits --rounds 20 --slice bulk""",
     )
     start.add_argument(
         "task",
@@ -83,6 +84,9 @@ def _register_start(commands: Subparsers) -> None:
     start.add_argument("--cohort", type=int, default=0, metavar="N", help="nodes that a round asks; 0 is all")
     start.add_argument(
         "--patience", type=float, default=0.0, metavar="S", help="seconds of contact that a silent node is waited for"
+    )
+    start.add_argument(
+        "--slice", metavar="NAME", help="the slice that it trains and sends in (see `orbitmesh slices`)"
     )
     start.add_argument("--no-evaluate", action="store_true", help="do not measure the weights after every round")
     start.add_argument("--watch", action="store_true", help="watch it until it ends; Ctrl-C ends the watching alone")
@@ -277,6 +281,7 @@ def run_start(arguments: argparse.Namespace) -> int:
             cohort=arguments.cohort,
             patience_s=arguments.patience,
             evaluate=not arguments.no_evaluate,
+            slice=arguments.slice,
             timeout=_timeout(arguments),
         )
         status = training.status(timeout=_timeout(arguments))

@@ -31,6 +31,7 @@ def say_run(output: Output, run: TrainingStatus) -> None:
                 f"{run.name}: {spec.task} on {len(spec.nodes)} nodes, {spec.rounds} rounds of {spec.strategy}",
                 f"contributions as {spec.compression}",
                 *hidden,
+                *([f"in slice {spec.slice}"] if spec.slice else []),
             ]
         )
     )
@@ -43,7 +44,10 @@ def _groups(sums: SecureSums) -> str:
 
 def runs_table(runs: Iterable[TrainingStatus]) -> Table:
     """One row for each run."""
-    table = _table("run", "task", "state", "rounds", "nodes", "strategy", "compression", "epsilon", "why")
+    runs = list(runs)
+    sliced = any(run.spec.slice for run in runs)
+    columns = ["run", "task", "state", "rounds", "nodes", "strategy", "compression", "epsilon"]
+    table = _table(*columns, *(["slice"] if sliced else []), "why")
     for run in runs:
         spec = run.spec
         table.add_row(
@@ -55,6 +59,7 @@ def runs_table(runs: Iterable[TrainingStatus]) -> Table:
             spec.strategy,
             spec.compression + (", secure sums" if spec.secure_sums else ""),
             f"{spent(run.epsilon)} of {spec.privacy.epsilon:g}" if spec.privacy else "-",
+            *([spec.slice or "-"] if sliced else []),
             run.why if len(run.why) <= WHY_CHARS else run.why[: WHY_CHARS - 1] + "…",
         )
     return table

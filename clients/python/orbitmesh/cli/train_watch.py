@@ -160,6 +160,7 @@ class _Redrawn:
             del self._rounds[index]
         known = dataclasses.replace(run, rounds=tuple(self._rounds[index] for index in sorted(self._rounds)))
         head = f"{run.name}: {run.state}, {run.rounds_done} of {run.spec.rounds} rounds"
+        head += f", in slice {run.spec.slice}" if run.spec.slice else ""
         if run.spec.privacy is not None:
             head += f", epsilon {spent(run.epsilon)} of {run.spec.privacy.epsilon:g} spent"
         parts: list[RenderableType] = [Text(head), nodes_table(run, max(1, room - rounds))]

@@ -37,7 +37,7 @@ FEED_MODE_JOURNAL: FeedMode
 FEED_MODE_CACHE: FeedMode
 
 class LoadStageRequest(_message.Message):
-    __slots__ = ("request_id", "deployment", "manifest", "signature", "layer_start", "layer_stop", "stage_index", "pipeline", "source", "kv_tokens", "codec")
+    __slots__ = ("request_id", "deployment", "manifest", "signature", "layer_start", "layer_stop", "stage_index", "pipeline", "source", "kv_tokens", "codec", "slice")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -49,6 +49,7 @@ class LoadStageRequest(_message.Message):
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     KV_TOKENS_FIELD_NUMBER: _ClassVar[int]
     CODEC_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     deployment: str
     manifest: bytes
@@ -60,7 +61,8 @@ class LoadStageRequest(_message.Message):
     source: PeerAddress
     kv_tokens: int
     codec: _wire_pb2.Codec
-    def __init__(self, request_id: _Optional[str] = ..., deployment: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., layer_start: _Optional[int] = ..., layer_stop: _Optional[int] = ..., stage_index: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., source: _Optional[_Union[PeerAddress, _Mapping]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ...) -> None: ...
+    slice: str
+    def __init__(self, request_id: _Optional[str] = ..., deployment: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., layer_start: _Optional[int] = ..., layer_stop: _Optional[int] = ..., stage_index: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., source: _Optional[_Union[PeerAddress, _Mapping]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ..., slice: _Optional[str] = ...) -> None: ...
 
 class PeerAddress(_message.Message):
     __slots__ = ("role", "name", "address", "via")

@@ -315,7 +315,7 @@ class CutCost(_message.Message):
     def __init__(self, layer: _Optional[int] = ..., objective_s: _Optional[float] = ...) -> None: ...
 
 class CreateDeploymentRequest(_message.Message):
-    __slots__ = ("request_id", "name", "manifest", "signature", "source", "objective", "stages", "nodes", "kv_tokens", "codec", "standbys", "work_s", "work_tokens")
+    __slots__ = ("request_id", "name", "manifest", "signature", "source", "objective", "stages", "nodes", "kv_tokens", "codec", "standbys", "work_s", "work_tokens", "slice")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
@@ -329,6 +329,7 @@ class CreateDeploymentRequest(_message.Message):
     STANDBYS_FIELD_NUMBER: _ClassVar[int]
     WORK_S_FIELD_NUMBER: _ClassVar[int]
     WORK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     name: str
     manifest: bytes
@@ -342,7 +343,8 @@ class CreateDeploymentRequest(_message.Message):
     standbys: int
     work_s: float
     work_tokens: int
-    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., source: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ..., standbys: _Optional[int] = ..., work_s: _Optional[float] = ..., work_tokens: _Optional[int] = ...) -> None: ...
+    slice: str
+    def __init__(self, request_id: _Optional[str] = ..., name: _Optional[str] = ..., manifest: _Optional[bytes] = ..., signature: _Optional[bytes] = ..., source: _Optional[_Union[_executor_pb2.PeerAddress, _Mapping]] = ..., objective: _Optional[_Union[Objective, str]] = ..., stages: _Optional[int] = ..., nodes: _Optional[_Iterable[str]] = ..., kv_tokens: _Optional[int] = ..., codec: _Optional[_Union[_wire_pb2.Codec, str]] = ..., standbys: _Optional[int] = ..., work_s: _Optional[float] = ..., work_tokens: _Optional[int] = ..., slice: _Optional[str] = ...) -> None: ...
 
 class CreateDeploymentResponse(_message.Message):
     __slots__ = ("deployment", "progress")

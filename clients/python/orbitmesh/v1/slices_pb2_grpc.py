@@ -83,6 +83,11 @@ class SlicesServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_slices__pb2.AdmitRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_slices__pb2.AdmitResponse.FromString,
                 _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/orbitmesh.v1.SlicesService/Renew',
+                request_serializer=orbitmesh_dot_v1_dot_slices__pb2.RenewRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_slices__pb2.RenewResponse.FromString,
+                _registered_method=True)
         self.Withdraw = channel.unary_unary(
                 '/orbitmesh.v1.SlicesService/Withdraw',
                 request_serializer=orbitmesh_dot_v1_dot_slices__pb2.WithdrawRequest.SerializeToString,
@@ -170,6 +175,13 @@ class SlicesServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Renew(self, request, context):
+        """Keeps work that was admitted for longer; what has ended meanwhile is to be admitted anew.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Withdraw(self, request, context):
         """Gives back what was admitted; unknown and repeated ones change nothing.
         """
@@ -238,6 +250,11 @@ def add_SlicesServiceServicer_to_server(servicer, server):
                     servicer.Admit,
                     request_deserializer=orbitmesh_dot_v1_dot_slices__pb2.AdmitRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_slices__pb2.AdmitResponse.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=orbitmesh_dot_v1_dot_slices__pb2.RenewRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_slices__pb2.RenewResponse.SerializeToString,
             ),
             'Withdraw': grpc.unary_unary_rpc_method_handler(
                     servicer.Withdraw,
@@ -502,6 +519,33 @@ class SlicesService:
             '/orbitmesh.v1.SlicesService/Admit',
             orbitmesh_dot_v1_dot_slices__pb2.AdmitRequest.SerializeToString,
             orbitmesh_dot_v1_dot_slices__pb2.AdmitResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.SlicesService/Renew',
+            orbitmesh_dot_v1_dot_slices__pb2.RenewRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_slices__pb2.RenewResponse.FromString,
             options,
             channel_credentials,
             insecure,

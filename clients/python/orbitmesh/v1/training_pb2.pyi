@@ -49,7 +49,7 @@ SUMS_KIND_OFFERS: SumsKind
 SUMS_KIND_UNMASK: SumsKind
 
 class TrainingSpec(_message.Message):
-    __slots__ = ("task", "rounds", "seed", "alpha", "strategy", "strategy_options", "local", "compression", "secure_sums", "privacy", "nodes", "quorum", "patience_s", "cohort", "evaluate")
+    __slots__ = ("task", "rounds", "seed", "alpha", "strategy", "strategy_options", "local", "compression", "secure_sums", "privacy", "nodes", "quorum", "patience_s", "cohort", "evaluate", "slice")
     class StrategyOptionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -72,6 +72,7 @@ class TrainingSpec(_message.Message):
     PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
     COHORT_FIELD_NUMBER: _ClassVar[int]
     EVALUATE_FIELD_NUMBER: _ClassVar[int]
+    SLICE_FIELD_NUMBER: _ClassVar[int]
     task: str
     rounds: int
     seed: int
@@ -87,7 +88,8 @@ class TrainingSpec(_message.Message):
     patience_s: float
     cohort: int
     evaluate: bool
-    def __init__(self, task: _Optional[str] = ..., rounds: _Optional[int] = ..., seed: _Optional[int] = ..., alpha: _Optional[float] = ..., strategy: _Optional[str] = ..., strategy_options: _Optional[_Mapping[str, float]] = ..., local: _Optional[_Union[LocalTraining, _Mapping]] = ..., compression: _Optional[str] = ..., secure_sums: _Optional[_Union[SecureSums, _Mapping]] = ..., privacy: _Optional[_Union[Privacy, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., quorum: _Optional[int] = ..., patience_s: _Optional[float] = ..., cohort: _Optional[int] = ..., evaluate: _Optional[bool] = ...) -> None: ...
+    slice: str
+    def __init__(self, task: _Optional[str] = ..., rounds: _Optional[int] = ..., seed: _Optional[int] = ..., alpha: _Optional[float] = ..., strategy: _Optional[str] = ..., strategy_options: _Optional[_Mapping[str, float]] = ..., local: _Optional[_Union[LocalTraining, _Mapping]] = ..., compression: _Optional[str] = ..., secure_sums: _Optional[_Union[SecureSums, _Mapping]] = ..., privacy: _Optional[_Union[Privacy, _Mapping]] = ..., nodes: _Optional[_Iterable[str]] = ..., quorum: _Optional[int] = ..., patience_s: _Optional[float] = ..., cohort: _Optional[int] = ..., evaluate: _Optional[bool] = ..., slice: _Optional[str] = ...) -> None: ...
 
 class LocalTraining(_message.Message):
     __slots__ = ("epochs", "steps", "batch_size", "optimiser", "lr", "momentum", "weight_decay", "gradient_norm", "dtype", "keep_optimiser")
