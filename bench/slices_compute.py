@@ -38,6 +38,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import grpc.aio
+
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "clients" / "python")]
 
@@ -127,9 +129,17 @@ class Client:
         """No slices any more."""
         state = await self._slices.ListSlices(slices_pb2.ListSlicesRequest(), timeout=CALL_S)
         for each in state.slices:
-            await self._slices.Release(
-                slices_pb2.ReleaseRequest(name=each.name, etag=each.etag, request_id=self._id()), timeout=CALL_S
-            )
+            release = slices_pb2.ReleaseRequest(name=each.name, etag=each.etag, request_id=self._id())
+            give_up = time.monotonic() + CALL_S
+            while True:
+                try:
+                    await self._slices.Release(release, timeout=CALL_S)
+                    break
+                except grpc.aio.AioRpcError as error:
+                    # The gateway gives back the places of generations that were given up a moment ago.
+                    if error.code() is not grpc.StatusCode.FAILED_PRECONDITION or time.monotonic() > give_up:
+                        raise
+                    await asyncio.sleep(0.2)
 
 
 @asynccontextmanager
