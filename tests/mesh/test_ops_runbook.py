@@ -119,7 +119,10 @@ def test_every_line_prints_what_the_page_says(mesh: Mesh, models: Models, path: 
         [transfers] = documents(run(mesh, path, "transfers"))
         peers = {each["peer"]: each for each in transfers["sessions"]}
         assert transfers["process"] == "executor/sat-1"
-        assert peers["gateway/gateway"]["attached"] and int(peers["executor/sat-2"].get("sentBytes", 0)) > 0
+        assert peers["gateway/gateway"]["attached"]
+        # Which of the two sends work and which tokens is the planner's choice; what is received is counted as well.
+        carried = peers["executor/sat-2"]
+        assert int(carried.get("sentBytes", 0)) + int(carried.get("receivedBytes", 0)) > 0
     [process] = documents(run(mesh, path, "process"))
     assert process["process"] == "scheduler/scheduler" and process["logLevel"] == "info"
     assert int(process["memoryBytes"]) > 1 << 20 and process["cpuS"] > 0 and "certificateUntil" in process

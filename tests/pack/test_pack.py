@@ -343,8 +343,12 @@ def test_a_hub_out_of_reach_names_the_cure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["nowhere", "/no/such/place", "../x", Path("owner/model")], ids=str)
-def test_a_source_that_is_nothing_is_an_unknown_model(source: str | Path, tmp_path: Path) -> None:
+def test_a_source_that_is_nothing_is_an_unknown_model(
+    source: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither a directory nor of the form of a hub id: no network is asked."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(UnknownModelError, match="neither a directory nor a hub id"):
         build_pack(source, tmp_path / "pack", hub_endpoint="http://127.0.0.1:9")
 

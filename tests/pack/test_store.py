@@ -88,7 +88,7 @@ async def test_a_node_that_died_behind_the_last_byte_of_a_file_does_not_ask_for_
     async def nobody() -> Session:
         raise AssertionError("the source was asked")
 
-    assert [here async for here in files.fetch(manifest, (name,), nobody)] == [len(data)]
+    assert [here async for here in files.fetch(manifest, (name,), nobody, "")] == [len(data)]
 
 
 @pytest.mark.parametrize("offset", [0, 99, 101])
