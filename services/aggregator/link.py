@@ -270,6 +270,8 @@ class NodeLink:
         """Takes what answers the order of the assignment."""
         what = info.WhichOneof("what")
         if what == "joined":
+            if assignment.kind != training_pb2.TRAINING_KIND_JOIN:
+                return  # it was asked twice, across a cancel for instance: what it does by now goes on
             self.state = _IDLE
             self._events.joined(self.node, info.joined)
         elif what == "have":
