@@ -40,9 +40,9 @@ def breakdown(record: GenerationRecord) -> gateway_pb2.Breakdown:
         total_s=total * NS,
         new_tokens=len(arrived),
         slice=record.slice,
+        error_reason=record.error_reason,
+        error=record.error,
     )
-    if record.error is not None:
-        message.error_reason, message.error = record.error.reason, record.error.message
     message.started_at.FromNanoseconds(record.began_at_ns)
     for name, reading in record.clocks.items():
         message.clock_offsets.add(node=name, offset_ns=reading.offset_ns, uncertainty_ns=reading.round_trip_ns // 2)

@@ -230,7 +230,8 @@ class Generations:
             self._traces.refused(
                 GenerationRecord(
                     entry.trace_id, entry.request.deployment, [], len(entry.prompt), began_ns, time.time_ns(),
-                    ended_ns=time.monotonic_ns(), slice=entry.request.slice, error=error,
+                    ended_ns=time.monotonic_ns(), slice=entry.request.slice,
+                    error_reason=error.reason, error=error.message,
                 )
             )  # fmt: skip
             raise

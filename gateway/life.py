@@ -267,7 +267,7 @@ class Life:
             if self.entry.request.slice and not self._left:
                 self._giving_back = self._parts.tasks.create_task(self._parts.admissions.give_back(self.entry))
             if isinstance(self._error, MeshError):
-                self._record.error = self._error
+                self._record.error_reason, self._record.error = self._error.reason, self._error.message
                 self._error.trace_id = self._error.trace_id or self.entry.trace_id
             self.over = True
             self._ended()

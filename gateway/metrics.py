@@ -34,13 +34,13 @@ class GenerationMetrics:
         """A generation has ended, well or not, or was refused."""
         labels = {"deployment": record.deployment, "slice": record.slice}
         trace = exemplar_of(record.trace_id)
-        outcome = record.error.reason if record.error is not None else wire_pb2.FinishReason.Name(record.finish)
-        self._ended.add(1, {**labels, "outcome": outcome}, context=trace)  # type: ignore[arg-type]
+        outcome = record.error_reason or wire_pb2.FinishReason.Name(record.finish)
+        self._ended.add(1, {**labels, "outcome": outcome}, context=trace)
         arrived = record.arrived_ns
         if arrived and not record.taken_up_tokens:
-            self._first.record((arrived[0] - record.began_ns) / 1e9, labels, context=trace)  # type: ignore[arg-type]
+            self._first.record((arrived[0] - record.began_ns) / 1e9, labels, context=trace)
         for earlier, later in pairwise(arrived):
-            self._token.record((later - earlier) / 1e9, labels, context=trace)  # type: ignore[arg-type]
+            self._token.record((later - earlier) / 1e9, labels, context=trace)
 
     def _tokens(self) -> Iterable[tuple[float, Labels]]:
         found = self._generations.tokens

@@ -20,18 +20,6 @@ from services.runtime.caller import time_left_s
 from services.runtime.ops import ProcessOps, level_of
 from services.runtime.server import ServiceHost
 
-_NODE_STATES = {
-    scheduler_pb2.NODE_STATE_UP: "up",
-    scheduler_pb2.NODE_STATE_DRAINING: "draining",
-    scheduler_pb2.NODE_STATE_LOST: "lost",
-}
-_DEPLOYMENT_STATES = {
-    scheduler_pb2.DEPLOYMENT_STATE_LOADING: "loading",
-    scheduler_pb2.DEPLOYMENT_STATE_READY: "ready",
-    scheduler_pb2.DEPLOYMENT_STATE_FAILED: "failed",
-    scheduler_pb2.DEPLOYMENT_STATE_DEGRADED: "degraded",
-}
-
 
 class GatewayOps(ProcessOps):
     """Answers `OpsService` for a gateway.
@@ -167,7 +155,7 @@ def _node(
     return ops_pb2.TopologyNode(
         name=message.name,
         kind=measures.kind,
-        state=_NODE_STATES.get(message.state, "unknown"),
+        state=_word(scheduler_pb2.NodeState, message.state, "NODE_STATE_"),
         address=measures.address,
         cores=measures.cpu or float(measures.cores),
         load=measures.load,
@@ -226,8 +214,13 @@ def _links(message: scheduler_pb2.Node) -> list[ops_pb2.TopologyLink]:
 def _deployment(held: scheduler_pb2.Deployment) -> ops_pb2.TopologyDeployment:
     return ops_pb2.TopologyDeployment(
         name=held.name,
-        state=_DEPLOYMENT_STATES.get(held.state, "unknown"),
+        state=_word(scheduler_pb2.DeploymentState, held.state, "DEPLOYMENT_STATE_"),
         pipeline=[each.name for each in held.pipeline],
         standbys={each.stage_index: each.node.name for each in held.standbys if each.ready},
         failure=held.failure,
     )
+
+
+def _word(kind: Any, value: int, prefix: str) -> str:
+    """The name of a state in lower case; a scheduler that is newer may know more of them."""
+    return str(kind.Name(value)).removeprefix(prefix).lower() if value in kind.values() else "unknown"

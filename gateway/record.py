@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from orbitmesh.errors import MeshError
 from orbitmesh.trace.breakdown import HAND_OVER, RECOVER, WAITING_FOR_CONTACT
 from orbitmesh.v1 import executor_pb2
 
@@ -94,8 +93,11 @@ class GenerationRecord:
     """Tokens produced before this record begins, where another gateway process began the generation."""
     slice: str = ""
     """The slice that it named; empty for none."""
-    error: MeshError | None = None
-    """Why it ended before its last token, or was refused."""
+    error_reason: str = ""
+    """Why it ended before its last token, or was refused: a reason of the error table; empty where it was not. Not the
+    error itself, which would keep its frames, and the prompt with them."""
+    error: str = ""
+    """The same for people."""
 
     @property
     def nodes(self) -> tuple[str, ...]:

@@ -59,7 +59,7 @@ def spans(record: GenerationRecord, breakdown: gateway_pb2.Breakdown, gateway: s
             "orbitmesh.deployment": record.deployment,
             "orbitmesh.attributed": breakdown.attributed,
             **({"orbitmesh.slice": record.slice} if record.slice else {}),
-            **({"error.type": record.error.reason} if record.error is not None else {}),
+            **({"error.type": record.error_reason} if record.error_reason else {}),
             "orbitmesh.spans_left_out": max(0, len(children) - SPANS_MAX),
             "gen_ai.operation.name": "text_completion",
             "gen_ai.request.model": record.deployment,

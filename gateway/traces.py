@@ -41,7 +41,7 @@ class Traces:
         self._export(record)
 
     def refused(self, record: GenerationRecord) -> None:
-        """Remembers a generation that was not let in; its `error` says why."""
+        """Remembers a generation that was not let in; its `error_reason` says why."""
         _keep(self._refused, record, REFUSALS_KEPT)
         self._export(record)
 

@@ -1,8 +1,8 @@
 """What a service counts and measures of itself, for a collector that is sent it (OTLP) or a Prometheus that fetches it.
 
 Names begin with `orbitmesh.`; units are seconds, bytes and plain numbers. What only exists now (load, open generations)
-is read when somebody asks, on the event loop, so that it is never half changed. Without anybody to tell nothing is
-counted, and it costs nothing.
+is read when somebody asks, on the event loop, so that it is never half changed. Without anybody to tell
+nothing is measured for it beyond what is counted anyway.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass
 from importlib.metadata import version
 
+from opentelemetry.context import Context
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, NoOpMeterProvider, Observation
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
@@ -117,7 +118,7 @@ class Metrics:
         return observe
 
 
-def exemplar_of(trace_id: str) -> object:
+def exemplar_of(trace_id: str) -> Context:
     """The context in which a figure points at a trace; `context` of `add` and `record`.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orbitmesh.contacts import MeshClock
 from orbitmesh.errors import NodeLostError
 from orbitmesh.v1 import scheduler_pb2
 from services.scheduler.book import Held, hand_over_of
@@ -13,7 +14,7 @@ SETTLE_S = 1.0
 """For how long a node must have wanted no new work, in seconds: where a whole mesh is stopped, all say so at once, and
 there is nobody to move to."""
 MOVE_S = 60.0
-"""After so long the successor takes the place also where a gateway has not moved its generations, in mesh seconds."""
+"""After so long the successor takes the place also where a gateway has not moved its generations, in real seconds."""
 
 
 class Draining:
@@ -34,14 +35,14 @@ class Draining:
         self._since_s = {name: self._since_s.get(name, now_s) for name in wanting}
         return frozenset(name for name, since_s in self._since_s.items() if now_s - since_s >= SETTLE_S)
 
-    def move(self, held: Held, index: int, now_s: float, mesh_now_s: float) -> Move:
+    def move(self, held: Held, index: int, now_s: float, clock: MeshClock) -> Move:
         """Where a stage goes from its node.
 
         Args:
             held: The deployment.
             index: The stage's place.
             now_s: The time, monotonic.
-            mesh_now_s: The mesh's time.
+            clock: The mesh's.
 
         Raises:
             NodeLostError: `NO_SPARE_NODE`, no other node can take it now.
@@ -56,7 +57,8 @@ class Draining:
                 metadata={"deployment": name, "stage_index": index, "node": source},
             )
         target = ranked[0].node
-        return Move(index, source, target, mesh_now_s + MOVE_S, f"{source} drains; {target} takes its stage")
+        closes_s = clock.now_s() + MOVE_S * clock.factor
+        return Move(index, source, target, closes_s, f"{source} drains; {target} takes its stage")
 
 
 def places_on(deployment: scheduler_pb2.Deployment, nodes: frozenset[str]) -> list[int]:

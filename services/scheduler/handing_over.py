@@ -147,7 +147,7 @@ class HandingOver:
 
     async def _drain(self, name: str, index: int) -> None:
         """Moves a stage from a node that wants no new work."""
-        move = self._draining.move(self._book.get(name), index, time.monotonic(), self._sky.clock.now_s())
+        move = self._draining.move(self._book.get(name), index, time.monotonic(), self._sky.clock)
         await self._move(name, move)
 
     async def _move(self, name: str, move: Move) -> None:

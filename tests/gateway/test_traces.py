@@ -6,15 +6,16 @@ import pytest
 
 from gateway.record import GenerationRecord
 from gateway.traces import REFUSALS_KEPT, Traces
-from orbitmesh.errors import CapacityError, InvalidInputError
+from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import TRACES_KEPT
 
 
 def record(number: int, *, refused: bool = False) -> GenerationRecord:
-    error = CapacityError("the slice is full", reason="SLICE_FULL") if refused else None
+    reason, error = ("SLICE_FULL", "the slice is full") if refused else ("", "")
     return GenerationRecord(
-        f"{number:032x}", "demo", [], 4, began_ns=1_000, began_at_ns=1, ended_ns=3_000, slice="cam", error=error
-    )
+        f"{number:032x}", "demo", [], 4, began_ns=1_000, began_at_ns=1, ended_ns=3_000, slice="cam",
+        error_reason=reason, error=error,
+    )  # fmt: skip
 
 
 def test_a_flood_of_refusals_takes_no_place_from_generations_that_ran() -> None:
