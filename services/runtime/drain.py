@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 
 from orbitmesh.errors import CapacityError, TransportError
 
@@ -18,6 +19,7 @@ class InFlight:
     def __init__(self, limit: int = CALLS_IN_FLIGHT) -> None:
         self._limit = limit
         self._count = 0
+        self._finishing: set[str] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = asyncio.Event()
@@ -28,14 +30,22 @@ class InFlight:
         """How many calls are being answered."""
         return self._count
 
-    def enter(self) -> None:
+    def finish_by(self, methods: Iterable[str]) -> None:
+        """Name methods, `/package.Service/Method`, that bring work that is under way to its end: they are taken in also
+        while draining."""
+        self._finishing.update(methods)
+
+    def enter(self, method: str = "") -> None:
         """Take in one call; `leave` must follow.
+
+        Args:
+            method: Its full name, `/package.Service/Method`.
 
         Raises:
             TransportError: DRAINING: the service stops.
             CapacityError: As many calls as it may answer are under way.
         """
-        if self.draining.is_set():
+        if self.draining.is_set() and method not in self._finishing:
             raise TransportError(
                 "this service is stopping and takes no new calls; try again, or another instance",
                 reason="DRAINING",

@@ -81,7 +81,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             outcome, began_s = "cancelled", time.monotonic()
             try:
                 caller = self._admit(method, context, needs_deadline)
-                with _counted(None if admin else self._in_flight):
+                with _counted(None if admin else self._in_flight, method):
                     answer = await run(request, context)
                 outcome = "ok"
                 return answer
@@ -134,11 +134,11 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 @contextmanager
-def _counted(in_flight: InFlight | None) -> Iterator[None]:
+def _counted(in_flight: InFlight | None, method: str) -> Iterator[None]:
     if in_flight is None:
         yield
         return
-    in_flight.enter()
+    in_flight.enter(method)
     try:
         yield
     finally:

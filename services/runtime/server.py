@@ -101,6 +101,7 @@ class ServiceHost:
         self._served = self._source.current()
         self._services: list[str] = []
         self._hooks: list[DrainHook] = []
+        self._leave_hooks: list[DrainHook] = []
         self._own: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
         self._stop = asyncio.Event()
         self._stopped = False
@@ -157,8 +158,12 @@ class ServiceHost:
         """
         self._own.setdefault(service, {})[method] = handler
 
+    def on_leave(self, hook: DrainHook) -> None:
+        """Run `hook` when draining begins, while calls are still taken in: it gives away what this process has."""
+        self._leave_hooks.append(hook)
+
     def on_drain(self, hook: DrainHook) -> None:
-        """Run `hook` when draining begins, before the calls under way are waited for."""
+        """Run `hook` when no new calls are taken in any more, before those under way are waited for."""
         self._hooks.append(hook)
 
     async def start(self) -> int:
@@ -225,7 +230,8 @@ class ServiceHost:
                 loop.remove_signal_handler(each)
 
     async def drain(self, grace_s: float = DRAIN_GRACE_S) -> None:
-        """Stop in order: say NOT_SERVING, take no new calls, let those under way end, close. Idempotent.
+        """Stop in order: say NOT_SERVING, give away what can be, take no new calls, let those under way end, close.
+        Idempotent.
 
         Args:
             grace_s: How long the hooks and the calls under way may take together, in seconds.
@@ -233,19 +239,25 @@ class ServiceHost:
         if self._stopped:
             return
         deadline = asyncio.get_running_loop().time() + grace_s
-        self.in_flight.draining.set()
         await self._health.enter_graceful_shutdown()
         self.log.info("draining", calls_in_flight=self.in_flight.count, grace_s=grace_s)
-        for hook in self._hooks:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await hook()
-            except Exception as error:
-                self.log.error("drain_hook_failed", error=error)
+        await self._run(self._leave_hooks, deadline)
+        self.in_flight.draining.set()
+        await self._run(self._hooks, deadline)
         idle = await self.in_flight.wait_idle(max(0.0, deadline - asyncio.get_running_loop().time()))
         if not idle:
             self.log.warning("drain_grace_spent", calls_in_flight=self.in_flight.count)
         await self._close()
+
+    async def _run(self, hooks: Sequence[DrainHook], deadline: float) -> None:
+        for hook in hooks:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await hook()
+            except TimeoutError:
+                self.log.warning("drain_grace_spent", hook=getattr(hook, "__qualname__", "hook"))
+            except Exception as error:
+                self.log.error("drain_hook_failed", error=error)
 
     async def _close(self) -> None:
         self._stopped = True

@@ -95,6 +95,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             answer = scheduler_pb2.HeartbeatResponse(peers=self._registry.peers_of(name, now_s))
             answer.lease.FromNanoseconds(int(self._registry.lease_s * 1e9))
             answer.interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
+            if measures.draining:
+                answer.places_to_move = self._deployments.places_to_move(name, now_s)
             yield answer
         self._registry.leave(name, stream)
         self._log.info("node_left", node=name)

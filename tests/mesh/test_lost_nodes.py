@@ -122,7 +122,7 @@ def test_nodes_that_stay_away_end_their_generations_at_the_deadline(fragile: Mes
         assert doomed.said == endless(model, model.prompt(4), len(doomed.said))
         until(lambda: fragile.deployment("gone").state == "degraded", "the scheduler has noticed", 60)
         with pytest.raises(NodeLostError, match="-1"):
-            tokens_of(fragile, "gone", model.prompt(4), 4, timeout=30)
+            tokens_of(fragile, "gone", model.prompt(4), 4, timeout=6)
         for node in NODES:
             fragile.local.restart(node)
         until(lambda: fragile.deployment("gone").state == "ready", "it serves again", 60)

@@ -43,6 +43,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._resuming import RESUME_S
 from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
@@ -134,8 +135,9 @@ _INIT = {
         *,
         timeout: float = CONTROL_DEADLINE_S,
         open_timeout: float | None = None,
+        patience: float = RESUME_S,
     ) -> None:
-        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout)
+        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout, patience=patience)
         self._loop = LoopThread()
 
     def _local_handle(self) -> Local:
@@ -144,8 +146,10 @@ _INIT = {
 }
 # What is not "hand it to the core and wait".
 _BODIES = {
-    ("AsyncMesh", "connect"): """        core = AsyncMesh.connect(address, identity=identity, timeout=timeout)
-        return cls(core._target, timeout=timeout)
+    ("AsyncMesh", "connect"): """        core = AsyncMesh.connect(
+            address, identity=identity, timeout=timeout, patience=patience
+        )
+        return cls(core._target, timeout=timeout, patience=patience)
 """,
     ("AsyncMesh", "generate"): """        core = self._loop.run(lambda: {call})
         return Generation(core, self._loop)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._resuming import RESUME_S
 from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
@@ -120,12 +121,14 @@ class Local:
         """
         self._loop.run(lambda: self._core.kill(node))
 
-    def restart(self, node: str) -> None:
+    def restart(self, node: str, *, gracefully: bool = False) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
         it keeps on disk. The services that run once come back at the address they had.
 
         Args:
             node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
+            gracefully: End it with SIGTERM, as an upgrade would: it gives away or ends what it has under way, for up
+                to its grace of 25 s.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -134,7 +137,7 @@ class Local:
         Example:
             >>> mesh.local.restart("sat-2")
         """
-        self._loop.run(lambda: self._core.restart(node))
+        self._loop.run(lambda: self._core.restart(node, gracefully=gracefully))
 
     def cut(self, a: str, b: str, *, both_ways: bool = True) -> None:
         """Cuts the link between two nodes: what is under way is lost and nothing passes until `restore`.
@@ -696,31 +699,43 @@ class Mesh:
         *,
         timeout: float = CONTROL_DEADLINE_S,
         open_timeout: float | None = None,
+        patience: float = RESUME_S,
     ) -> None:
-        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout)
+        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout, patience=patience)
         self._loop = LoopThread()
 
     def _local_handle(self) -> Local:
         return Local(self._core._local_handle(), self._loop)
 
     @classmethod
-    def connect(cls, address: str, *, identity: str | Path, timeout: float = CONTROL_DEADLINE_S) -> Mesh:
+    def connect(
+        cls,
+        address: str,
+        *,
+        identity: str | Path,
+        timeout: float = CONTROL_DEADLINE_S,
+        patience: float = RESUME_S,
+    ) -> Mesh:
         """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
 
         Args:
             address: The gateway, host:port.
             identity: The directory of an identity that `orbitmesh pki issue` made.
             timeout: How long a control call may take, in seconds.
+            patience: How long a control call that may be sent twice is asked again, within its time, while a gateway
+                that has answered before cannot be reached, in seconds; 0 makes that an error at once.
 
         Raises:
-            InvalidInputError: the address is not host:port, or the timeout not above 0.
+            InvalidInputError: the address is not host:port, the timeout not above 0, or the patience below it.
 
         Example:
             >>> with Mesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
             ...     print(mesh.status())
         """
-        core = AsyncMesh.connect(address, identity=identity, timeout=timeout)
-        return cls(core._target, timeout=timeout)
+        core = AsyncMesh.connect(
+            address, identity=identity, timeout=timeout, patience=patience
+        )
+        return cls(core._target, timeout=timeout, patience=patience)
 
     def __enter__(self) -> Mesh:
         try:
