@@ -87,7 +87,7 @@ class ProbePort:
                 metadata={"listen": self._listen},
             ) from error
         await self._server.start()
-        return port
+        return int(port)
 
     async def close(self) -> None:
         """Stop at once."""
