@@ -113,7 +113,7 @@ class ServiceHost:
         self._probe = ProbePort(probe, self._health) if probe else None
         self.metrics = Metrics(self.identity.title, telemetry)
         """What this process counts and measures; services add theirs."""
-        offer_process(self.metrics, self.in_flight)
+        offer_process(self.metrics, self.in_flight, lambda: self.identity.not_after)
         gate = Gate(
             lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed,
             metrics=self.metrics,
@@ -199,6 +199,8 @@ class ServiceHost:
             except TransportError:
                 await self.server.stop(0)
                 raise
+        if self.metrics.port:
+            self.log.info("metrics_offered", port=self.metrics.port)
         return self.port
 
     async def set_serving(self, service: str, serving: bool) -> None:
