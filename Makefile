@@ -65,11 +65,12 @@ $(BUF): package.json
 	@touch $@
 
 .PHONY: lint
-lint: $(INSTALLED) $(if $(NPM),$(BUF),)  ## ruff, mypy --strict, the protos' style and stability, fresh stubs
+lint: $(INSTALLED) $(if $(NPM),$(BUF),)  ## ruff, mypy --strict, the protos' style and stability, fresh stubs, Kubernetes manifests
 	$(BIN)/ruff check --output-format concise .
 	$(BIN)/mypy
 	$(BIN)/python protos/generate.py --check
 	$(BIN)/python -m tests.contract check
+	$(BIN)/python -m tests.kubernetes
 ifneq ($(strip $(NPM)),)
 	cd protos && ../$(BUF) lint
 	cd protos && ../$(BUF) breaking --against baseline/orbitmesh.binpb

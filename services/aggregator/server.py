@@ -54,6 +54,8 @@ class AggregatorSettings:
     none."""
     prometheus: str = ""
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
+    probe: str = ""
+    """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
 
@@ -147,7 +149,7 @@ async def run(settings: AggregatorSettings) -> None:
     """Runs an aggregator until it is asked to stop."""
     identities = IdentitySource(settings.identity)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
     channels = ChannelPool(identities, ways_table(settings.peers))
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
     with contextlib.ExitStack() as exports:

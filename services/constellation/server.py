@@ -245,7 +245,7 @@ async def run(settings: ConstellationSettings) -> None:
     scenario = load_scenario(settings.scenario)
     sky = Sky(scenario, clock_of(settings, scenario), settings.hours)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(IdentitySource(settings.identity), listen=settings.listen, telemetry=told)
+    host = ServiceHost(IdentitySource(settings.identity), listen=settings.listen, telemetry=told, probe=settings.probe)
     await sky.renew()
     host.add(
         SERVICE,

@@ -39,6 +39,8 @@ class ConstellationSettings:
     """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
     prometheus: str = ""
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
+    probe: str = ""
+    """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
     hours: float | None = None
     """How far ahead it plans, in hours of mesh time; the scenario's own where left out."""
 

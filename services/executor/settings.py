@@ -54,5 +54,7 @@ class ExecutorSettings:
     """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
     prometheus: str = ""
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
+    probe: str = ""
+    """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
     peers: tuple[str, ...] = ()
     """Other ways to peers, each `role/name=host:port`, where the address that they advertise is not the one to use."""

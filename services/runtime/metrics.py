@@ -64,11 +64,13 @@ class Metrics:
     def __init__(self, process: str, telemetry: Telemetry | None = None) -> None:
         told = telemetry or Telemetry()
         self._stop_serving: Callable[[], None] = lambda: None
+        self.port = 0
+        """Where Prometheus fetches them; 0 where it does not."""
         readers: list[MetricReader] = []
         if told.otlp_endpoint:
             readers.append(_to_collector(told.otlp_endpoint))
         if told.prometheus:
-            reader, self._stop_serving = _for_prometheus(told.prometheus)
+            reader, self._stop_serving, self.port = _for_prometheus(told.prometheus)
             readers.append(reader)
         self.enabled = bool(readers)
         """Whether anybody is told."""
@@ -157,7 +159,7 @@ def _to_collector(endpoint: str) -> MetricReader:
     return PeriodicExportingMetricReader(exporter, export_interval_millis=EXPORT_S * 1e3)
 
 
-def _for_prometheus(address: str) -> tuple[MetricReader, Callable[[], None]]:
+def _for_prometheus(address: str) -> tuple[MetricReader, Callable[[], None], int]:
     host, port = host_and_port(address, "--prometheus")
     try:
         from opentelemetry.exporter.prometheus import PrometheusMetricReader
@@ -181,4 +183,4 @@ def _for_prometheus(address: str) -> tuple[MetricReader, Callable[[], None]]:
         server.server_close()
         thread.join(CLOSE_MS / 1e3)
 
-    return reader, stop
+    return reader, stop, int(server.server_port)

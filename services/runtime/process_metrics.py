@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 
 import psutil
 
@@ -14,17 +15,23 @@ from services.runtime.drain import InFlight
 from services.runtime.metrics import Labels, Metrics
 
 
-def offer_process(metrics: Metrics, in_flight: InFlight) -> None:
+def offer_process(metrics: Metrics, in_flight: InFlight, valid_until: Callable[[], datetime]) -> None:
     """Adds it to the figures of a process.
 
     Args:
         metrics: Its figures.
         in_flight: The calls that it answers.
+        valid_until: When its identity ends.
     """
+
+    def left() -> Iterable[tuple[float, Labels]]:
+        return [((valid_until() - datetime.now(UTC)).total_seconds(), {})]
+
     process = psutil.Process(os.getpid())
     metrics.gauge("process.memory", "By", "Memory of the process.", lambda: [(process.memory_info().rss, {})])
     metrics.total("process.cpu", "s", "Processor time of the process.", lambda: [(sum(process.cpu_times()[:2]), {})])
     metrics.gauge("calls.in_flight", "{call}", "Calls being answered.", lambda: [(in_flight.count, {})])
+    metrics.gauge("identity.left", "s", "How long the identity is still valid.", left)
     metrics.gauge("sessions", "{session}", "Sessions, by whether a connection carries them.", _sessions)
     for name, unit, what, of in _CARRIED:
         metrics.total(f"session.{name}", unit, what, _by_peer(of))

@@ -27,6 +27,7 @@ from services.runtime.interceptors import Gate
 from services.runtime.logs import EventLog
 from services.runtime.metrics import Metrics, Telemetry
 from services.runtime.ops import ProcessOps
+from services.runtime.probe import ProbePort
 from services.runtime.process_metrics import offer_process
 
 DRAIN_GRACE_S = 25.0
@@ -73,9 +74,11 @@ class ServiceHost:
         options: gRPC server options on top of `SERVER_OPTIONS`.
         interceptors: Interceptors that run inside the gate: they see calls that were let in.
         telemetry: Where metrics go; nowhere where left out.
+        probe: `host:port` where health is answered in plain text, for a kubelet; nowhere where empty.
 
     Raises:
         IdentityError: The identity cannot be used.
+        InvalidInputError: An address is none.
     """
 
     def __init__(
@@ -89,6 +92,7 @@ class ServiceHost:
         options: Sequence[ChannelOption] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         telemetry: Telemetry | None = None,
+        probe: str = "",
     ) -> None:
         self._source = (
             identity
@@ -107,9 +111,10 @@ class ServiceHost:
         self._stopped = False
         self.in_flight = InFlight(calls_in_flight)
         self._health = health.aio.HealthServicer()
+        self._probe = ProbePort(probe, self._health) if probe else None
         self.metrics = Metrics(self.identity.title, telemetry)
         """What this process counts and measures; services add theirs."""
-        offer_process(self.metrics, self.in_flight)
+        offer_process(self.metrics, self.in_flight, lambda: self.identity.not_after)
         gate = Gate(
             lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed,
             metrics=self.metrics,
@@ -118,6 +123,8 @@ class ServiceHost:
         self.ops = ProcessOps(self._source, self.log, self.in_flight)
         """What operators are told of this process; a gateway puts another one in its place before `start`."""
         self.port = 0
+        self.probe_port = 0
+        """Where health is answered in plain text; 0 where it is not."""
 
     @property
     def identity(self) -> Identity:
@@ -191,6 +198,14 @@ class ServiceHost:
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         await self.server.start()
+        if self._probe is not None:
+            try:
+                self.probe_port = await self._probe.start()
+            except TransportError:
+                await self.server.stop(0)
+                raise
+        if self.metrics.port:
+            self.log.info("metrics_offered", port=self.metrics.port)
         return self.port
 
     async def set_serving(self, service: str, serving: bool) -> None:
@@ -262,6 +277,8 @@ class ServiceHost:
     async def _close(self) -> None:
         self._stopped = True
         await self.server.stop(CLOSE_GRACE_S if self.in_flight.count == 0 else 0)
+        if self._probe is not None:
+            await self._probe.close()
         # On a thread: what is read at last is read on this loop.
         await asyncio.to_thread(self.metrics.close)
         self.log.info("stopped")

@@ -45,6 +45,8 @@ class SchedulerSettings:
     """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
     prometheus: str = ""
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
+    probe: str = ""
+    """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
     contacts: Path | None = None
@@ -172,7 +174,7 @@ async def run(settings: SchedulerSettings) -> None:
     """Runs a scheduler until it is asked to stop."""
     identities = IdentitySource(settings.identity)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
     registry = Registry(settings.lease_s)
     store = DeploymentStore(settings.state / "scheduler.sqlite")
     sky_settings = SkySettings(

@@ -158,7 +158,7 @@ async def run(settings: SlicesSettings) -> None:
     """Runs a slices service until it is asked to stop."""
     identities = IdentitySource(settings.identity)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
+    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
     rates, places = bandwidths(settings), table(settings.places, "places")
     channels = ChannelPool(identities, ways_table(settings.peers))
     light = LightSource(

@@ -45,6 +45,8 @@ class SlicesSettings:
     """Where an OpenTelemetry collector takes metrics, as http://host:port or https://host:port; empty sends none."""
     prometheus: str = ""
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
+    probe: str = ""
+    """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
     solvers: int = 2
     """How many allocations are computed at once, each in a process of its own."""
     peers: tuple[str, ...] = ()
