@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 
 from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.trust.certificates import Peer
+from orbitmesh.trust.names import Role
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED, Table, authorize
 from services.runtime.caller import Call, enter_call
 from services.runtime.drain import InFlight
@@ -32,6 +33,7 @@ from services.runtime.status import as_mesh_error, defect, to_trailer
 
 Context = Any  # grpc.aio.ServicerContext: gRPC ships no types
 Body = Callable[[Any, Context], Awaitable[Any]]
+_USERS = (Role.CLIENT, Role.OPERATOR)
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -56,6 +58,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     ) -> None:
         self._ca_pem = ca_pem
         self._in_flight = in_flight
+        # Answered while the service drains too, and bounded all the same.
+        self._admin = InFlight()
         self._log = log
         self._allowed = allowed
         self._peers = PeerReader()
@@ -85,7 +89,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 caller = self._admit(method, context, needs_deadline)
                 if isinstance(request, _Unreadable):
                     raise request.error
-                with _counted(None if admin else self._in_flight):
+                with _counted(self._admin if admin else self._in_flight, caller):
                     answer = await run(request, context)
                 outcome = "ok"
                 return answer
@@ -150,15 +154,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 @contextmanager
-def _counted(in_flight: InFlight | None) -> Iterator[None]:
-    if in_flight is None:
-        yield
-        return
-    in_flight.enter()
+def _counted(in_flight: InFlight, caller: Peer) -> Iterator[None]:
+    user = caller.spiffe if caller.role in _USERS else ""
+    in_flight.enter(user)
     try:
         yield
     finally:
-        in_flight.leave()
+        in_flight.leave(user)
 
 
 def _runner(handler: Any) -> Body:

@@ -17,7 +17,8 @@ from orbitmesh.trust import Identity, Role, issue
 from tests.fuzz.rpcs import Method, Server, identities_of, methods_of
 
 SCENARIO = Path(__file__).parents[2] / "examples" / "iridium" / "scenario.toml"
-START_S = 60.0
+START_S = 600.0
+"""A safety net, for machines that are busy."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Place:
 @contextmanager
 def place(directory: Path) -> Iterator[Place]:
     """All processes, for as long as the block runs."""
-    with Mesh.local(nodes=1, directory=directory) as mesh:
+    with Mesh.local(nodes=1, directory=directory, start_timeout=START_S) as mesh:
         ca, logs = mesh.local.directory / "ca", mesh.local.directory / "logs"
         identities = identities_of(ca, directory / "fuzz")
         services, nodes = mesh.local.services(), mesh.local.processes()
