@@ -18,6 +18,7 @@ from services.runtime.logs import EventLog
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.store import Location
 from services.scheduler.deployments import Deployments
 from services.scheduler.metrics import offer
 from services.scheduler.registry import Registry
@@ -37,6 +38,10 @@ class SchedulerSettings:
     """host:port to listen on; port 0 takes a free one."""
     state: Path
     """Directory of its database."""
+    store: str = ""
+    """Where it keeps its state: postgresql://USER@HOST:PORT/DATABASE; empty means a SQLite file in `state`."""
+    store_file: Path | None = None
+    """File with that URL, where it holds a password; readable by its owner alone."""
     lease_s: float = LEASE_S
     """For how long a heartbeat makes a node a member, in seconds."""
     heartbeat_s: float = HEARTBEAT_INTERVAL_S
@@ -172,7 +177,9 @@ async def run(settings: SchedulerSettings) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(identities, listen=settings.listen, telemetry=told)
     registry = Registry(settings.lease_s)
-    store = DeploymentStore(settings.state / "scheduler.sqlite")
+    store = await asyncio.to_thread(
+        DeploymentStore, Location.of(settings.store, settings.store_file, settings.state / "scheduler.sqlite")
+    )
     sky_settings = SkySettings(
         settings.contacts, settings.clock, settings.constellation, settings.constellation_name, settings.places
     )

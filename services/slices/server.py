@@ -16,6 +16,7 @@ from services.runtime.channels import ChannelPool
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.store import Location
 from services.slices.access import Caller, may_change, own
 from services.slices.deeds import Deeds
 from services.slices.floors import LightSource
@@ -165,7 +166,9 @@ async def run(settings: SlicesSettings) -> None:
         settings.contacts, settings.constellation, settings.constellation_name, places, channels, host.log,
         settings.clock,
     )  # fmt: skip
-    store = await asyncio.to_thread(SliceStore, settings.state)
+    store = await asyncio.to_thread(
+        SliceStore, Location.of(settings.store, settings.store_file, settings.state / "slices.sqlite")
+    )
     keeper = Keeper(store, host.log, time.time_ns)
     nodes = Nodes(channels, settings.scheduler, settings.scheduler_name, rates, keeper, host.log)
     solvers = Solvers(settings.solvers, host.log)
