@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
-from orbitmesh.errors import MeshError
+from orbitmesh.errors import MeshError, TransportError
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S
 from orbitmesh.rpc import keep_status, map_rpc_error
 from orbitmesh.trust import Role
@@ -21,6 +22,9 @@ PROBE_INTERVAL_S = 15.0
 """How often a link that was measured is measured again."""
 PROBE_DEADLINE_S = 10.0
 """How long one probe may take before the link counts as down."""
+SILENCE_S = 10.0
+"""How long the scheduler may answer nothing to heartbeats before it is called anew, in seconds; above what a late link
+takes."""
 RECONNECT_MAX_S = 0.5
 """The longest pause before the scheduler is called again."""
 
@@ -64,7 +68,7 @@ class Membership:
             try:
                 channel = self._node.channels.get(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
                 stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-                async for answer in keep_status(stub.Heartbeat(self._heartbeats())):
+                async for answer in self._answers(keep_status(stub.Heartbeat(self._heartbeats()))):
                     pause_s = 0.1
                     self._interval_s = answer.interval.ToNanoseconds() / 1e9 or HEARTBEAT_INTERVAL_S
                     known = set(self._peers)
@@ -77,6 +81,24 @@ class Membership:
                 self._node.log.warning("scheduler_out_of_reach", detail=told.message)
             await asyncio.sleep(pause_s)
             pause_s = min(RECONNECT_MAX_S, pause_s * 2)
+
+    async def _answers(self, call: Any) -> AsyncIterator[scheduler_pb2.HeartbeatResponse]:
+        """What the scheduler says; a scheduler that was stopped keeps its connections, and says nothing.
+
+        Raises:
+            TransportError: It said nothing for too long.
+        """
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S + 2 * self._interval_s):
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
+                yield answer
+        except TimeoutError:
+            raise TransportError(f"the scheduler said nothing for {SILENCE_S:g} s; it is called again") from None
+        finally:
+            call.cancel()
 
     async def _heartbeats(self) -> AsyncIterator[scheduler_pb2.HeartbeatRequest]:
         while True:

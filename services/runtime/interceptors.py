@@ -41,6 +41,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log: Where refusals and defects are told.
         allowed: Which roles may call which methods.
         metrics: Where calls are counted.
+        closed: Says why no call but those of operators is answered; None where they are.
     """
 
     def __init__(
@@ -51,7 +52,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         *,
         allowed: Table = ALLOWED,
         metrics: Metrics | None = None,
+        closed: Callable[[], MeshError | None] = lambda: None,
     ) -> None:
+        self._closed = closed
         self._ca_pem = ca_pem
         self._in_flight = in_flight
         self._log = log
@@ -81,6 +84,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             outcome, began_s = "cancelled", time.monotonic()
             try:
                 caller = self._admit(method, context, needs_deadline)
+                if not admin and (closed := self._closed()) is not None:
+                    raise closed
                 with _counted(None if admin else self._in_flight):
                     answer = await run(request, context)
                 outcome = "ok"

@@ -14,6 +14,7 @@ from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.runtime.caller import current_caller
+from services.runtime.leading import Turn, wait_for_turn
 from services.runtime.logs import EventLog
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
@@ -174,12 +175,23 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 async def run(settings: SchedulerSettings) -> None:
     """Runs a scheduler until it is asked to stop."""
     identities = IdentitySource(settings.identity)
+    place = Location.of(settings.store, settings.store_file, settings.state / "scheduler.sqlite")
+    store = await asyncio.to_thread(DeploymentStore, place)
+    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,))
+    if turn is None:
+        await asyncio.to_thread(store.close)
+        return
+    try:
+        await _lead(settings, identities, store, turn)
+    finally:
+        await turn.end()
+
+
+async def _lead(settings: SchedulerSettings, identities: IdentitySource, store: DeploymentStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told)
+    host = ServiceHost(identities, listen=turn.listen, telemetry=told)
+    host.closed = turn.refusal
     registry = Registry(settings.lease_s)
-    store = await asyncio.to_thread(
-        DeploymentStore, Location.of(settings.store, settings.store_file, settings.state / "scheduler.sqlite")
-    )
     sky_settings = SkySettings(
         settings.contacts, settings.clock, settings.constellation, settings.constellation_name, settings.places
     )
@@ -190,10 +202,11 @@ async def run(settings: SchedulerSettings) -> None:
     host.add(SERVICE, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer)
     offer(host.metrics, registry, deployments)
     port = await host.start()
-    host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+    host.log.info("listening", address=f"{turn.listen.rpartition(':')[0]}:{port}")
     try:
         async with asyncio.TaskGroup() as tasks:
-            unasked = [tasks.create_task(deployments.keep_up()), tasks.create_task(sky.follow())]
+            work = (turn.keep(), deployments.keep_up(), sky.follow())
+            unasked = [tasks.create_task(each) for each in work]
             await host.run_until_stopped()
             for task in unasked:
                 task.cancel()

@@ -21,7 +21,7 @@ PAUSE_MAX_S = 1.0
 """The longest."""
 FAREWELL_S = 5.0
 """How long the gateway may take to end a generation that was cancelled."""
-LOST = frozenset({"TRANSPORT", "DRAINING"})
+LOST = frozenset({"TRANSPORT", "DRAINING", "NOT_LEADER"})
 """Reasons that speak of the way to the gateway, not of the generation."""
 WAITING = "the gateway cannot be reached; it is asked again"
 """What is said while a cut stream is taken up again."""
