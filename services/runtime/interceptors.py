@@ -45,6 +45,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log: Where refusals and defects are told.
         allowed: Which roles may call which methods.
         metrics: Where calls are counted.
+        closed: Says why no call but those of operators is answered; None where they are.
     """
 
     def __init__(
@@ -55,7 +56,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         *,
         allowed: Table = ALLOWED,
         metrics: Metrics | None = None,
+        closed: Callable[[], MeshError | None] = lambda: None,
     ) -> None:
+        self._closed = closed
         self._ca_pem = ca_pem
         self._in_flight = in_flight
         # Answered while the service drains too, and bounded all the same.
@@ -89,6 +92,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                 caller = self._admit(method, context, needs_deadline)
                 if isinstance(request, _Unreadable):
                     raise request.error
+                if not admin and (closed := self._closed()) is not None:
+                    raise closed
                 with _counted(self._admin if admin else self._in_flight, method, caller):
                     answer = await run(request, context)
                 outcome = "ok"

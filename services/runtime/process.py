@@ -9,6 +9,7 @@ from typing import Any
 
 from orbitmesh.errors import InvalidInputError, MeshError
 from services.runtime.config import load_config
+from services.runtime.status import as_mesh_error
 
 
 def run_service(name: str, description: str, settings: type[Any], run: Callable[[Any], Awaitable[None]]) -> int:
@@ -22,6 +23,12 @@ def run_service(name: str, description: str, settings: type[Any], run: Callable[
         return 2
     except MeshError as error:
         sys.stderr.write(f"{name}: {error.message}\n")
+        return 1
+    except ExceptionGroup as group:
+        meant = as_mesh_error(group)
+        if meant is None:
+            raise
+        sys.stderr.write(f"{name}: {meant.message}\n")
         return 1
     return 0
 

@@ -23,7 +23,7 @@ PAUSE_MAX_S = 1.0
 """The longest."""
 FAREWELL_S = 5.0
 """How long the gateway may take to end a generation that was cancelled."""
-LOST = frozenset({"TRANSPORT", "DRAINING"})
+LOST = frozenset({"TRANSPORT", "DRAINING", "NOT_LEADER"})
 """Reasons that speak of the way to the gateway, not of the generation."""
 ENDED = LOST | {"CANCELLED"}
 """The same of a call that is not cancelled from here: a gateway that ends cancels what it has under way."""
