@@ -180,7 +180,7 @@ async def test_requests_are_remembered_within_bounds(
 
 
 async def test_changes_that_come_together_are_written_together(pki: Path, tmp_path: Path) -> None:
-    """While the disk is busy they gather: two hundred at once are a few transactions, and each is acknowledged after
+    """While the disk is busy they gather: a hundred and twenty at once are a few transactions, and each is acknowledged after
     its own is on disk."""
     async with serving(pki, tmp_path) as service:
         olga = await service.client("operator-olga")
@@ -190,7 +190,7 @@ async def test_changes_that_come_together_are_written_together(pki: Path, tmp_pa
         def counted(*given: Any) -> None:
             writes[0] += 1
             give_up = time.monotonic() + GATHERED_WITHIN_S
-            while service.keeper._head.book.where.count < 200 and time.monotonic() < give_up:
+            while service.keeper._head.book.where.count < 120 and time.monotonic() < give_up:
                 time.sleep(0.001)  # the disk is busy until all are decided
             save(*given)
 
@@ -201,8 +201,8 @@ async def test_changes_that_come_together_are_written_together(pki: Path, tmp_pa
             book: Book = service.keeper.whole.book
             assert book.where.get(f"operator/olga w{index}") == "a"
 
-        await asyncio.gather(*(admit(index) for index in range(200)))
+        await asyncio.gather(*(admit(index) for index in range(120)))
         assert writes[0] < 10
     store = SliceStore(at(tmp_path))
-    assert len(store.load().book.where) == 200
+    assert len(store.load().book.where) == 120
     store.close()
