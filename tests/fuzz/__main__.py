@@ -46,7 +46,7 @@ def frames(directory: Path, wanted: int, seed: int) -> dict[str, object]:
             half = process.memory_info().rss
         one, *others = rng.sample(recordings, RECORDINGS)
         fuzz(one, tuple(others), rng.getrandbits(64), PER_FRAME, tally)
-    grown = process.memory_info().rss - half
+    grown = process.memory_info().rss - half if half else 0
     assert grown < GROWTH_BYTES, f"the second half of the frames took {grown} bytes of memory"
     return {
         "changed": tally.frames, "accepted": 0, "crashes": 0, "refused": dict(tally.refused.most_common()),

@@ -5,12 +5,13 @@ One end of the session is ours and knows its keys; what lies between changes fra
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from orbitmesh.errors import REASONS, MeshError
+from orbitmesh.errors import REASONS, MeshError, SealError
 from orbitmesh.rpc import keep_status
 from orbitmesh.trust import Identity
 from orbitmesh.v1 import wire_pb2
@@ -86,6 +87,17 @@ class Attack:
             await wire.write(resume_message(self._secret, me.spiffe, self._peer.spiffe, 0, None, False))
         return wire, (await read_header(wire, "accept")).accept.next_number
 
+    async def close(self) -> None:
+        """Gives the session up: so many a peer may hold."""
+        if self._peer is not None:
+            wire, me = self._open(), self._identity.spiffe
+            why = SealError("the attack is over")
+            with contextlib.suppress(CutError):
+                await read_header(wire, "hello")
+                await wire.write(resume_message(self._secret, me, self._peer.spiffe, 0, why, True))
+                while await wire.read() is not None:
+                    pass
+
     def keys(self) -> SessionKeys:
         """What seals our frames, once a connection was made."""
         assert self._peer is not None
@@ -147,6 +159,7 @@ async def attack_session(caller: Caller, method: Method, identity: Identity, see
             at += 1
     if (await attack.send())[0] != at:
         raise AcceptedError(f"the true frames were not taken; {method.title}, seed {seed}")
+    await attack.close()
 
 
 async def talk_nonsense(caller: Caller, method: Method, identity: Identity, seed: int, tally: SessionTally) -> None:
@@ -174,3 +187,4 @@ async def talk_nonsense(caller: Caller, method: Method, identity: Identity, seed
         tally.nonsense[error.reason] += 1
         if error.metadata.get(REFUSED) == REFUSED_FOR_GOOD:
             return
+    await attack.close()
