@@ -180,8 +180,8 @@ async def test_requests_are_remembered_within_bounds(
 
 
 async def test_changes_that_come_together_are_written_together(pki: Path, tmp_path: Path) -> None:
-    """While the disk is busy they gather: a hundred and twenty at once are a few transactions, and each is acknowledged after
-    its own is on disk."""
+    """While the disk is busy they gather: a hundred and twenty at once are a few transactions, and each is acknowledged
+    after its own is on disk."""
     async with serving(pki, tmp_path) as service:
         olga = await service.client("operator-olga")
         await make_active(olga, "a", max_number_of_ues=1000)
