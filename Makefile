@@ -101,6 +101,10 @@ soak: $(INSTALLED)  ## the long versions of the tests; SEEDS=10000 for more runs
 	ORBITMESH_SEEDS=$(SEEDS) $(BIN)/python -m pytest tests/simulation --timeout=14400 $(ARGS)
 	$(BIN)/python -m pytest -m soak --timeout=3600 $(ARGS)
 
+.PHONY: fuzz
+fuzz: $(INSTALLED)  ## a million changed frames and every method many times, against real processes; for the night
+	$(BIN)/python -m tests.fuzz --json $(ARGS)
+
 .PHONY: test-compose
 test-compose: $(INSTALLED)  ## the tests in containers; needs docker-compose
 	$(BIN)/python -m pytest -m compose --timeout=1800 $(ARGS)

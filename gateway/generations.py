@@ -7,6 +7,7 @@ caller takes its stream up again by the same name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import secrets
 import time
@@ -40,6 +41,10 @@ LINGER_MAX_S = 86_400.0
 """The longest that a generation waits for its caller to come back."""
 ATTACH_S = 5.0
 """How long a new generation waits for whoever asked for it to listen."""
+FINISH_S = 5.0
+"""How long a gateway that ends lets generations end by themselves before it leaves them to the next one, in seconds."""
+DRAIN_POLL_S = 0.05
+"""How often it looks whether they have, in seconds."""
 REQUEST_ID_MAX = 64
 """The longest name of a generation, in characters."""
 
@@ -151,6 +156,14 @@ class Generations:
             self._log.warning("hand_over_not_ended", deployment=key[0], stage=key[1], detail=error.message)
         finally:
             self._moving.discard(key)
+
+    async def drain(self) -> None:
+        """Lets what ends soon end here; what is named is then left to the next process, and its streams say so."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FINISH_S):
+                while self._lives:  # noqa: ASYNC110 - many may end it
+                    await asyncio.sleep(DRAIN_POLL_S)
+        self.leave()
 
     def leave(self) -> None:
         """This process ends: named generations go on without it until it is back."""

@@ -317,6 +317,7 @@ class Life:
             stop_token_ids=() if request.ignore_end else manifest.eos_token_ids,
             timings=not request.no_timings,
             slice=request.slice,
+            owner=entry.owner,
             traceparent=f"00-{entry.trace_id}-{entry.number:016x}-01",
         )
         template.time_to_live.FromNanoseconds(int((life_s + LIFE_MARGIN_S) * 1e9))

@@ -213,6 +213,8 @@ async def _serve(
             port = await host.start()
             servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"
             host.log.info("listening", address=servicer.address)
+            host.on_drain(generations.drain)
+            host.in_flight.finish_by(["/orbitmesh.v1.GatewayService/CancelGeneration"])
             await host.run_until_stopped()
             for task in beside:
                 task.cancel()

@@ -35,6 +35,11 @@ WATCH_PAUSE_MIN_S = 0.2
 """The first pause before the scheduler is asked again to say what changes."""
 WATCH_PAUSE_MAX_S = 2.0
 """The longest."""
+WHOLE_WAIT_S = 15.0
+"""How long a deployment that lacks a node is waited for before it counts as one that does not serve, in seconds: a node
+that is started anew is back in less."""
+WHOLE_POLL_S = 0.25
+"""How often it is looked at meanwhile, in seconds."""
 REPLACE_DEADLINE_S = 3600.0
 """How long it may take to load a stage on a spare node: weights cross thin links."""
 
@@ -149,13 +154,20 @@ class Upstream:
         return self._channels.get(Role.EXECUTOR, name, address)
 
     async def deployment(self, name: str) -> scheduler_pb2.Deployment:
-        """A deployment that serves.
+        """A deployment that serves; one that lacks a node at the moment is waited for.
 
         Raises:
             UnknownModelError: Where there is none of that name.
             NodeLostError: Where it does not serve.
         """
-        held = await self.describe(name)
+        # Half of the caller's time at the most: it is to hear which node is missing, not only that it took too long.
+        give_up_s = time.monotonic() + min(WHOLE_WAIT_S, time_left_s(WHOLE_WAIT_S) / 2)
+        while True:
+            held = await self.describe(name)
+            degraded = held.state == scheduler_pb2.DEPLOYMENT_STATE_DEGRADED
+            if not degraded or time.monotonic() + WHOLE_POLL_S > give_up_s:
+                break
+            await asyncio.sleep(WHOLE_POLL_S)
         if held.state == scheduler_pb2.DEPLOYMENT_STATE_LOADING:
             raise UnknownModelError(f"deployment {name!r} is still being loaded: wait until it is ready")
         if held.state != scheduler_pb2.DEPLOYMENT_STATE_READY:

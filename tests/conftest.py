@@ -3,8 +3,16 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from services.runtime.store import Location
+    from tests.postgres import Server
 
 settings.register_profile("orbitmesh", deadline=None)
 settings.load_profile("orbitmesh")
@@ -17,3 +25,22 @@ def pytest_collection_finish() -> None:
     """Everything is imported: what comes now is collected as ever."""
     gc.freeze()
     gc.enable()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Server]:
+    """A PostgreSQL server; each test makes a database of its own in it."""
+    from tests.postgres import running
+
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def location(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """Where a store keeps its state, one kind after the other, empty."""
+    from services.runtime.store import Location
+
+    if request.param == "sqlite":
+        return Location(file=tmp_path / "state" / "store.sqlite")
+    return Location.parse(request.getfixturevalue("postgres").fresh())

@@ -49,6 +49,7 @@ class Runs:
         sinks: Where the spans of rounds go.
         log: Where to say what happened.
         egress: Gives what is sent to nodes its turn; None: it goes as it comes.
+        store: What is written down; in the directory where left out.
     """
 
     def __init__(
@@ -61,8 +62,10 @@ class Runs:
         sinks: Sequence[SpanSink],
         log: EventLog,
         egress: FarEgress | None = None,
+        *,
+        store: RunStore | None = None,
     ) -> None:
-        self._store = RunStore(directory)
+        self._store = store or RunStore(directory)
         self._places = Places(self._store, channels, *slices, log)
         self._beginning = asyncio.Lock()
         self._identities = identities

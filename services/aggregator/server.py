@@ -15,15 +15,17 @@ from orbitmesh.trust.names import spiffe_id
 from orbitmesh.v1 import aggregator_pb2, aggregator_pb2_grpc
 from services.aggregator.members import Members
 from services.aggregator.runs import Runs, no_weights
-from services.aggregator.store import as_bytes
+from services.aggregator.store import FILE, RunStore, as_bytes
 from services.egress import FarEgress
 from services.egress.reporting import report_traffic
 from services.runtime.behalf import called_for
 from services.runtime.channels import ChannelPool
+from services.runtime.leading import Turn, wait_for_turn
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 from services.runtime.slicewatch import follow_slices
+from services.runtime.store import Location
 from services.runtime.tracing import open_sinks
 
 SERVICE = "orbitmesh.v1.AggregatorService"
@@ -43,6 +45,11 @@ class AggregatorSettings:
     """host:port of the scheduler."""
     scheduler_name: str = "scheduler"
     """Its name in its certificate."""
+    store: str = ""
+    """Where it keeps all but weights and contributions: postgresql://USER@HOST:PORT/DATABASE; empty means a SQLite file
+    in `state`."""
+    store_file: Path | None = None
+    """File with that URL, where it holds a password; readable by its owner alone."""
     slices: str = ""
     """host:port of the service that keeps slices; empty: no run can be in one."""
     slices_name: str = "slices"
@@ -148,23 +155,39 @@ def _caller(context: Any) -> str:
 async def run(settings: AggregatorSettings) -> None:
     """Runs an aggregator until it is asked to stop."""
     identities = IdentitySource(settings.identity)
+    place = Location.of(settings.store, settings.store_file, settings.state / FILE)
+    store = await asyncio.to_thread(RunStore, settings.state, place)
+    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,), settings.probe)
+    if turn is None:
+        await asyncio.to_thread(store.close)
+        return
+    try:
+        await _lead(settings, identities, store, turn)
+    finally:
+        await turn.end()
+
+
+async def _lead(settings: AggregatorSettings, identities: IdentitySource, store: RunStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host.closed = turn.refusal
     channels = ChannelPool(identities, ways_table(settings.peers))
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)
     with contextlib.ExitStack() as exports:
         sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
         slices = (settings.slices, settings.slices_name)
         egress = FarEgress() if settings.slices else None
-        runs = Runs(settings.state, identities, channels, members, slices, sinks, host.log, egress)
+        runs = Runs(
+            settings.state, identities, channels, members, slices, sinks, host.log, egress, store=store
+        )
         servicer = AggregatorServicer(runs, host.draining)
         host.add(SERVICE, aggregator_pb2_grpc.add_AggregatorServiceServicer_to_server, servicer)
         await runs.restore()
         port = await host.start()
-        host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+        host.log.info("listening", address=f"{turn.listen.rpartition(':')[0]}:{port}")
         try:
             async with asyncio.TaskGroup() as tasks:
-                beside = [tasks.create_task(members.follow())]
+                beside = [tasks.create_task(members.follow()), tasks.create_task(turn.keep())]
                 if egress is not None:
                     to = channels, settings.slices, settings.slices_name
                     beside.append(tasks.create_task(follow_slices(*to, "", egress.take, host.log)))

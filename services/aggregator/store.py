@@ -12,57 +12,96 @@ import asyncio
 import json
 import re
 import shutil
-import sqlite3
-import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    ForeignKey,
+    Integer,
+    MetaData,
+    Table,
+    Text,
+    delete,
+    insert,
+    inspect,
+    select,
+    update,
+)
+from sqlalchemy.sql.dml import Insert
 
 from orbitmesh.durable import put_in_place, write_durably
 from orbitmesh.errors import InvalidInputError
 from services.aggregator.rounds import Round, from_json, to_json
 from services.aggregator.strategies.base import State
+from services.runtime.store import Database, Layout, Location
+from services.runtime.store.layout import NUMBER
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE runs (
-    name TEXT PRIMARY KEY,
-    request_id TEXT NOT NULL,
-    spec TEXT NOT NULL,
-    state TEXT NOT NULL,
-    why TEXT NOT NULL,
-    weights_round INTEGER NOT NULL,
-    strategy TEXT NOT NULL,
-    began_ns INTEGER NOT NULL
-);
-CREATE TABLE rounds (
-    run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
-    round INTEGER NOT NULL,
-    record TEXT NOT NULL,
-    report TEXT NOT NULL,
-    PRIMARY KEY (run, round)
-);
-CREATE TABLE notes (
-    run TEXT NOT NULL REFERENCES runs (name) ON DELETE CASCADE,
-    kind TEXT NOT NULL,
-    content TEXT NOT NULL,
-    PRIMARY KEY (run, kind)
-);
-"""
-PLACES = """
-CREATE TABLE IF NOT EXISTS places (
-    request_id TEXT PRIMARY KEY,
-    run TEXT NOT NULL,
-    slice TEXT NOT NULL,
-    holder TEXT NOT NULL
-);
-"""
-"""Younger than the format, which stays the same: whoever does not know of it has no use for it. A place is no part of
-its run: it may outlive it, and is there before."""
+TABLES = MetaData()
+RUNS = Table(
+    "runs",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("request_id", Text, nullable=False),
+    Column("spec", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("why", Text, nullable=False),
+    Column("weights_round", Integer, nullable=False),
+    Column("strategy", Text, nullable=False),
+    Column("began_ns", BigInteger, nullable=False),
+)
+
+
+def _of_a_run() -> Column[str]:
+    return Column("run", Text, ForeignKey("runs.name", ondelete="CASCADE"), primary_key=True)
+
+
+ROUNDS = Table(
+    "rounds",
+    TABLES,
+    _of_a_run(),
+    Column("round", Integer, primary_key=True),
+    Column("record", Text, nullable=False),
+    Column("report", Text, nullable=False),
+)
+NOTES = Table(
+    "notes", TABLES, _of_a_run(), Column("kind", Text, primary_key=True), Column("content", Text, nullable=False)
+)
+PLACES = Table(
+    "places",
+    TABLES,
+    Column("number", NUMBER, primary_key=True, autoincrement=True),
+    Column("request_id", Text, nullable=False, unique=True),
+    Column("run", Text, nullable=False),
+    Column("slice", Text, nullable=False),
+    Column("holder", Text, nullable=False),
+)
+"""A place is no part of its run: it may outlive it, and is there before."""
+
+
+def _number_places(connection: Connection) -> None:
+    """To version 2: places are read in the order in which they were asked for, which was SQLite's own. The first files
+    of version 1 had none."""
+    had = inspect(connection).has_table(PLACES.name)
+    if had:
+        connection.exec_driver_sql("ALTER TABLE places RENAME TO places_1")
+    PLACES.create(connection)
+    if had:
+        columns = "request_id, run, slice, holder"
+        connection.exec_driver_sql(
+            f"INSERT INTO places ({columns}) SELECT {columns} FROM places_1 ORDER BY rowid"  # noqa: S608 - our own names
+        )
+        connection.exec_driver_sql("DROP TABLE places_1")
+
+
+LAYOUT = Layout("aggregator", TABLES, (_number_places,))
+FILE = "aggregator.sqlite"
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 """What a run may be called: it is also the name of its directory."""
 INITIAL = -1
@@ -109,25 +148,19 @@ class Place:
 
 
 class RunStore:
-    """Runs of one aggregator in SQLite (write-ahead log, every commit synced) and files. Blocks; any thread."""
+    """Runs of one aggregator, and their files. Blocks; any thread.
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    Args:
+        directory: Where the files are.
+        location: Where the rest is; a SQLite file in the directory where left out.
+
+    Raises:
+        MeshError: It cannot be opened.
+    """
+
+    def __init__(self, directory: Path, location: Location | None = None) -> None:
         self._directory = directory
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(directory / "aggregator.sqlite", check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        self._db.execute("PRAGMA foreign_keys=ON")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        elif version != SCHEMA_VERSION:
-            raise InvalidInputError(
-                f"{directory / 'aggregator.sqlite'} has format {version}; this version reads {SCHEMA_VERSION}: start "
-                "the version that wrote it, or give another --state"
-            )
-        self._db.execute(PLACES)
+        self.database = Database(location or Location(file=directory / FILE), LAYOUT)
 
     def begin(self, run: RunRecord) -> RunRecord:
         """Writes a new run down; the one that is there where the same request began it.
@@ -139,16 +172,20 @@ class RunStore:
             raise InvalidInputError(
                 f"{run.name[:80]!r} is no name of a run: 1 to 63 of a-z, 0-9 and -, a letter or digit first"
             )
-        with self._lock:
-            found = self._find(run.name)
+        with self.database.transaction() as connection:
+            found = _find(connection, run.name)
             if found is None:
-                self._db.execute(
-                    "INSERT INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                    (
-                        run.name, run.request_id, json.dumps(run.spec), run.state, run.why, run.weights_round,
-                        json.dumps(run.strategy), run.began_ns,
-                    ),
-                )  # fmt: skip
+                row = {
+                    "name": run.name,
+                    "request_id": run.request_id,
+                    "spec": json.dumps(run.spec),
+                    "state": run.state,
+                    "why": run.why,
+                    "weights_round": run.weights_round,
+                    "strategy": json.dumps(run.strategy),
+                    "began_ns": run.began_ns,
+                }
+                connection.execute(insert(RUNS), row)
                 return run
         if found.request_id != run.request_id:
             raise InvalidInputError(
@@ -160,8 +197,8 @@ class RunStore:
 
     def remove(self, name: str) -> None:
         """Removes a run and its files."""
-        with self._lock:
-            self._db.execute("DELETE FROM runs WHERE name = ?", (name,))
+        with self.database.transaction() as connection:
+            connection.execute(delete(RUNS).where(RUNS.c.name == name))
         shutil.rmtree(self._directory / name, ignore_errors=True)
 
     def get(self, name: str) -> RunRecord:
@@ -170,8 +207,8 @@ class RunStore:
         Raises:
             InvalidInputError: `NOT_FOUND` where there is none of that name.
         """
-        with self._lock:
-            found = self._find(name)
+        with self.database.reading() as connection:
+            found = _find(connection, name)
         if found is None:
             known = ", ".join(run.name for run in self.all()) or "none"
             raise InvalidInputError(f"there is no run {name!r}; there are: {known}", reason="NOT_FOUND")
@@ -179,79 +216,72 @@ class RunStore:
 
     def all(self) -> list[RunRecord]:
         """Every run, by name."""
-        with self._lock:
-            rows = self._db.execute("SELECT * FROM runs ORDER BY name").fetchall()
-        return [_record(row) for row in rows]
+        with self.database.reading() as connection:
+            rows = connection.execute(RUNS.select()).all()
+        return sorted((_record(row) for row in rows), key=lambda run: run.name)
 
     def set_state(self, name: str, state: str, why: str = "") -> None:
         """Notes that a run goes on, waits or has ended."""
-        with self._lock:
-            self._db.execute("UPDATE runs SET state = ?, why = ? WHERE name = ?", (state, why, name))
+        with self.database.transaction() as connection:
+            connection.execute(update(RUNS).where(RUNS.c.name == name).values(state=state, why=why))
 
     def put_round(self, name: str, state: Round) -> None:
         """Writes a round down as it is now."""
-        with self._lock:
-            self._db.execute(
-                "INSERT INTO rounds (run, round, record, report) VALUES (?, ?, ?, '{}') "
-                "ON CONFLICT (run, round) DO UPDATE SET record = excluded.record",
-                (name, state.index, json.dumps(to_json(state))),
-            )
+        row = {"run": name, "round": state.index, "record": json.dumps(to_json(state)), "report": "{}"}
+        with self.database.transaction() as connection:
+            connection.execute(self._round_with("record"), row)
 
     def rounds(self, name: str) -> list[tuple[Round, dict[str, Any]]]:
         """The rounds of a run in order, each with what was reported of it."""
-        with self._lock:
-            asked = self._db.execute("SELECT record, report FROM rounds WHERE run = ? ORDER BY round", (name,))
-            rows = asked.fetchall()
+        asked = select(ROUNDS.c.record, ROUNDS.c.report).where(ROUNDS.c.run == name).order_by(ROUNDS.c.round)
+        with self.database.reading() as connection:
+            rows = connection.execute(asked).all()
         return [(from_json(json.loads(record)), json.loads(report)) for record, report in rows]
 
     def put_report(self, name: str, round_index: int, report: dict[str, Any]) -> None:
         """Writes down what is reported of a round that is there."""
-        with self._lock:
-            self._db.execute(
-                "UPDATE rounds SET report = ? WHERE run = ? AND round = ?", (json.dumps(report), name, round_index)
-            )
+        which = (ROUNDS.c.run == name) & (ROUNDS.c.round == round_index)
+        with self.database.transaction() as connection:
+            connection.execute(update(ROUNDS).where(which).values(report=json.dumps(report)))
 
     def put_spec(self, name: str, spec: dict[str, Any]) -> None:
         """Changes what was asked of a run."""
-        with self._lock:
-            self._db.execute("UPDATE runs SET spec = ? WHERE name = ?", (json.dumps(spec), name))
+        with self.database.transaction() as connection:
+            connection.execute(update(RUNS).where(RUNS.c.name == name).values(spec=json.dumps(spec)))
 
     def put_note(self, name: str, kind: str, content: dict[str, Any]) -> None:
         """Writes down what a part of a run keeps: the ledger of its privacy, the keys and offers of its secure sums."""
-        with self._lock:
-            self._db.execute(
-                "INSERT INTO notes VALUES (?, ?, ?) ON CONFLICT (run, kind) DO UPDATE SET content = excluded.content",
-                (name, kind, json.dumps(content)),
-            )
+        put = self.database.insert(NOTES)
+        put = put.on_conflict_do_update(
+            index_elements=[NOTES.c.run, NOTES.c.kind], set_={"content": put.excluded.content}
+        )
+        with self.database.transaction() as connection:
+            connection.execute(put, {"run": name, "kind": kind, "content": json.dumps(content)})
 
     def note(self, name: str, kind: str) -> dict[str, Any] | None:
         """What `put_note` wrote last; None where it never did."""
-        with self._lock:
-            row = self._db.execute("SELECT content FROM notes WHERE run = ? AND kind = ?", (name, kind)).fetchone()
-        return None if row is None else json.loads(row[0])
+        asked = select(NOTES.c.content).where(NOTES.c.run == name, NOTES.c.kind == kind)
+        with self.database.reading() as connection:
+            content = connection.execute(asked).scalar_one_or_none()
+        return None if content is None else json.loads(content)
 
     def put_place(self, place: Place, instead_of: str = "") -> None:
         """Writes down that a place in a slice is asked for, in place of one that has ended."""
-        with self._lock:
-            self._db.execute("BEGIN")
-            try:
-                self._db.execute("DELETE FROM places WHERE request_id = ?", (instead_of,))
-                row = (place.request_id, place.run, place.slice, place.holder)
-                self._db.execute("INSERT INTO places VALUES (?, ?, ?, ?)", row)
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+        row = {"request_id": place.request_id, "run": place.run, "slice": place.slice, "holder": place.holder}
+        with self.database.transaction() as connection:
+            connection.execute(delete(PLACES).where(PLACES.c.request_id == instead_of))
+            connection.execute(insert(PLACES), row)
 
     def drop_place(self, request_id: str) -> None:
         """Forgets a place, which is given back or was never had."""
-        with self._lock:
-            self._db.execute("DELETE FROM places WHERE request_id = ?", (request_id,))
+        with self.database.transaction() as connection:
+            connection.execute(delete(PLACES).where(PLACES.c.request_id == request_id))
 
     def places(self) -> list[Place]:
         """Every place that is held or may be, in the order in which they were asked for."""
-        with self._lock:
-            rows = self._db.execute("SELECT request_id, run, slice, holder FROM places ORDER BY rowid").fetchall()
+        asked = select(PLACES.c.request_id, PLACES.c.run, PLACES.c.slice, PLACES.c.holder).order_by(PLACES.c.number)
+        with self.database.reading() as connection:
+            rows = connection.execute(asked).all()
         return [Place(*row) for row in rows]
 
     def finish_round(self, name: str, done: Round, weights: Path, strategy: State, report: dict[str, Any]) -> None:
@@ -268,22 +298,14 @@ class RunStore:
         for key, array in strategy.arrays.items():
             write_durably(self._state_path(name, after, key), as_bytes(array))
         put_in_place(weights, self.weights_path(name, after))
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._db.execute(
-                    "INSERT INTO rounds (run, round, record, report) VALUES (?, ?, ?, ?) ON CONFLICT (run, round) "
-                    "DO UPDATE SET record = excluded.record, report = excluded.report",
-                    (name, done.index, json.dumps(to_json(done)), json.dumps(report)),
-                )
-                self._db.execute(
-                    "UPDATE runs SET weights_round = ?, strategy = ? WHERE name = ?",
-                    (after, json.dumps(dict(strategy.values)), name),
-                )
-                self._db.execute("COMMIT")
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
+        row = {"run": name, "round": done.index, "record": json.dumps(to_json(done)), "report": json.dumps(report)}
+        with self.database.transaction() as connection:
+            connection.execute(self._round_with("record", "report"), row)
+            connection.execute(
+                update(RUNS)
+                .where(RUNS.c.name == name)
+                .values(weights_round=after, strategy=json.dumps(dict(strategy.values)))
+            )
         for path in (self._directory / name).iterdir():
             number = path.name.partition(".")[0]
             if path.suffix in (".weights", ".state", ".new") and number.isdecimal() and int(number) < after:
@@ -332,8 +354,9 @@ class RunStore:
                 f"the first weights are {written} bytes; {values} values have {4 * values}", reason="LAYOUT_MISMATCH"
             )
         put_in_place(staged, path)
-        with self._lock:
-            self._db.execute("UPDATE runs SET weights_round = 0 WHERE name = ? AND weights_round = ?", (name, INITIAL))
+        which = (RUNS.c.name == name) & (RUNS.c.weights_round == INITIAL)
+        with self.database.transaction() as connection:
+            connection.execute(update(RUNS).where(which).values(weights_round=0))
 
     def weights(self, name: str) -> Weights | None:
         """The run's weights as they count now, shape (d,), mapped read-only; None before the first."""
@@ -343,13 +366,14 @@ class RunStore:
         return np.memmap(self.weights_path(name, weights_round), dtype="<f4", mode="r")
 
     def close(self) -> None:
-        """Closes the database, once no other thread is at it."""
-        with self._lock:
-            self._db.close()
+        """Closes it, once no other thread is at it."""
+        self.database.close()
 
-    def _find(self, name: str) -> RunRecord | None:
-        row = self._db.execute("SELECT * FROM runs WHERE name = ?", (name,)).fetchone()
-        return None if row is None else _record(row)
+    def _round_with(self, *columns: str) -> Insert:
+        """Writes a round; of one that is there, these columns."""
+        put = self.database.insert(ROUNDS)
+        fresh = {column: put.excluded[column] for column in columns}
+        return put.on_conflict_do_update(index_elements=[ROUNDS.c.run, ROUNDS.c.round], set_=fresh)
 
     def directory(self, name: str) -> Path:
         """Where a run's files are."""
@@ -389,6 +413,11 @@ def as_bytes(values: Weights) -> memoryview:
     return np.ascontiguousarray(values, dtype="<f4").data.cast("B")
 
 
-def _record(row: tuple[Any, ...]) -> RunRecord:
+def _find(connection: Connection, name: str) -> RunRecord | None:
+    row = connection.execute(RUNS.select().where(RUNS.c.name == name)).one_or_none()
+    return None if row is None else _record(row)
+
+
+def _record(row: Sequence[Any]) -> RunRecord:
     name, request_id, spec, state, why, weights_round, strategy, began_ns = row
     return RunRecord(name, request_id, json.loads(spec), state, why, weights_round, json.loads(strategy), began_ns)

@@ -1,10 +1,10 @@
 """Where a node computes: steps of all stages, one at a time, in the order of the fair queue.
 
-Without rules for slices that order is first come, first served. Steps run on a thread of their own, because a prefill
-takes longer than a heartbeat may wait. A step that is known to be short runs between two turns of the event loop
-instead: handing it to the thread and back, with two threads then competing for the interpreter, costs more than the
-loop loses by waiting for it. One thread, not several: torch itself spreads one step over cores, and two steps at once
-would only take each other's caches.
+Without rules for slices, owners of generations take turns, and steps of one owner come in their order. Steps run on a
+thread of their own, because a prefill takes longer than a heartbeat may wait. A step that is known to be short runs
+between two turns of the event loop instead: handing it to the thread and back, with two threads then competing for the
+interpreter, costs more than the loop loses by waiting for it. One thread, not several: torch itself spreads one step
+over cores, and two steps at once would only take each other's caches.
 
 What is divided among slices is the time for which a step occupies the engine: while it runs no other can, whatever its
 threads do meanwhile.
@@ -146,7 +146,13 @@ class StepEngine:
         self._thread.start()
 
     def submit(
-        self, work: Callable[[], Any], done: Done, *, expected_ns: int | None = None, slice_name: str | None = ""
+        self,
+        work: Callable[[], Any],
+        done: Done,
+        *,
+        expected_ns: int | None = None,
+        slice_name: str | None = "",
+        owner: int = 0,
     ) -> None:
         """Queues a job; `done` is called on the event loop when it has run.
 
@@ -156,6 +162,7 @@ class StepEngine:
             expected_ns: How long it will take, where that is known: a short one may run on the event loop. It waits
                 for those before it all the same.
             slice_name: Whose time it takes; empty for no slice's, None for the node's own.
+            owner: Who takes turns with others in the same slice; 0 for nobody in particular.
 
         Raises:
             CapacityError: Too many wait.
@@ -163,7 +170,7 @@ class StepEngine:
         inline = expected_ns is not None and expected_ns < SHORT_STEP_NS and self._pending == self._inline
         asked_ns = time.monotonic_ns()
         with self._lock:
-            self._queue.put(_Job(work, done, inline, asked_ns), slice_name, asked_ns)
+            self._queue.put(_Job(work, done, inline, asked_ns), slice_name, asked_ns, owner)
             if inline:
                 self._inline += 1
             else:
@@ -186,7 +193,7 @@ class StepEngine:
         return ran.value
 
     def set_rules(self, shares: Mapping[str, Share]) -> None:
-        """Divides the time among slices from the next step on; without shares, first come is first served.
+        """Divides the time among slices from the next step on; without shares, among owners alone.
 
         Raises:
             InvalidInputError: The shares are more than there is, or contradict themselves; nothing is changed then.

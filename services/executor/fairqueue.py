@@ -9,7 +9,9 @@ Beside it, per slice: a ceiling, a part that is never lent, and a right to go fi
 time. A bucket lets a step begin while it is not in debt, because nobody knows how long the step will take; what the
 step took is paid afterwards. So a slice has at most `rate x (time + window) + one step`, over any time.
 
-Without rules there is one line, first come first served.
+Without rules there is one line. Within a line owners take turns in the same way, by the time that their steps took: one
+who has many steps waiting delays another by about one step, not by all of them. The steps of one owner are served first
+come first served.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from orbitmesh.errors import CapacityError, InvalidInputError
 
@@ -34,6 +36,8 @@ SLICES_MAX = 256
 """How many slices one node has rules for."""
 WAITING_MAX = 1 << 16
 """How many steps wait at once."""
+OWNERS_KEPT = 64
+"""Of how many owners a line remembers what they had, also when nothing of theirs waits."""
 ROUNDING = 1e-9
 """By so much sums of shares may be above 1."""
 
@@ -97,12 +101,81 @@ class _Bucket:
         self.level = min(self.level, self.depth)
 
 
+class _Owner(Generic[T]):
+    """What one owner has waiting in a line."""
+
+    __slots__ = ("start", "waiting")
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        """The start tag of its next step, in nanoseconds of work."""
+        self.waiting: deque[Entry[T]] = deque()
+
+
+class _Line(Generic[T]):
+    """Steps that wait, of owners that take turns."""
+
+    __slots__ = ("_owners", "_virtual", "_waiting")
+
+    def __init__(self) -> None:
+        self._owners: dict[int, _Owner[T]] = {}
+        self._virtual = 0.0
+        self._waiting = 0
+
+    def __bool__(self) -> bool:
+        return self._waiting > 0
+
+    def __iter__(self) -> Iterator[Entry[T]]:
+        for owner in self._owners.values():
+            yield from owner.waiting
+
+    @property
+    def first(self) -> Entry[T]:
+        """The one whose turn it is."""
+        return self._next().waiting[0]
+
+    def append(self, entry: Entry[T]) -> None:
+        owner = self._owners.get(entry.owner)
+        if owner is None:
+            owner = self._owners[entry.owner] = _Owner(self._virtual)
+        elif not owner.waiting:
+            owner.start = max(owner.start, self._virtual)
+        entry.turn = owner
+        owner.waiting.append(entry)
+        self._waiting += 1
+
+    def popleft(self) -> Entry[T]:
+        owner = self._next()
+        self._virtual = max(self._virtual, owner.start)
+        self._waiting -= 1
+        entry = owner.waiting.popleft()
+        if not self._waiting:
+            # All are equal again; who is served now is charged for it to no effect.
+            self._owners.clear()
+        elif len(self._owners) > OWNERS_KEPT:
+            self._owners = {name: each for name, each in self._owners.items() if each.waiting or each is owner}
+        return entry
+
+    def clear(self) -> None:
+        self._owners.clear()
+        self._waiting = 0
+
+    def _next(self) -> _Owner[T]:
+        if len(self._owners) == 1:
+            return next(iter(self._owners.values()))
+        return min((each for each in self._owners.values() if each.waiting), key=_place)
+
+
+def _place(owner: _Owner[Any]) -> tuple[float, int]:
+    return owner.start, owner.waiting[0].number
+
+
 class _Lane(Generic[T]):
     """The line of one slice."""
 
     def __init__(self, name: str, start: float) -> None:
         self.name = name
-        self.waiting: deque[Entry[T]] = deque()
+        self.waiting: _Line[T] = _Line()
         self.start = start
         """The start tag of the next step: virtual time, in nanoseconds of work per weight."""
         self.weight = 1.0
@@ -151,19 +224,23 @@ class Entry(Generic[T]):
     """What was put."""
     slice_name: str | None
     """Whose it is, as it was put."""
+    owner: int = 0
+    """Who takes turns with others in the line, as it was put."""
     held_ns: int = 0
     """For how long it waited because of a rule, though it could have been computed, in nanoseconds."""
     held_by: str = ""
     """The rule that held it back last, for people; empty where none did."""
     lane: _Lane[T] | None = None
     """Whose time it took; None for the node's own work."""
+    turn: _Owner[T] | None = None
+    """Whose turn it is charged to; None for what goes before all lines."""
 
 
 class FairQueue(Generic[T]):
     """Items of slices, in the order in which they are to be served one at a time. It has no clock of its own.
 
-    Items of one slice are served in the order in which they were put, also across a change of the rules. A slice that
-    no rule names shares the line of those that name none.
+    Items of one slice and owner are served in the order in which they were put, also across a change of the rules. A
+    slice that no rule names shares the line of those that name none.
     """
 
     def __init__(self) -> None:
@@ -187,7 +264,7 @@ class FairQueue(Generic[T]):
         """Whether there are rules."""
         return bool(self._lanes)
 
-    def put(self, item: T, slice_name: str | None, now_ns: int) -> None:
+    def put(self, item: T, slice_name: str | None, now_ns: int, owner: int = 0) -> None:
         """Adds an item.
 
         Args:
@@ -195,6 +272,7 @@ class FairQueue(Generic[T]):
             slice_name: Whose it is, empty for nobody's in particular; None is the node's own work, which goes first
                 where there are rules and is charged to nobody.
             now_ns: The time, nanoseconds.
+            owner: Who takes turns with others in the same slice; 0 for nobody in particular.
 
         Raises:
             CapacityError: Too many wait.
@@ -203,7 +281,7 @@ class FairQueue(Generic[T]):
             raise CapacityError(f"{WAITING_MAX} steps wait on this node, the most that it takes; try again later")
         self._length += 1
         self._count += 1
-        entry = Entry(self._count, item, slice_name)
+        entry = Entry(self._count, item, slice_name, owner)
         if not self._lanes:
             self._rest.waiting.append(entry)
         elif slice_name is None:
@@ -233,7 +311,7 @@ class FairQueue(Generic[T]):
             lane.let_go(now_ns)
             lowest = min(lowest, lane.start)
             later = lane.first is None or lane.first.fill(now_ns) < 0
-            place = (later, lane.start, lane.waiting[0].number)
+            place = (later, lane.start, lane.waiting.first.number)
             if least is None or place < least:
                 chosen, least = lane, place
         if chosen is None:
@@ -244,6 +322,8 @@ class FairQueue(Generic[T]):
 
     def ended(self, entry: Entry[T], spent_ns: int, now_ns: int) -> None:
         """An item was served: its slice pays for what it took."""
+        if entry.turn is not None:
+            entry.turn.start += spent_ns
         lane = entry.lane
         if lane is None:
             return
@@ -267,7 +347,7 @@ class FairQueue(Generic[T]):
 
     def set_rules(self, shares: Mapping[str, Share], now_ns: int) -> None:
         """Puts new rules in the place of the old ones; nothing that waits is lost, and none of it changes places
-        with what is of the same slice. Without shares, all is first come first served again.
+        with what is of the same slice. Without shares, all is one line again.
 
         Raises:
             InvalidInputError: The shares are more than there is, or contradict themselves; nothing is changed then.
@@ -292,7 +372,7 @@ class FairQueue(Generic[T]):
         self._length = 0
         # As if all came now: what a slice could not use under the old rules, it does not catch up under the new ones.
         for entry in entries:
-            self.put(entry.item, entry.slice_name, now_ns)
+            self.put(entry.item, entry.slice_name, now_ns, entry.owner)
 
     def _pop(self, lane: _Lane[T]) -> Entry[T]:
         entry = lane.waiting.popleft()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import grpc
 
-from orbitmesh.errors import MeshError
+from orbitmesh.errors import MeshError, TransportError
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S
 from orbitmesh.rpc import keep_status, map_rpc_error
 from orbitmesh.trust import Role
@@ -21,6 +23,15 @@ PROBE_INTERVAL_S = 15.0
 """How often a link that was measured is measured again."""
 PROBE_DEADLINE_S = 10.0
 """How long one probe may take before the link counts as down."""
+LEAVE_S = 15.0
+"""How long a node that ends waits for others to take its places, of the 25 s that it has for its end, in seconds."""
+LEAVE_POLL_S = 0.1
+"""The pause between two questions whether they have, in seconds."""
+ANSWER_S = 5.0
+"""How long the scheduler may take to answer one of them: without a scheduler nobody takes anything, in seconds."""
+SILENCE_S = 10.0
+"""How long the scheduler may answer nothing to heartbeats before it is called anew, in seconds; above what a late link
+takes."""
 RECONNECT_MAX_S = 0.5
 """The longest pause before the scheduler is called again."""
 
@@ -36,6 +47,9 @@ class Membership:
         self._interval_s = HEARTBEAT_INTERVAL_S
         self._beat = asyncio.Event()
         self.draining = False
+        self._heard = 0
+        self._answered = asyncio.Event()
+        self._places_to_move = 0
 
     @property
     def peers(self) -> dict[str, executor_pb2.PeerAddress]:
@@ -48,9 +62,22 @@ class Membership:
             tasks.create_task(self._keep_lease())
             tasks.create_task(self._measure_links())
 
-    async def drain(self) -> None:
-        """Tells the scheduler at once that this node wants no new work."""
+    async def leave(self) -> None:
+        """Tells the scheduler that this node goes, and waits until other nodes have its places: for `LEAVE_S` at the
+        most, and no longer than the scheduler answers and knows somebody who can take them."""
         self.want_work(False)
+        if not self._node.runners:
+            return
+        before = self._heard
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(LEAVE_S):
+                # The first answer may be to a heartbeat that was on its way already.
+                while self._places_to_move or self._heard < before + 2:
+                    self._answered.clear()
+                    self._beat.set()
+                    async with asyncio.timeout(ANSWER_S):
+                        await self._answered.wait()
+                    await asyncio.sleep(LEAVE_POLL_S)
 
     def want_work(self, wanted: bool) -> None:
         """Tells the scheduler at once whether this node wants new work."""
@@ -64,8 +91,11 @@ class Membership:
             try:
                 channel = self._node.channels.get(Role.SCHEDULER, settings.scheduler_name, settings.scheduler)
                 stub = scheduler_pb2_grpc.SchedulerServiceStub(channel)
-                async for answer in keep_status(stub.Heartbeat(self._heartbeats())):
+                async for answer in self._answers(keep_status(stub.Heartbeat(self._heartbeats()))):
                     pause_s = 0.1
+                    self._places_to_move = answer.places_to_move
+                    self._heard += 1
+                    self._answered.set()
                     self._interval_s = answer.interval.ToNanoseconds() / 1e9 or HEARTBEAT_INTERVAL_S
                     known = set(self._peers)
                     self._peers = {peer.name: peer for peer in answer.peers}
@@ -77,6 +107,24 @@ class Membership:
                 self._node.log.warning("scheduler_out_of_reach", detail=told.message)
             await asyncio.sleep(pause_s)
             pause_s = min(RECONNECT_MAX_S, pause_s * 2)
+
+    async def _answers(self, call: Any) -> AsyncIterator[scheduler_pb2.HeartbeatResponse]:
+        """What the scheduler says; a scheduler that was stopped keeps its connections, and says nothing.
+
+        Raises:
+            TransportError: It said nothing for too long.
+        """
+        try:
+            while True:
+                async with asyncio.timeout(SILENCE_S + 2 * self._interval_s):
+                    answer = await call.read()
+                if answer is grpc.aio.EOF:
+                    return
+                yield answer
+        except TimeoutError:
+            raise TransportError(f"the scheduler said nothing for {SILENCE_S:g} s; it is called again") from None
+        finally:
+            call.cancel()
 
     async def _heartbeats(self) -> AsyncIterator[scheduler_pb2.HeartbeatRequest]:
         while True:

@@ -346,7 +346,8 @@ class StageRunner:
 
         expected_ns = self._token_ns if decoding else None
         try:
-            self.engine.submit(compute, done, expected_ns=expected_ns, slice_name=generation.request.slice)
+            whose = generation.request
+            self.engine.submit(compute, done, expected_ns=expected_ns, slice_name=whose.slice, owner=whose.owner)
         except CapacityError as error:
             self._held.release(held)
             self.fail(generation, error)

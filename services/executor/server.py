@@ -20,6 +20,8 @@ from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 
 SERVICE = "orbitmesh.v1.ExecutorService"
+FINISHING = ("CloseGeneration", "StopGeneration", "ContinueGeneration", "FeedGeneration", "UnloadStage")
+"""What a node that drains still does: without it nothing that runs there could end or go elsewhere."""
 
 
 class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
@@ -128,7 +130,8 @@ async def serve(host: ServiceHost, node: ExecutorNode, advertise: str) -> None:
     membership = Membership(node, address)
     node.peers.follow(lambda: membership.peers)
     host.ops.drain_by(lambda drained: membership.want_work(not drained))
-    host.on_drain(membership.drain)
+    host.in_flight.finish_by(f"/{SERVICE}/{method}" for method in FINISHING)
+    host.on_leave(membership.leave)
     host.on_drain(node.drain)
     host.on_drain(relays.drain)
     host.log.info("listening", address=address)

@@ -117,12 +117,12 @@ class Child:
         if self.process.returncode is None:
             self.process.kill()
 
-    async def stop(self) -> None:
-        """SIGTERM, then after a while SIGKILL."""
+    async def stop(self, patience_s: float = TERMINATE_WAIT_S) -> None:
+        """SIGTERM, then after `patience_s` seconds SIGKILL."""
         if self.process.returncode is None:
             self.process.terminate()
             try:
-                await asyncio.wait_for(self.process.wait(), TERMINATE_WAIT_S)
+                await asyncio.wait_for(self.process.wait(), patience_s)
             except TimeoutError:
                 self.process.kill()
         await self.process.wait()

@@ -24,6 +24,8 @@ from services.localmesh.topology import SERVICES, MeshSpec, Way, grounds, role, 
 
 READY_WAIT_S = 60.0
 """How long the nodes may take to join and to measure their links."""
+DRAIN_WAIT_S = 30.0
+"""How long a process that is ended in good order may take: the grace of a service, and its end."""
 POLL_S = 0.05
 """How often the scheduler is asked whether all have."""
 IDENTITY_LIFE = timedelta(days=7)
@@ -114,7 +116,8 @@ class LocalMesh:
         """
         operation = request.get("op")
         if operation in ("kill", "restart"):
-            return await self._kill(str(request.get("node")), again=operation == "restart")
+            gracefully = operation == "restart" and request.get("gracefully") is True
+            return await self._end(str(request.get("node")), again=operation == "restart", gracefully=gracefully)
         if operation in ("contact", "clock"):
             if self._sky is None:
                 raise InvalidInputError("this mesh was started without a contact plan: there is no mesh time")
@@ -133,11 +136,12 @@ class LocalMesh:
             return {"links": names}
         raise InvalidInputError(f"unknown operation {operation!r}: kill, restart, cut, restore, stats, contact, clock")
 
-    async def _kill(self, name: str, *, again: bool) -> dict[str, Any]:
+    async def _end(self, name: str, *, again: bool, gracefully: bool) -> dict[str, Any]:
         if name not in self._children:
             raise InvalidInputError(f"there is no {name!r}; there are: {', '.join(self._children)}")
-        self._children[name].kill()
-        await self._children[name].stop()
+        if not gracefully:
+            self._children[name].kill()
+        await self._children[name].stop(DRAIN_WAIT_S)
         if again:
             await self._start_child(name)
         return {"node": name, "pid": self._children[name].process.pid, "address": self._addresses[name]}

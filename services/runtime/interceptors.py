@@ -13,13 +13,16 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.trust.certificates import Peer
+from orbitmesh.trust.names import Role
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED, Table, authorize
 from services.runtime.caller import Call, enter_call
 from services.runtime.drain import InFlight
@@ -30,6 +33,7 @@ from services.runtime.status import as_mesh_error, defect, to_trailer
 
 Context = Any  # grpc.aio.ServicerContext: gRPC ships no types
 Body = Callable[[Any, Context], Awaitable[Any]]
+_USERS = (Role.CLIENT, Role.OPERATOR)
 
 
 class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -41,6 +45,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         log: Where refusals and defects are told.
         allowed: Which roles may call which methods.
         metrics: Where calls are counted.
+        closed: Says why no call but those of operators is answered; None where they are.
     """
 
     def __init__(
@@ -51,9 +56,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         *,
         allowed: Table = ALLOWED,
         metrics: Metrics | None = None,
+        closed: Callable[[], MeshError | None] = lambda: None,
     ) -> None:
+        self._closed = closed
         self._ca_pem = ca_pem
         self._in_flight = in_flight
+        # Answered while the service drains too, and bounded all the same.
+        self._admin = InFlight()
         self._log = log
         self._allowed = allowed
         self._peers = PeerReader()
@@ -81,12 +90,25 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             outcome, began_s = "cancelled", time.monotonic()
             try:
                 caller = self._admit(method, context, needs_deadline)
-                with _counted(None if admin else self._in_flight):
+                if isinstance(request, _Unreadable):
+                    raise request.error
+                if not admin and (closed := self._closed()) is not None:
+                    raise closed
+                with _counted(self._admin if admin else self._in_flight, method, caller):
                     answer = await run(request, context)
                 outcome = "ok"
                 return answer
             except (asyncio.CancelledError, grpc.aio.AbortError):
                 raise
+            except grpc.aio.InternalError as error:
+                # gRPC could not write: whoever called is gone, and nobody is left to be told anything.
+                raise asyncio.CancelledError from error
+            except NotImplementedError as error:
+                # What generated code raises for a method that this process leaves to others, with its code set.
+                here = context.code() is grpc.StatusCode.UNIMPLEMENTED
+                refusal = _not_here(method) if here else error
+                outcome = refusal.reason if isinstance(refusal, MeshError) else "INTERNAL"
+                await self._refuse(method, caller, context, refusal)
             # A group of an asyncio.TaskGroup is an Exception where all in it are.
             except Exception as error:
                 meant = as_mesh_error(error)
@@ -98,7 +120,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     if not handler.response_streaming:
                         self._took.record(time.monotonic() - began_s, {"method": method})
 
-        return _with_body(handler, guarded)
+        return _with_body(handler, guarded, _reader(handler, method))
 
     def _admit(self, method: str, context: Context, needs_deadline: bool) -> Peer:
         caller = self._peers.read(context.auth_context(), self._ca_pem())
@@ -125,7 +147,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         code, message, trailer = to_trailer(meant)
         # What the handler wanted to send home, timings for instance, goes along.
         trailers = (*(context.trailing_metadata() or ()), trailer)
-        await context.abort(code, message, trailers)
+        try:
+            await context.abort(code, message, trailers)
+        except grpc.aio.InternalError as gone:
+            raise asyncio.CancelledError from gone
         raise AssertionError("abort returned")
 
     def _tell(self, method: str, who: str, error: MeshError) -> None:
@@ -134,15 +159,13 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 
 
 @contextmanager
-def _counted(in_flight: InFlight | None) -> Iterator[None]:
-    if in_flight is None:
-        yield
-        return
-    in_flight.enter()
+def _counted(in_flight: InFlight, method: str, caller: Peer) -> Iterator[None]:
+    user = caller.spiffe if caller.role in _USERS else ""
+    in_flight.enter(method, user)
     try:
         yield
     finally:
-        in_flight.leave()
+        in_flight.leave(user)
 
 
 def _runner(handler: Any) -> Body:
@@ -167,7 +190,44 @@ async def _write_all(messages: AsyncIterator[Any], context: Context) -> None:
             await context.write(message)
 
 
-def _with_body(handler: Any, body: Body) -> Any:
+@dataclass(frozen=True)
+class _Unreadable:
+    """Stands for a request that is no message of its type, until the call is refused for it."""
+
+    error: InvalidInputError
+
+
+def _reader(handler: Any, method: str) -> Callable[[bytes], Any] | None:
+    """The handler's own reading of messages, whose failures are the caller's and not a defect."""
+    read = handler.request_deserializer
+    if read is None:
+        return None
+
+    def reader(data: bytes) -> Any:
+        try:
+            return read(data)
+        except DecodeError as error:
+            refusal = InvalidInputError(
+                f"a message to {method} cannot be read ({error}); send one of the type that reflection names",
+                metadata={"method": method},
+            )
+        # Of a stream it is the handler that reads; a single request is read before there is anybody to refuse it.
+        if handler.request_streaming:
+            raise refusal
+        return _Unreadable(refusal)
+
+    return reader
+
+
+def _not_here(method: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"this process does not answer {method}; ask the service whose it is",
+        reason="FAILED_PRECONDITION",
+        metadata={"method": method},
+    )
+
+
+def _with_body(handler: Any, body: Body, read: Callable[[bytes], Any] | None) -> Any:
     if handler.request_streaming:
         make = (
             grpc.stream_stream_rpc_method_handler
@@ -180,4 +240,4 @@ def _with_body(handler: Any, body: Body) -> Any:
             if handler.response_streaming
             else grpc.unary_unary_rpc_method_handler
         )
-    return make(body, handler.request_deserializer, handler.response_serializer)
+    return make(body, read, handler.response_serializer)

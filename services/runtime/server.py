@@ -16,7 +16,7 @@ from grpc_channelz.v1 import channelz
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from orbitmesh.errors import IdentityError, TransportError
+from orbitmesh.errors import IdentityError, MeshError, TransportError
 from orbitmesh.limits import MESSAGE_BYTES
 from orbitmesh.rpc import KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, METADATA_BYTES, ChannelOption
 from orbitmesh.trust.identity import Identity, IdentitySource
@@ -60,6 +60,8 @@ SERVER_OPTIONS: tuple[ChannelOption, ...] = (
 
 Adder = Callable[[Any, Any], None]
 DrainHook = Callable[[], Awaitable[None]]
+Closed = Callable[[], MeshError | None]
+"""Why nothing is answered; None where calls are."""
 
 
 class ServiceHost:
@@ -104,7 +106,11 @@ class ServiceHost:
         self._allowed = allowed
         self._served = self._source.current()
         self._services: list[str] = []
+        self._not_served: list[str] = []
+        self.closed: Closed = _open
+        """Why no call but those of operators is answered at this moment; None while they are."""
         self._hooks: list[DrainHook] = []
+        self._leave_hooks: list[DrainHook] = []
         self._own: dict[str, dict[str, grpc.RpcMethodHandler]] = {}
         self._stop = asyncio.Event()
         self._stopped = False
@@ -116,7 +122,7 @@ class ServiceHost:
         offer_process(self.metrics, self.in_flight, lambda: self.identity.not_after)
         gate = Gate(
             lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed,
-            metrics=self.metrics,
+            metrics=self.metrics, closed=lambda: self.closed(),
         )  # fmt: skip
         self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
         self.ops = ProcessOps(self._source, self.log, self.in_flight)
@@ -151,6 +157,15 @@ class ServiceHost:
             self.server.add_registered_method_handlers(service, own)
         self._services.append(service)
 
+    def add_closed(self, service: str) -> None:
+        """Name a service that this process does not answer: health says NOT_SERVING, and `closed` says why.
+
+        Args:
+            service: Its full name.
+        """
+        self._not_served.append(service)
+        self.server.add_generic_rpc_handlers((_Nothing(service),))
+
     def add_stream(self, service: str, method: str, handler: grpc.RpcMethodHandler) -> None:
         """Answer one method by a handler of its own, with its own reading and writing of messages.
 
@@ -164,8 +179,12 @@ class ServiceHost:
         """
         self._own.setdefault(service, {})[method] = handler
 
+    def on_leave(self, hook: DrainHook) -> None:
+        """Run `hook` when draining begins, while calls are still taken in: it gives away what this process has."""
+        self._leave_hooks.append(hook)
+
     def on_drain(self, hook: DrainHook) -> None:
-        """Run `hook` when draining begins, before the calls under way are waited for."""
+        """Run `hook` when no new calls are taken in any more, before those under way are waited for."""
         self._hooks.append(hook)
 
     async def start(self) -> int:
@@ -192,6 +211,8 @@ class ServiceHost:
             ) from error
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        for service in self._not_served:
+            await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.server.start()
         if self._probe is not None:
             try:
@@ -235,12 +256,18 @@ class ServiceHost:
                 hurried.cancel()
             if not self._stopped:
                 await self._close()
+        except BaseException:
+            # What this process does beside the server failed, or it leads no more: nothing is answered from now on.
+            self._stopped = True
+            await self.server.stop(None)
+            raise
         finally:
             for each in signals:
                 loop.remove_signal_handler(each)
 
     async def drain(self, grace_s: float = DRAIN_GRACE_S) -> None:
-        """Stop in order: say NOT_SERVING, take no new calls, let those under way end, close. Idempotent.
+        """Stop in order: say NOT_SERVING, give away what can be, take no new calls, let those under way end, close.
+        Idempotent.
 
         Args:
             grace_s: How long the hooks and the calls under way may take together, in seconds.
@@ -248,19 +275,25 @@ class ServiceHost:
         if self._stopped:
             return
         deadline = asyncio.get_running_loop().time() + grace_s
-        self.in_flight.draining.set()
         await self._health.enter_graceful_shutdown()
         self.log.info("draining", calls_in_flight=self.in_flight.count, grace_s=grace_s)
-        for hook in self._hooks:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await hook()
-            except Exception as error:
-                self.log.error("drain_hook_failed", error=error)
+        await self._run(self._leave_hooks, deadline)
+        self.in_flight.draining.set()
+        await self._run(self._hooks, deadline)
         idle = await self.in_flight.wait_idle(max(0.0, deadline - asyncio.get_running_loop().time()))
         if not idle:
             self.log.warning("drain_grace_spent", calls_in_flight=self.in_flight.count)
         await self._close()
+
+    async def _run(self, hooks: Sequence[DrainHook], deadline: float) -> None:
+        for hook in hooks:
+            try:
+                async with asyncio.timeout_at(deadline):
+                    await hook()
+            except TimeoutError:
+                self.log.warning("drain_grace_spent", hook=getattr(hook, "__qualname__", "hook"))
+            except Exception as error:
+                self.log.error("drain_hook_failed", error=error)
 
     async def _close(self) -> None:
         self._stopped = True
@@ -311,6 +344,26 @@ class ServiceHost:
 
     def _renewal_refused(self, error: IdentityError) -> None:
         self.log.warning("identity_renewal_refused", reason=error.reason, message=error.message)
+
+
+def _open() -> MeshError | None:
+    """Calls are answered."""
+
+
+class _Nothing(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Stands for the methods of a service that is not answered, so that the gate sees their callers."""
+
+    def __init__(self, service: str) -> None:
+        self._prefix = f"/{service}/"
+
+    def service(self, handler_call_details: Any) -> grpc.RpcMethodHandler | None:
+        if not handler_call_details.method.startswith(self._prefix):
+            return None
+        # Streams both ways, as which any call can be taken in.
+        return grpc.stream_stream_rpc_method_handler(self._answer)
+
+    async def _answer(self, requests: Any, context: Any) -> None:
+        raise TransportError("this process does not answer this service", reason="NOT_LEADER")
 
 
 def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:

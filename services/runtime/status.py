@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.any_pb2 import Any
 from google.rpc import error_details_pb2, status_pb2
 
+from orbitmesh.durable import no_room
 from orbitmesh.errors import DOMAIN, REASONS, InternalError, MeshError
 from orbitmesh.rpc import STATUS_DETAILS_KEY, map_rpc_error
 
@@ -48,7 +49,8 @@ def to_trailer(error: MeshError) -> tuple[grpc.StatusCode, str, tuple[str, bytes
 def as_mesh_error(error: BaseException) -> MeshError | None:
     """The error of our tree that an exception stands for; None for what nobody meant to raise.
 
-    A group (of an `asyncio.TaskGroup`) stands for its first meant error, where it holds no other kind.
+    A group (of an `asyncio.TaskGroup`) stands for its first meant error, where it holds no other kind. A write for
+    which there is no room is a full service.
     """
     if isinstance(error, MeshError):
         return error
@@ -57,7 +59,7 @@ def as_mesh_error(error: BaseException) -> MeshError | None:
     if isinstance(error, BaseExceptionGroup):
         leaves = [as_mesh_error(leaf) for leaf in _leaves(error)]
         return leaves[0] if leaves and all(leaf is not None for leaf in leaves) else None
-    return None
+    return no_room(error)
 
 
 def defect(reference: str, method: str) -> InternalError:

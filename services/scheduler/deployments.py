@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from orbitmesh.contacts_proto import mesh_time
-from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError
+from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError, UnknownModelError
 from orbitmesh.pack import Manifest
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, scheduler_pb2
@@ -83,10 +83,14 @@ class Deployments:
         A repetition of a request that is still being carried out (the scheduler was restarted meanwhile) follows it to
         its end.
         """
-        if self._known(request):
-            async for answer in self._follow(request.name):
-                yield answer
-            return
+        while self._known(request):
+            try:
+                async for answer in self._follow(request.name):
+                    yield answer
+                return
+            except UnknownModelError:
+                # Whoever asked first has left, and all of it was undone: this one begins anew.
+                continue
         verify_signature(request.manifest, request.signature or None, self._identities.current().ca, SIGNERS)
         if request.kv_tokens == 0:
             request.kv_tokens = default_kv_tokens(Manifest.parse(request.manifest))
@@ -154,7 +158,7 @@ class Deployments:
             if len(self._book.names()) >= DEPLOYMENTS_MAX:
                 raise InvalidInputError(f"there are {DEPLOYMENTS_MAX} deployments; delete one", reason="LIMIT_EXCEEDED")
             return False
-        going_on = held[0].state == READY or (held[0].state == LOADING and request.name not in self._creating)
+        going_on = held[0].state in (READY, LOADING)
         if request.request_id and held[1].request_id == request.request_id and going_on:
             return True
         raise InvalidInputError(
@@ -350,6 +354,10 @@ class Deployments:
         if address is None:
             raise NodeLostError(f"{node} is not a member any more")
         return address
+
+    def places_to_move(self, node: str, now_s: float) -> int:
+        """How many places a node that drains has that another node can take."""
+        return self._handing_over.places_to_move(node, now_s)
 
     async def close(self) -> None:
         """Closes connections and the store."""

@@ -102,6 +102,21 @@ class HandingOver:
             elif moves:
                 self._errands.start(("hand over in turn", name), now_s, partial(self._move_in_turn, name, moves))
 
+    def places_to_move(self, node: str, now_s: float) -> int:
+        """How many places of deployments are on a node that drains and will be on another one, or are moving there.
+
+        Args:
+            node: Its name.
+            now_s: The time, monotonic.
+        """
+        return sum(
+            hand_over_of(held[0], index) is not None or bool(self._crew.spares_for(held, index, now_s, {node}))
+            for held in self._book.all()
+            if held[0].state == scheduler_pb2.DEPLOYMENT_STATE_READY
+            for index, place in enumerate(held[0].pipeline)
+            if place.name == node
+        )
+
     def _scene(
         self, held: Held, now_s: float, sky: Sky, members: list[NodeRecord], shared: dict[int, dict[float, Ways]]
     ) -> Scene | None:

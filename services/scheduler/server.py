@@ -14,10 +14,12 @@ from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.runtime.caller import current_caller
+from services.runtime.leading import Turn, wait_for_turn
 from services.runtime.logs import EventLog
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.store import Location
 from services.scheduler.deployments import Deployments
 from services.scheduler.metrics import offer
 from services.scheduler.registry import Registry
@@ -37,6 +39,10 @@ class SchedulerSettings:
     """host:port to listen on; port 0 takes a free one."""
     state: Path
     """Directory of its database."""
+    store: str = ""
+    """Where it keeps its state: postgresql://USER@HOST:PORT/DATABASE; empty means a SQLite file in `state`."""
+    store_file: Path | None = None
+    """File with that URL, where it holds a password; readable by its owner alone."""
     lease_s: float = LEASE_S
     """For how long a heartbeat makes a node a member, in seconds."""
     heartbeat_s: float = HEARTBEAT_INTERVAL_S
@@ -97,6 +103,8 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
             answer = scheduler_pb2.HeartbeatResponse(peers=self._registry.peers_of(name, now_s))
             answer.lease.FromNanoseconds(int(self._registry.lease_s * 1e9))
             answer.interval.FromNanoseconds(int(self._heartbeat_s * 1e9))
+            if measures.draining:
+                answer.places_to_move = self._deployments.places_to_move(name, now_s)
             yield answer
         self._registry.leave(name, stream)
         self._log.info("node_left", node=name)
@@ -171,10 +179,23 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 async def run(settings: SchedulerSettings) -> None:
     """Runs a scheduler until it is asked to stop."""
     identities = IdentitySource(settings.identity)
+    place = Location.of(settings.store, settings.store_file, settings.state / "scheduler.sqlite")
+    store = await asyncio.to_thread(DeploymentStore, place)
+    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,), settings.probe)
+    if turn is None:
+        await asyncio.to_thread(store.close)
+        return
+    try:
+        await _lead(settings, identities, store, turn)
+    finally:
+        await turn.end()
+
+
+async def _lead(settings: SchedulerSettings, identities: IdentitySource, store: DeploymentStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host.closed = turn.refusal
     registry = Registry(settings.lease_s)
-    store = DeploymentStore(settings.state / "scheduler.sqlite")
     sky_settings = SkySettings(
         settings.contacts, settings.clock, settings.constellation, settings.constellation_name, settings.places
     )
@@ -185,10 +206,11 @@ async def run(settings: SchedulerSettings) -> None:
     host.add(SERVICE, scheduler_pb2_grpc.add_SchedulerServiceServicer_to_server, servicer)
     offer(host.metrics, registry, deployments)
     port = await host.start()
-    host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+    host.log.info("listening", address=f"{turn.listen.rpartition(':')[0]}:{port}")
     try:
         async with asyncio.TaskGroup() as tasks:
-            unasked = [tasks.create_task(deployments.keep_up()), tasks.create_task(sky.follow())]
+            work = (turn.keep(), deployments.keep_up(), sky.follow())
+            unasked = [tasks.create_task(each) for each in work]
             await host.run_until_stopped()
             for task in unasked:
                 task.cancel()

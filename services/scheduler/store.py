@@ -1,36 +1,37 @@
-"""What the scheduler has acknowledged, on disk before it was: deployments, and which request made them."""
+"""What the scheduler has acknowledged, durable before it was: deployments, and which request made them."""
 
 from __future__ import annotations
 
-import sqlite3
-import threading
-from pathlib import Path
+from sqlalchemy import Column, LargeBinary, MetaData, Table, Text, delete, select
 
 from orbitmesh.v1 import scheduler_pb2
+from services.runtime.store import Database, Layout, Location
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE deployments (
-    name TEXT PRIMARY KEY,
-    request_id TEXT NOT NULL,
-    record BLOB NOT NULL,
-    load_request BLOB NOT NULL
-);
-"""
+TABLES = MetaData()
+DEPLOYMENTS = Table(
+    "deployments",
+    TABLES,
+    Column("name", Text, primary_key=True),
+    Column("request_id", Text, nullable=False),
+    Column("record", LargeBinary, nullable=False),
+    Column("load_request", LargeBinary, nullable=False),
+)
+LAYOUT = Layout("scheduler", TABLES)
 
 
 class DeploymentStore:
-    """Deployments in SQLite (write-ahead log, every commit synced). Blocks; safe from any thread."""
+    """Deployments. Blocks; safe from any thread.
 
-    def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.Lock()
-        self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
-        self._db.execute("PRAGMA journal_mode=WAL")
-        self._db.execute("PRAGMA synchronous=FULL")
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+    Args:
+        location: Where.
+
+    Raises:
+        MeshError: It cannot be opened.
+    """
+
+    def __init__(self, location: Location) -> None:
+        self.database = Database(location, LAYOUT)
+        self._put = self.database.upsert(DEPLOYMENTS, "name")
 
     def put(
         self,
@@ -38,31 +39,33 @@ class DeploymentStore:
         request: scheduler_pb2.CreateDeploymentRequest,
     ) -> None:
         """Writes a deployment and the request behind it; durable on return."""
-        with self._lock:
-            self._db.execute(
-                "INSERT INTO deployments (name, request_id, record, load_request) VALUES (?, ?, ?, ?) "
-                "ON CONFLICT (name) DO UPDATE SET request_id = excluded.request_id, record = excluded.record, "
-                "load_request = excluded.load_request",
-                (deployment.name, request.request_id, deployment.SerializeToString(), request.SerializeToString()),
-            )
+        row = {
+            "name": deployment.name,
+            "request_id": request.request_id,
+            "record": deployment.SerializeToString(),
+            "load_request": request.SerializeToString(),
+        }
+        with self.database.transaction() as connection:
+            connection.execute(self._put, row)
 
     def delete(self, name: str) -> None:
         """Removes a deployment; durable on return."""
-        with self._lock:
-            self._db.execute("DELETE FROM deployments WHERE name = ?", (name,))
+        with self.database.transaction() as connection:
+            connection.execute(delete(DEPLOYMENTS).where(DEPLOYMENTS.c.name == name))
 
     def all(self) -> list[tuple[scheduler_pb2.Deployment, scheduler_pb2.CreateDeploymentRequest]]:
         """Every deployment with the request behind it, by name."""
-        with self._lock:
-            rows = self._db.execute("SELECT record, load_request FROM deployments ORDER BY name").fetchall()
-        return [
+        with self.database.reading() as connection:
+            rows = connection.execute(select(DEPLOYMENTS.c.record, DEPLOYMENTS.c.load_request)).all()
+        held = [
             (
                 scheduler_pb2.Deployment.FromString(record),
                 scheduler_pb2.CreateDeploymentRequest.FromString(request),
             )
             for record, request in rows
         ]
+        return sorted(held, key=lambda each: each[0].name)
 
     def close(self) -> None:
-        """Closes the file."""
-        self._db.close()
+        """Closes it."""
+        self.database.close()

@@ -13,9 +13,11 @@ from orbitmesh.v1 import slices_pb2, slices_pb2_grpc
 from services.runtime.behalf import called_for
 from services.runtime.caller import current_caller
 from services.runtime.channels import ChannelPool
+from services.runtime.leading import Turn, wait_for_turn
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.store import Location
 from services.slices.access import Caller, may_change, own
 from services.slices.deeds import Deeds
 from services.slices.floors import LightSource
@@ -157,16 +159,29 @@ def _person(context: Any) -> Caller:
 async def run(settings: SlicesSettings) -> None:
     """Runs a slices service until it is asked to stop."""
     identities = IdentitySource(settings.identity)
+    place = Location.of(settings.store, settings.store_file, settings.state / "slices.sqlite")
+    store = await asyncio.to_thread(SliceStore, place)
+    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,), settings.probe)
+    if turn is None:
+        await asyncio.to_thread(store.close)
+        return
+    try:
+        await _lead(settings, identities, store, turn)
+    finally:
+        await turn.end()
+
+
+async def _lead(settings: SlicesSettings, identities: IdentitySource, store: SliceStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host.closed = turn.refusal
     rates, places = bandwidths(settings), table(settings.places, "places")
     channels = ChannelPool(identities, ways_table(settings.peers))
     light = LightSource(
         settings.contacts, settings.constellation, settings.constellation_name, places, channels, host.log,
         settings.clock,
     )  # fmt: skip
-    store = await asyncio.to_thread(SliceStore, settings.state)
-    keeper = Keeper(store, host.log, time.time_ns)
+    keeper = await asyncio.to_thread(Keeper, store, host.log, time.time_ns)
     nodes = Nodes(channels, settings.scheduler, settings.scheduler_name, rates, keeper, host.log)
     solvers = Solvers(settings.solvers, host.log)
     servicer = SlicesServicer(
@@ -175,10 +190,11 @@ async def run(settings: SlicesSettings) -> None:
     host.add(SERVICE, slices_pb2_grpc.add_SlicesServiceServicer_to_server, servicer)
     try:
         async with asyncio.TaskGroup() as tasks:
-            unasked = [tasks.create_task(work()) for work in (keeper.write, keeper.expire, nodes.follow, light.follow)]
+            beside = (keeper.write, keeper.expire, nodes.follow, light.follow)
+            unasked = [tasks.create_task(work()) for work in (turn.keep, *beside)]
             offer(host.metrics, keeper, solvers)
             port = await host.start()
-            host.log.info("listening", address=f"{settings.listen.rpartition(':')[0]}:{port}")
+            host.log.info("listening", address=f"{turn.listen.rpartition(':')[0]}:{port}")
             await host.run_until_stopped()
             for task in unasked:
                 task.cancel()

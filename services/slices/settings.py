@@ -23,6 +23,10 @@ class SlicesSettings:
     """host:port of the scheduler, which knows the nodes."""
     scheduler_name: str = "scheduler"
     """Its name in its certificate."""
+    store: str = ""
+    """Where it keeps its state: postgresql://USER@HOST:PORT/DATABASE; empty means a SQLite file in `state`."""
+    store_file: Path | None = None
+    """File with that URL, where it holds a password; readable by its owner alone."""
     bandwidth: tuple[str, ...] = ()
     """What leaves a node, each `node=Gbit/s`: heartbeats do not measure it."""
     default_bandwidth: float = 1.0

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import secrets
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from google.protobuf.message import DecodeError
+from sqlalchemy import Column, Connection, LargeBinary, MetaData, Table, Text, bindparam, delete, select, update
+from sqlalchemy.types import TypeEngine
 
-from orbitmesh.errors import CapacityError, IntegrityError, InvalidInputError
+from orbitmesh.errors import IntegrityError, InvalidInputError
 from orbitmesh.v1 import slices_pb2
+from services.runtime.store import Database, Layout, Location
+from services.runtime.store.layout import NUMBER
+from services.runtime.store.trouble import damaged
 from services.slices.amounts import NOTHING, covers, plus
 from services.slices.changes import Changes, Whole
 from services.slices.messages import (
@@ -29,29 +32,58 @@ from services.slices.messages import (
     traffic_from,
     traffic_message,
 )
-from services.slices.persistent import Order, Table
+from services.slices.persistent import Order
+from services.slices.persistent import Table as Table_
 from services.slices.traffic import Totals
 from services.slices.values import Admission, Book, Slice
 
-SCHEMA_VERSION = 1
-SCHEMA = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE slices (name TEXT PRIMARY KEY, record BLOB NOT NULL);
-CREATE TABLE nodes (name TEXT PRIMARY KEY, record BLOB NOT NULL);
-CREATE TABLE admissions (key TEXT PRIMARY KEY, record TEXT NOT NULL);
-CREATE TABLE ended (number INTEGER PRIMARY KEY, key TEXT NOT NULL UNIQUE, record TEXT NOT NULL);
-CREATE TABLE requests (
-    number INTEGER PRIMARY KEY,
-    key TEXT NOT NULL UNIQUE,
-    digest TEXT NOT NULL,
-    answer BLOB NOT NULL
-);
-CREATE TABLE traffic (name TEXT PRIMARY KEY, record BLOB NOT NULL);
-CREATE TABLE reporters (name TEXT PRIMARY KEY, record TEXT NOT NULL);
-"""
-_UNREADABLE = (sqlite3.DatabaseError, DecodeError, InvalidInputError, ValueError, KeyError, TypeError)
 MARK_BYTES = 8
 """How long the random part of etags is."""
+TABLES = MetaData()
+FACTS = Table("facts", TABLES, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
+
+
+def _named(name: str, record: type[TypeEngine[Any]]) -> Table:
+    return Table(name, TABLES, Column("name", Text, primary_key=True), Column("record", record, nullable=False))
+
+
+def _numbered(name: str, key: str, *more: Column[Any]) -> Table:
+    """Rows in the order in which they came."""
+    number = Column("number", NUMBER, primary_key=True, autoincrement=True)
+    return Table(name, TABLES, number, Column(key, Text, nullable=False, unique=True), *more)
+
+
+SLICES = _named("slices", LargeBinary)
+NODES = _named("nodes", LargeBinary)
+TRAFFIC = _named("traffic", LargeBinary)
+ADMISSIONS = Table(
+    "admissions", TABLES, Column("key", Text, primary_key=True), Column("record", Text, nullable=False)
+)
+ENDED = _numbered("ended", "key", Column("record", Text, nullable=False))
+REQUESTS = _numbered(
+    "requests", "key", Column("digest", Text, nullable=False), Column("answer", LargeBinary, nullable=False)
+)
+REPORTERS = _numbered("reporters", "name", Column("record", Text, nullable=False))
+
+
+def _number_reporters(connection: Connection) -> None:
+    """To version 2: reporters are read in the order in which they came, which was SQLite's own."""
+    connection.exec_driver_sql("ALTER TABLE reporters RENAME TO reporters_1")
+    REPORTERS.create(connection)
+    connection.exec_driver_sql(
+        "INSERT INTO reporters (name, record) SELECT name, record FROM reporters_1 ORDER BY rowid"
+    )
+    connection.exec_driver_sql("DROP TABLE reporters_1")
+
+
+def _first_facts(connection: Connection) -> None:
+    facts = {"mark": secrets.token_hex(MARK_BYTES), "version": "0"}
+    connection.execute(FACTS.insert(), [{"name": name, "value": value} for name, value in facts.items()])
+
+
+LAYOUT = Layout("slices", TABLES, (_number_reporters,), _first_facts)
+_UNREADABLE = (DecodeError, InvalidInputError, ValueError, KeyError, TypeError)
+
 
 
 @dataclass(frozen=True)
@@ -81,55 +113,24 @@ class Memory:
 
 
 class SliceStore:
-    """The state of one slices service in SQLite (write-ahead log, every commit synced), for this process alone. Blocks;
-    one thread at a time.
+    """The state of one slices service, for this process alone. Blocks; safe from any thread.
 
     Args:
-        directory: Where its file is.
+        location: Where.
 
     Raises:
-        InvalidInputError: Another process has it open, or another version wrote it.
+        InvalidInputError: It cannot be opened, another process has it open, or a newer version wrote it.
         IntegrityError: It is damaged.
+        TransportError: PostgreSQL cannot be reached.
     """
 
-    def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        self._path = directory / "slices.sqlite"
-        self._db = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None, timeout=1.0)
-        try:
-            # Two services on one state would promise the same capacity twice.
-            self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=FULL")
-            self._prepare()
-        except sqlite3.OperationalError as error:
-            self._db.close()
-            if error.sqlite_errorcode in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-                raise InvalidInputError(
-                    f"{self._path} is in use by another process: end that one, or give another --state",
-                    reason="FAILED_PRECONDITION",
-                ) from None
-            raise self._damaged(str(error)) from error
-        except sqlite3.DatabaseError as error:
-            self._db.close()
-            raise self._damaged(str(error)) from error
-        except (InvalidInputError, IntegrityError):
-            self._db.close()
-            raise
-
-    def _prepare(self) -> None:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version == 0:
-            self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            self._db.execute("INSERT INTO facts VALUES ('mark', ?), ('version', '0')", (secrets.token_hex(MARK_BYTES),))
-        elif version != SCHEMA_VERSION:
-            raise InvalidInputError(
-                f"{self._path} has format {version}; this version reads {SCHEMA_VERSION}: start the version that wrote "
-                "it, or give another --state"
-            )
-        (verdict,) = self._db.execute("PRAGMA quick_check(1)").fetchone()
-        if verdict != "ok":
-            raise self._damaged(str(verdict))
+    def __init__(self, location: Location) -> None:
+        # Two services on one state would promise the same capacity twice; over PostgreSQL a lease sees to that.
+        self.database = Database(location, LAYOUT, exclusive=True)
+        keyed = ((FACTS, "name"), (SLICES, "name"), (NODES, "name"), (TRAFFIC, "name"), (REPORTERS, "name"),
+                 (ADMISSIONS, "key"), (ENDED, "key"), (REQUESTS, "key"))  # fmt: skip
+        self._put = {table.name: self.database.upsert(table, key) for table, key in keyed}
+        self._drop = {table.name: delete(table).where(table.c[key] == bindparam("gone")) for table, key in keyed}
 
     def load(self) -> Whole:
         """The state.
@@ -137,18 +138,20 @@ class SliceStore:
         Raises:
             IntegrityError: It makes no sense.
         """
-        try:
-            book = self._book()
-            traffic = {
-                name: traffic_from(slices_pb2.SliceTraffic.FromString(record))
-                for name, record in self._db.execute("SELECT name, record FROM traffic")
-            }
-            reporters = {
-                name: tuple((bytes.fromhex(process), int(number)) for process, number in json.loads(record))
-                for name, record in self._db.execute("SELECT name, record FROM reporters ORDER BY rowid")
-            }
-        except _UNREADABLE as error:
-            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        with self.database.reading() as connection:
+            try:
+                book = self._book(connection)
+                traffic = {
+                    name: traffic_from(slices_pb2.SliceTraffic.FromString(record))
+                    for name, record in connection.execute(TRAFFIC.select())
+                }
+                told = connection.execute(select(REPORTERS.c.name, REPORTERS.c.record).order_by(REPORTERS.c.number))
+                reporters = {
+                    name: tuple((bytes.fromhex(process), int(number)) for process, number in json.loads(record))
+                    for name, record in told
+                }
+            except _UNREADABLE as error:
+                raise self._damaged(f"{type(error).__name__}: {error}") from error
         return Whole(book, Totals(MappingProxyType(traffic), MappingProxyType(reporters)))
 
     def remembered(self) -> tuple[list[Remembered], list[Admission]]:
@@ -157,29 +160,30 @@ class SliceStore:
         Raises:
             IntegrityError: It makes no sense.
         """
-        try:
-            asked = self._db.execute("SELECT key, digest, answer FROM requests ORDER BY number")
-            requests = [Remembered(*row) for row in asked]
-            gone = self._db.execute("SELECT key, record FROM ended ORDER BY number")
-            return requests, [_admission(key, record) for key, record in gone]
-        except _UNREADABLE as error:
-            raise self._damaged(f"{type(error).__name__}: {error}") from error
+        with self.database.reading() as connection:
+            asked = select(REQUESTS.c.key, REQUESTS.c.digest, REQUESTS.c.answer).order_by(REQUESTS.c.number)
+            requests = [Remembered(*row) for row in connection.execute(asked)]
+            gone = connection.execute(select(ENDED.c.key, ENDED.c.record).order_by(ENDED.c.number))
+            try:
+                return requests, [_admission(key, record) for key, record in gone]
+            except _UNREADABLE as error:
+                raise self._damaged(f"{type(error).__name__}: {error}") from error
 
-    def _book(self) -> Book:
-        facts = dict(self._db.execute("SELECT name, value FROM facts").fetchall())
+    def _book(self, connection: Connection) -> Book:
+        facts: dict[str, str] = {fact.name: fact.value for fact in connection.execute(FACTS.select())}
         nodes = {
             name: node_from(slices_pb2.SliceNode.FromString(record))
-            for name, record in self._db.execute("SELECT name, record FROM nodes")
+            for name, record in connection.execute(NODES.select())
         }
         slices = {
             name: Slice(promise_from(slices_pb2.Slice.FromString(record)))
-            for name, record in self._db.execute("SELECT name, record FROM slices")
+            for name, record in connection.execute(SLICES.select())
         }
         work: dict[str, list[Admission]] = {}
-        for key, record in self._db.execute("SELECT key, record FROM admissions"):
+        for key, record in connection.execute(ADMISSIONS.select()):
             each = _admission(key, record)
             work.setdefault(each.slice, []).append(each)
-        where: Table[str] = Table()
+        where: Table_[str] = Table_()
         for name, admissions in work.items():
             if name not in slices:
                 raise ValueError(f"work is admitted to {name!r}, and there is no such slice")
@@ -193,73 +197,65 @@ class SliceStore:
 
         Raises:
             CapacityError: The disk takes nothing; nothing is changed on it.
+            TransportError: PostgreSQL cannot be reached, or another process leads.
         """
-        try:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                self._write(changed, memory)
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-        except sqlite3.Error as error:
-            raise CapacityError(
-                f"the state of the slices cannot be written ({error}), so nothing was changed: see to the disk of "
-                f"{self._path.parent}"
-            ) from error
+        with self.database.transaction() as connection:
+            connection.execute(update(FACTS).where(FACTS.c.name == "version").values(value=str(changed.version)))
+            for table, keys in (
+                (SLICES, changed.slices_gone),
+                (NODES, changed.nodes_gone),
+                (TRAFFIC, changed.traffic_gone),
+                (REPORTERS, changed.reporters_gone),
+                (ADMISSIONS, changed.admissions_gone),
+                # What comes again goes to the end.
+                (REQUESTS, [*memory.requests_forgotten, *(each.key for each in memory.requests)]),
+                (ENDED, [*memory.ended_forgotten, *(each.key for each in memory.ended)]),
+            ):
+                if keys:
+                    connection.execute(self._drop[table.name], [{"gone": key} for key in keys])
+            for table, rows in self._fresh(changed, memory):
+                if rows:
+                    connection.execute(self._put[table.name], rows)
 
-    def _write(self, changed: Changes, memory: Memory) -> None:
-        run = self._db.executemany
-        self._db.execute("UPDATE facts SET value = ? WHERE name = 'version'", (str(changed.version),))
-        for table, names in (
-            ("slices", changed.slices_gone),
-            ("nodes", changed.nodes_gone),
-            ("traffic", changed.traffic_gone),
-            ("reporters", changed.reporters_gone),
-        ):
-            run(f"DELETE FROM {table} WHERE name = ?", [(name,) for name in names])  # noqa: S608 - names of our own
-        run("DELETE FROM admissions WHERE key = ?", [(key,) for key in changed.admissions_gone])
-        run("DELETE FROM requests WHERE key = ?", [(key,) for key in memory.requests_forgotten])
-        run("DELETE FROM ended WHERE key = ?", [(key,) for key in memory.ended_forgotten])
-        rows: dict[str, list[tuple[Any, ...]]] = {
-            "slices (name, record)": [_slice_row(each) for each in changed.promises],
-            "nodes (name, record)": [
-                (name, node_message(name, each).SerializeToString()) for name, each in changed.nodes.items()
-            ],
-            "admissions (key, record)": [_row(each) for each in changed.admissions],
-            "traffic (name, record)": [
-                (name, traffic_message(each).SerializeToString()) for name, each in changed.traffic.items()
-            ],
-            "reporters (name, record)": [(name, _numbers(each)) for name, each in changed.reporters.items()],
-            "ended (key, record)": [_row(each) for each in memory.ended],
-            "requests (key, digest, answer)": [(each.key, each.digest, each.answer) for each in memory.requests],
-        }
-        for table, fresh in rows.items():
-            places = ", ".join("?" * (table.count(",") + 1))
-            run(f"INSERT OR REPLACE INTO {table} VALUES ({places})", fresh)  # noqa: S608 - names of our own
+    @staticmethod
+    def _fresh(changed: Changes, memory: Memory) -> list[tuple[Table, list[dict[str, Any]]]]:
+        return [
+            (SLICES, [_slice_row(each) for each in changed.promises]),
+            (NODES, [
+                {"name": name, "record": node_message(name, each).SerializeToString()}
+                for name, each in changed.nodes.items()
+            ]),
+            (ADMISSIONS, [_row(each) for each in changed.admissions]),
+            (TRAFFIC, [
+                {"name": name, "record": traffic_message(each).SerializeToString()}
+                for name, each in changed.traffic.items()
+            ]),
+            (REPORTERS, [{"name": name, "record": _numbers(each)} for name, each in changed.reporters.items()]),
+            (ENDED, [_row(each) for each in memory.ended]),
+            (REQUESTS, [
+                {"key": each.key, "digest": each.digest, "answer": each.answer} for each in memory.requests
+            ]),
+        ]  # fmt: skip
 
     def close(self) -> None:
-        """Closes the file."""
-        self._db.close()
+        """Closes it."""
+        self.database.close()
 
     def _damaged(self, why: str) -> IntegrityError:
-        return IntegrityError(
-            f"{self._path} cannot be used ({why}): what was promised would not be known. Restore the file, or move it "
-            "away to begin without slices"
-        )
+        return damaged(self.database.where, why)
 
 
-def _slice_row(promise: Any) -> tuple[str, bytes]:
-    return promise.name, promise_message(promise, str(promise.version)).SerializeToString()
+def _slice_row(promise: Any) -> dict[str, Any]:
+    return {"name": promise.name, "record": promise_message(promise, str(promise.version)).SerializeToString()}
 
 
 def _numbers(known: Sequence[tuple[bytes, int]]) -> str:
     return json.dumps([[process.hex(), number] for process, number in known])
 
 
-def _row(each: Admission) -> tuple[str, str]:
-    return each.key, json.dumps([each.slice, each.nodes, each.amounts, each.until_ns, each.digest])
+def _row(each: Admission) -> dict[str, Any]:
+    record = json.dumps([each.slice, each.nodes, each.amounts, each.until_ns, each.digest])
+    return {"key": each.key, "record": record}
 
 
 def _admission(key: str, record: str) -> Admission:

@@ -197,6 +197,7 @@ def test_a_store_from_before_there_were_slices_is_opened(tmp_path: Path) -> None
     store.close()
     database = sqlite3.connect(tmp_path / "aggregator.sqlite")
     database.execute("DROP TABLE places")
+    database.execute("PRAGMA user_version=1")
     database.commit()
     database.close()
     again = RunStore(tmp_path)

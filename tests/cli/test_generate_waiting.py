@@ -43,10 +43,10 @@ def command(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     identity = issue(base / "ca", Role.GATEWAY, "gateway", base / "gateway")
     issue(base / "ca", Role.CLIENT, "me", base / "me")
     loop, gateway = LoopThread(), SmallGateway(behaviour=waits)
-    server = loop.run(serve(gateway, identity))
+    server = loop.run(lambda: serve(gateway, identity))
     where = ["--gateway", gateway.address, "--identity", str(base / "me")]
     yield [sys.executable, "-m", "orbitmesh.cli.main", "generate", "demo", "x", *where]
-    loop.run(server.stop(None))
+    loop.run(lambda: server.stop(None))
     loop.stop()
 
 

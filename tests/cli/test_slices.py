@@ -58,9 +58,9 @@ def place(
     identity = issue(base / "ca", Role.GATEWAY, "gateway", base / "gateway")
     issue(base / "ca", Role.CLIENT, "me", base / "me")
     loop, small = LoopThread(), SmallSlices()
-    server = loop.run(serve(gateway, identity, slices=small))
+    server = loop.run(lambda: serve(gateway, identity, slices=small))
     yield small, ["--gateway", gateway.address, "--identity", str(base / "me")]
-    loop.run(server.stop(None))
+    loop.run(lambda: server.stop(None))
     loop.stop()
 
 

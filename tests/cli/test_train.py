@@ -477,9 +477,9 @@ def told_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SmallA
     identity = issue(base / "ca", Role.GATEWAY, "gateway", base / "gateway")
     issue(base / "ca", Role.CLIENT, "me", base / "me")
     loop, gateway, small = LoopThread(), SmallGateway(), SmallAggregator(aggregator_pb2.Run(name="run"))
-    server = loop.run(serve(gateway, identity, small))
+    server = loop.run(lambda: serve(gateway, identity, small))
     yield small, ["--gateway", gateway.address, "--identity", str(base / "me")]
-    loop.run(server.stop(None))
+    loop.run(lambda: server.stop(None))
     loop.stop()
 
 

@@ -17,6 +17,7 @@ LICENCES = {
     "Apache-2.0": ("Apache",),
     "Apache-2.0 or BSD-3-Clause": ("Apache-2.0 OR BSD-3-Clause",),
     "BSD-3-Clause": ("BSD-3-Clause", "3-Clause BSD", "BSD 3-Clause"),
+    "LGPL-3.0": ("LGPL-3.0",),
     "MIT": ("MIT",),
     "MPL-2.0": ("MPL-2.0",),
     "PSF-2.0 style": ("Python Software Foundation License",),

@@ -403,3 +403,32 @@ def test_it_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(queue) == [0, 1, 2]
     assert queue.take(0) is not None
     queue.put(3, "", 0)
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=40), st.integers(1, 20), st.booleans())
+def test_owners_take_turns_however_many_steps_one_of_them_has(many: list[int], own: int, ruled: bool) -> None:
+    """One owner has all its steps waiting, another always one: beside what runs, one step at the most comes between two
+    of its own, until the two have had the same time; with and without rules for others."""
+    queue: FairQueue[tuple[int, int]] = FairQueue()
+    if ruled:
+        queue.set_rules({"others": Share(guaranteed=0.5)}, 0)
+    for took in many:
+        queue.put((1, took), "", 0, owner=1)
+    queue.put((2, own), "", 0, owner=2)
+    had, now, orders = {1: 0, 2: 0}, 0, {1: [], 2: []}
+    while queue:
+        entry = queue.take(now)
+        assert entry is not None
+        who, took = entry.item
+        if who == 1:
+            # It was not ahead of the other one, who has waited.
+            assert had[1] <= had[2] or not any(item[0] == 2 for item in queue)
+        else:
+            assert had[2] <= had[1] or not any(item[0] == 1 for item in queue)
+        now += took
+        had[who] += took
+        orders[who].append(took)
+        queue.ended(entry, took, now)
+        if who == 2 and had[1] < sum(many):
+            queue.put((2, own), "", now, owner=2)
+    assert orders[1] == many

@@ -53,7 +53,9 @@ def anew(mesh: Mesh, process: str) -> Callable[[], None]:
     return blow
 
 
-@pytest.mark.parametrize("index", [-1, 20, NEW_TOKENS - 2])
+@pytest.mark.parametrize(
+    "index", [pytest.param(-1, marks=pytest.mark.soak), 20, pytest.param(NEW_TOKENS - 2, marks=pytest.mark.soak)]
+)
 def test_the_gateway_is_killed_and_the_answer_goes_on(fragile: Mesh, model: Model, index: int) -> None:
     """The client's stream waits and goes on behind its last token, with the tokens of an undisturbed answer."""
     until_whole(fragile, "ctl")
@@ -63,6 +65,7 @@ def test_the_gateway_is_killed_and_the_answer_goes_on(fragile: Mesh, model: Mode
     expect_idle(fragile, "ctl", pipeline_of(fragile, "ctl"))
 
 
+@pytest.mark.soak
 def test_the_gateway_is_killed_again_and_again(fragile: Mesh, model: Model) -> None:
     """One answer, three gateways, and a second client's answer beside it."""
     until_whole(fragile, "ctl")
@@ -84,7 +87,7 @@ def test_the_gateway_dies_between_the_last_token_and_the_end(fragile: Mesh, mode
     expect_answer(heard, model, prompt)
 
 
-@pytest.mark.parametrize("lost", ["scheduler", "gateway"])
+@pytest.mark.parametrize("lost", [pytest.param("scheduler", marks=pytest.mark.soak), "gateway"])
 def test_control_and_a_node_are_lost_together(fragile: Mesh, model: Model, lost: str) -> None:
     """A stage's node dies while the scheduler, or the gateway, is away: it is replaced as soon as that is back."""
     until_whole(fragile, "ctl")
@@ -169,6 +172,7 @@ def test_a_stream_that_was_not_named_ends_with_an_error(fragile: Mesh, model: Mo
     expect_idle(fragile, "ctl", pipeline_of(fragile, "ctl"))
 
 
+@pytest.mark.soak
 def test_a_second_stream_of_the_same_name_sees_the_same_generation(fragile: Mesh, model: Model, tmp_path: Path) -> None:
     """Of the same caller: from the beginning, or behind what it holds. Another caller's is its own generation."""
     until_whole(fragile, "ctl")

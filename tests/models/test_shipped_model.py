@@ -111,6 +111,7 @@ def test_every_weight_is_finite_and_survives_a_cast_to_float16() -> None:
             assert torch.isfinite(tensor.half()).all(), name
 
 
+@pytest.mark.soak
 def test_no_paragraph_of_the_held_out_text_occurs_in_the_training_text(corpus: Corpus) -> None:
     def squeezed(documents: tuple[Document, ...]) -> set[str]:
         parts: set[str] = set()
@@ -123,11 +124,13 @@ def test_no_paragraph_of_the_held_out_text_occurs_in_the_training_text(corpus: C
     assert not squeezed(corpus.held_out) & squeezed(corpus.train)
 
 
+@pytest.mark.soak
 def test_the_held_out_text_is_a_twentieth_to_a_tenth_of_all_text(corpus: Corpus) -> None:
     held_out, train = len(corpus.held_out_text.encode()), len(corpus.train_text.encode())
     assert 0.05 <= held_out / (held_out + train) <= 0.10
 
 
+@pytest.mark.soak
 def test_the_record_names_the_text_the_model_was_trained_on(corpus: Corpus, record: dict[str, Any]) -> None:
     """The digest equals the recorded one where the text is as long as the recorded one, and only there."""
     digest = hashlib.sha256()
@@ -142,6 +145,7 @@ def test_the_record_names_the_text_the_model_was_trained_on(corpus: Corpus, reco
     assert (record["corpus_sha256"] == corpus.sha256) == same_text
 
 
+@pytest.mark.soak
 def test_the_model_beats_zstd_19_on_a_part_of_the_held_out_text(corpus: Corpus, loaded: Loaded) -> None:
     """Bits are recomputed here, window by window, without the script's own measure."""
     part = part_of(corpus.held_out)

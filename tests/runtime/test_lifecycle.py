@@ -119,6 +119,32 @@ async def test_draining_lets_calls_end_and_takes_no_new_ones(serving: Serving) -
         await channel.close()
 
 
+async def test_what_leaves_is_given_away_while_calls_are_taken_and_what_finishes_work_also_later(
+    serving: Serving,
+) -> None:
+    """Hooks of leaving come first, with health at NOT_SERVING and calls still answered; afterwards only methods that
+    bring work to its end are taken."""
+    async with serving() as running:
+        channel = running.channel(running.mesh.identity("client/c"))
+        running.host.in_flight.finish_by(["/test.v1.Echo/UnaryUnary"])
+        told: list[object] = []
+
+        async def leave() -> None:
+            told.extend([await check_health(channel), await call(channel, "StreamUnary")])
+
+        async def drained() -> None:
+            told.append(await call(channel, "UnaryUnary"))
+            with pytest.raises(TransportError) as refused, mapped_errors():
+                await call(channel, "StreamUnary")
+            told.append(refused.value.reason)
+
+        running.host.on_drain(drained)
+        running.host.on_leave(leave)
+        await running.host.drain(20)
+        assert told == [NOT_SERVING, [b"ab"], [b"a"], "DRAINING"]
+        await channel.close()
+
+
 async def test_a_call_that_does_not_end_is_cut_after_the_grace(serving: Serving) -> None:
     """Draining is bounded: the handler is cancelled and its caller learns that the server went away."""
     async with serving() as running:

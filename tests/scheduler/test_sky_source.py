@@ -16,6 +16,7 @@ from orbitmesh.trust import IdentitySource, Role, init_mesh, issue
 from orbitmesh.v1 import scheduler_pb2
 from services.runtime.logs import EventLog
 from services.runtime.meshclock import read_clock
+from services.runtime.store import Location
 from services.scheduler.deployments import Deployments
 from services.scheduler.registry import Registry
 from services.scheduler.sky import SkySettings, SkySource
@@ -53,7 +54,7 @@ def scheduler(tmp_path: Path, identities: IdentitySource, settings: SkySettings,
     for name in nodes:
         registry.heartbeat(name, beat(f"{name}:1"), time.monotonic(), time.time_ns())
     log = EventLog("scheduler/test")
-    store = DeploymentStore(tmp_path / "state" / "db")
+    store = DeploymentStore(Location(file=tmp_path / "state" / "db"))
     return Deployments(registry, store, identities, {}, SkySource(settings, identities, log), log)
 
 

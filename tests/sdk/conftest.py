@@ -43,7 +43,7 @@ def gateway_elsewhere(identities: Identities) -> Iterator[SmallGateway]:
     """A gateway on a loop in another thread, for the sync client."""
     loop = LoopThread()
     small = SmallGateway()
-    server = loop.run(serve(small, identities.gateway))
+    server = loop.run(lambda: serve(small, identities.gateway))
     yield small
-    loop.run(server.stop(None))
+    loop.run(lambda: server.stop(None))
     loop.stop()

@@ -60,7 +60,7 @@ def test_an_interrupt_while_work_is_handed_over_waits_for_its_end(
     work = Work()
     interrupting(loop, monkeypatch, work.begun)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(work.run())
+        loop.run(lambda: work.run())
     assert work.cleaned
 
 
@@ -73,7 +73,7 @@ def test_work_that_had_not_begun_at_the_interrupt_never_begins(
         with monkeypatch.context() as patch:
             interrupting(loop, patch, None)
             with pytest.raises(KeyboardInterrupt):
-                loop.run(work.run())
+                loop.run(work.run)
         assert work.cleaned or not work.begun.is_set()
 
 
@@ -89,8 +89,8 @@ def test_an_interrupted_iteration_can_be_closed(loop: LoopThread, monkeypatch: p
     generator: Any = values()
     interrupting(loop, monkeypatch, begun)
     with pytest.raises(KeyboardInterrupt):
-        loop.run(next_of(generator))
-    loop.run(end_of(generator))
+        loop.run(lambda: next_of(generator))
+    loop.run(lambda: end_of(generator))
 
 
 def test_an_interrupt_before_the_loop_is_told_leaves_nothing_behind(
@@ -106,7 +106,7 @@ def test_an_interrupt_before_the_loop_is_told_leaves_nothing_behind(
     monkeypatch.setattr(loop._loop, "call_soon_threadsafe", interrupted)
     with warnings.catch_warnings(), pytest.raises(KeyboardInterrupt):
         warnings.simplefilter("error")
-        loop.run(work.run())
+        loop.run(lambda: work.run())
     assert not work.begun.is_set()
     gc.collect()
 
@@ -119,8 +119,8 @@ def test_what_work_gives_or_raises_comes_back(loop: LoopThread) -> None:
             raise value
         return value
 
-    assert loop.run(give(3)) == 3
+    assert loop.run(lambda: give(3)) == 3
     with pytest.raises(ValueError, match="its own"):
-        loop.run(give(ValueError("its own")))
+        loop.run(lambda: give(ValueError("its own")))
     with pytest.raises(CancelledError_):
-        loop.run(give(asyncio.CancelledError()))
+        loop.run(lambda: give(asyncio.CancelledError()))

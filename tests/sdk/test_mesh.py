@@ -152,10 +152,10 @@ def test_a_call_on_the_loop_itself_is_refused_and_does_not_hang() -> None:
         async def innermost() -> None: ...
 
         with pytest.raises(InvalidInputError, match="callback"):
-            loop.run(innermost())
+            loop.run(lambda: innermost())
         return "went on"
 
-    assert loop.run(inner()) == "went on"
+    assert loop.run(lambda: inner()) == "went on"
     loop.stop()
 
 

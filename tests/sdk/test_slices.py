@@ -639,9 +639,9 @@ def elsewhere(identities: Identities) -> Iterator[tuple[SmallGateway, SmallSlice
     """The same on a loop in another thread, for the sync client."""
     loop = LoopThread()
     place, small = SmallGateway(), SmallSlices()
-    server = loop.run(serve(place, identities.gateway, slices=small))
+    server = loop.run(lambda: serve(place, identities.gateway, slices=small))
     yield place, small
-    loop.run(server.stop(None))
+    loop.run(lambda: server.stop(None))
     loop.stop()
 
 

@@ -543,9 +543,9 @@ def elsewhere(identities: Identities) -> Iterator[tuple[SmallGateway, SmallAggre
     """The same on a loop in another thread, for the sync client."""
     loop = LoopThread()
     place, small = SmallGateway(), SmallAggregator(aggregator_pb2.Run(name="run", state=RUNNING))
-    server = loop.run(serve(place, identities.gateway, small))
+    server = loop.run(lambda: serve(place, identities.gateway, small))
     yield place, small
-    loop.run(server.stop(None))
+    loop.run(lambda: server.stop(None))
     loop.stop()
 
 

@@ -31,9 +31,9 @@ def scope_of(mesh: Any) -> dict[str, Any]:
 def local() -> Iterator[AsyncLocal]:
     """Three satellites and a ground node, from `AsyncMesh.local`; tests leave no run behind."""
     loop, mesh = LoopThread(), AsyncMesh.local(nodes=4)
-    loop.run(mesh.open())
+    loop.run(lambda: mesh.open())
     yield mesh.local
-    loop.run(mesh.close())
+    loop.run(lambda: mesh.close())
     loop.stop()
 
 

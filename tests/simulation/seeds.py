@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
-SEEDS = 500
+SEEDS = 250
 """How many seeds a simulation runs with where nothing else is said."""
 
 

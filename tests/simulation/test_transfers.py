@@ -19,7 +19,7 @@ from tests.simulation.loop import simulate
 from tests.simulation.seeds import run_seeds
 from tests.simulation.streams import Link, Net
 
-SEEDS = 250
+SEEDS = 120
 WINDOW_BYTES = 2 << 20
 GIVE_UP_S = 6.0
 IDLE_S = 8.0

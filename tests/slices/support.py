@@ -20,6 +20,7 @@ from services.runtime.behalf import BEHALF_KEY
 from services.runtime.channels import ChannelPool
 from services.runtime.logs import EventLog
 from services.runtime.server import ServiceHost
+from services.runtime.store import Location
 from services.slices.amounts import exact
 from services.slices.book import seen
 from services.slices.floors import LightSource
@@ -109,6 +110,11 @@ class Service:
         await self.keeper.change(lambda whole, _: (replace(whole, book=seen(whole.book, found)), b""))
 
 
+def at(directory: Path) -> Location:
+    """The file of a state."""
+    return Location(file=directory / "slices.sqlite")
+
+
 @asynccontextmanager
 async def serving(
     pki: Path, state: Path, contacts: Path | None = None, places: Mapping[str, str] = NOTHING_SAID
@@ -116,7 +122,7 @@ async def serving(
     """A service over that state."""
     log = EventLog("slices/slices", stream=io.StringIO())
     source, clock = IdentitySource(pki / "slices-slices"), {"ahead_ns": 0}
-    store = SliceStore(state)
+    store = SliceStore(at(state))
     keeper = Keeper(store, log, lambda: time.time_ns() + clock["ahead_ns"])
     host = ServiceHost(source, log=log)
     channels = ChannelPool(source, {})

@@ -22,14 +22,14 @@ from services.slices.changes import Whole, changes
 from services.slices.store import Memory, SliceStore
 from services.slices.values import Node
 from tests.slices.recount import over_commitments
-from tests.slices.support import NODES, WAIT_S, Client, a_profile, make_active
+from tests.slices.support import NODES, WAIT_S, Client, a_profile, at, make_active
 
 LIVES = 5
 
 
 def with_nodes(state: Path) -> None:
     """A state that knows nodes: there is no scheduler in this test."""
-    store = SliceStore(state)
+    store = SliceStore(at(state))
     whole = store.load()
     nodes = {name: Node(exact(has)) for name, has in NODES.items()}
     store.save(changes(whole, Whole(seen(whole.book, nodes), whole.totals)), Memory())
@@ -128,7 +128,7 @@ async def test_nothing_that_was_acknowledged_is_lost(pki: Path, tmp_path: Path) 
             gone.set()
             await asyncio.gather(*workers)
     assert len(story.withdrawn) > 20
-    store = SliceStore(tmp_path)
+    store = SliceStore(at(tmp_path))
     assert over_commitments(store.load().book) == []
     store.close()
 

@@ -28,7 +28,7 @@ def export(kind: str, task: str, vector: np.ndarray, place: Path, out: str) -> d
     return said
 
 
-@pytest.mark.parametrize("name", ["digits", "pydoc-small"])
+@pytest.mark.parametrize("name", ["digits", pytest.param("pydoc-small", marks=pytest.mark.soak)])
 def test_tensors_stand_under_the_names_that_torch_gives_them(name: str, tmp_path: Path) -> None:
     """Each is the part of the vector that torch would take for it, tied ones twice."""
     model = find_task(name).model(5)

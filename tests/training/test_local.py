@@ -245,6 +245,7 @@ def test_an_empty_shard_is_refused(digits: Digits) -> None:
         train_locally(digits, digits.held_out().span(0, 0), flat.flatten(digits.model(1)), LocalPlan(steps=1))
 
 
+@pytest.mark.soak
 def test_the_small_language_model_learns() -> None:
     """A few steps of AdamW bring the loss on held-out text well under that of a fresh model."""
     from services.training.language import PyDocSmall

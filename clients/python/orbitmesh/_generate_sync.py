@@ -36,12 +36,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._resuming import RESUME_S
 from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
@@ -133,8 +135,9 @@ _INIT = {
         *,
         timeout: float = CONTROL_DEADLINE_S,
         open_timeout: float | None = None,
+        patience: float = RESUME_S,
     ) -> None:
-        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout)
+        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout, patience=patience)
         self._loop = LoopThread()
 
     def _local_handle(self) -> Local:
@@ -143,26 +146,28 @@ _INIT = {
 }
 # What is not "hand it to the core and wait".
 _BODIES = {
-    ("AsyncMesh", "connect"): """        core = AsyncMesh.connect(address, identity=identity, timeout=timeout)
-        return cls(core._target, timeout=timeout)
+    ("AsyncMesh", "connect"): """        core = AsyncMesh.connect(
+            address, identity=identity, timeout=timeout, patience=patience
+        )
+        return cls(core._target, timeout=timeout, patience=patience)
 """,
-    ("AsyncMesh", "generate"): """        core = self._loop.run({call})
+    ("AsyncMesh", "generate"): """        core = self._loop.run(lambda: {call})
         return Generation(core, self._loop)
 """,
-    ("AsyncMesh", "train"): """        core = self._loop.run({call})
+    ("AsyncMesh", "train"): """        core = self._loop.run(lambda: {call})
         return Training(core, self._loop)
 """,
-    ("AsyncMesh", "training"): """        core = self._loop.run({call})
+    ("AsyncMesh", "training"): """        core = self._loop.run(lambda: {call})
         return Training(core, self._loop)
 """,
     ("AsyncTraining", "watch"): """        updates = self._core._watch(from_round)
         try:
-            while (update := self._loop.run(next_of(updates))) is not None:
+            while (update := self._loop.run(lambda: next_of(updates))) is not None:
                 yield update
         finally:
             # Where the mesh is closed already, the stream went with it.
             if not self._loop.stopped:
-                self._loop.run(end_of(updates))
+                self._loop.run(lambda: end_of(updates))
 """,
     ("AsyncMesh", "slices"): """        return Slices(self._core.slices, self._loop)
 """,
@@ -171,19 +176,19 @@ _BODIES = {
 """,
     ("AsyncSlices", "watch"): """        overviews = self._core._watch(node)
         try:
-            while (overview := self._loop.run(next_of(overviews))) is not None:
+            while (overview := self._loop.run(lambda: next_of(overviews))) is not None:
                 yield overview
         finally:
             # Where the mesh is closed already, the stream went with it.
             if not self._loop.stopped:
-                self._loop.run(end_of(overviews))
+                self._loop.run(lambda: end_of(overviews))
 """,
-    ("AsyncSliceAdmission", "__aenter__"): """        self._loop.run(self._core.__aenter__())
+    ("AsyncSliceAdmission", "__aenter__"): """        self._loop.run(lambda: self._core.__aenter__())
         return self
 """,
     ("AsyncSliceAdmission", "__aexit__"): """        # Where the mesh is closed already, it ends with its lifetime.
         if not self._loop.stopped:
-            self._loop.run(self._core.__aexit__(kind, error, trace))
+            self._loop.run(lambda: self._core.__aexit__(kind, error, trace))
 """,
     ("AsyncMesh", "__aenter__"): """        try:
             self.open()
@@ -193,7 +198,7 @@ _BODIES = {
         return self
 """,
     ("AsyncMesh", "close"): """        if not self._loop.stopped:
-            self._loop.run(self._core.close())
+            self._loop.run(lambda: self._core.close())
             self._loop.stop()
 """,
     ("AsyncMesh", "__aexit__"): """        self.close()
@@ -204,7 +209,7 @@ _BODIES = {
 """,
     ("AsyncGeneration", "__aiter__"): """        index = 0
         try:
-            while (token := self._loop.run(self._core._token(index))) is not None:
+            while (token := self._loop.run(partial(self._core._token, index))) is not None:
                 yield token
                 index += 1
         finally:
@@ -212,9 +217,9 @@ _BODIES = {
 """,
     ("AsyncGeneration", "cancel"): """        # Where the mesh is closed already, the call went with it.
         if self.finish_reason is None and not self._loop.stopped:
-            self._loop.run(self._core.cancel())
+            self._loop.run(lambda: self._core.cancel())
 """,
-    ("AsyncGeneration", "wait"): """        self._loop.run(self._core.wait())
+    ("AsyncGeneration", "wait"): """        self._loop.run(lambda: self._core.wait())
         return self
 """,
 }
@@ -270,7 +275,7 @@ def _body(owner: str, method: ast.FunctionDef | ast.AsyncFunctionDef) -> str:
         return f"        return self._core.{method.name}\n"
     if isinstance(method, ast.AsyncFunctionDef):
         returns = "" if method.returns is None or ast.unparse(method.returns) == "None" else "return "
-        return _wrapped(f"        {returns}self._loop.run({call})\n", call, method)
+        return _wrapped(f"        {returns}self._loop.run(lambda: {call})\n", call, method)
     return f"        return {call}\n"
 
 
@@ -279,7 +284,9 @@ def _wrapped(text: str, call: str, method: ast.FunctionDef | ast.AsyncFunctionDe
     if max(map(len, text.splitlines())) <= LINE_COLUMNS:
         return text
     arguments = "".join(f"                {argument},\n" for argument in _passed(method))
-    return text.replace(call, f"\n            self._core.{method.name}(\n{arguments}            )\n        ")
+    below = call[: call.index("(")] + f"(\n{arguments}            )"
+    made = "lambda: " if f"lambda: {call}" in text else ""
+    return text.replace(made + call, f"\n            {made}{below}\n        ")
 
 
 def _passed(method: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:

@@ -7,7 +7,7 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
@@ -42,7 +42,7 @@ class ForkGuard:
 
 
 class LoopThread:
-    """An event loop in a thread of its own; `run` hands it a coroutine and waits for the result."""
+    """An event loop in a thread of its own; `run` has it begin a coroutine and waits for the result."""
 
     def __init__(self) -> None:
         self._guard = ForkGuard()
@@ -64,26 +64,26 @@ class LoopThread:
         if self.stopped:
             raise InvalidInputError("this mesh is closed; connect again", reason="FAILED_PRECONDITION")
 
-    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+    def run(self, begin: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Runs a coroutine on the loop and returns its result; an interrupt (Ctrl-C) cancels it and lets it
         clean up.
+
+        Args:
+            begin: Makes the coroutine. It is called on the loop: an interrupt, which may come between any two
+                steps of the caller, finds no coroutine there that nobody awaits.
 
         Raises:
             InvalidInputError: called in a forked child, after `stop`, or on the loop itself (from a
                 callback), where waiting would never end.
         """
-        try:
-            self.check()
-            if threading.current_thread() is self._thread:
-                raise InvalidInputError(
-                    "a mesh was called from its own on_progress callback; note the progress there and call "
-                    "it afterwards",
-                    reason="FAILED_PRECONDITION",
-                )
-            handed = _Handed(coroutine)
-        except BaseException:
-            coroutine.close()
-            raise
+        self.check()
+        if threading.current_thread() is self._thread:
+            raise InvalidInputError(
+                "a mesh was called from its own on_progress callback; note the progress there and call it "
+                "afterwards",
+                reason="FAILED_PRECONDITION",
+            )
+        handed = _Handed(begin)
         try:
             self._loop.call_soon_threadsafe(handed.begin)
             return handed.outcome.result()
@@ -117,10 +117,10 @@ async def end_of(values: AsyncGenerator[T, None]) -> None:
 
 
 class _Handed(Generic[T]):
-    """A coroutine on its way to the loop; there it can be given up at any moment, also before it has begun."""
+    """Work on its way to the loop; there it can be given up at any moment, also before it has begun."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine = coroutine
+    def __init__(self, make: Callable[[], Coroutine[Any, Any, T]]) -> None:
+        self._make = make
         self._task: asyncio.Task[T] | None = None
         self.outcome: Future[T] = Future()
         """Done once nothing of it runs any more."""
@@ -128,7 +128,7 @@ class _Handed(Generic[T]):
     def begin(self) -> None:
         """Runs it; called on the loop, once."""
         if not self.outcome.done():
-            self._task = asyncio.get_running_loop().create_task(self._coroutine)
+            self._task = asyncio.get_running_loop().create_task(self._make())
             self._task.add_done_callback(self._ended)
 
     def give_up(self) -> None:
@@ -136,7 +136,6 @@ class _Handed(Generic[T]):
         if self._task is not None:
             self._task.cancel()
         else:
-            self._coroutine.close()
             self.outcome.set_exception(asyncio.CancelledError())
 
     def _ended(self, task: asyncio.Task[T]) -> None:

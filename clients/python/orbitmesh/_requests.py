@@ -185,6 +185,17 @@ def checked_timeout(timeout: float, what: str = "timeout") -> float:
     return float(timeout)
 
 
+def checked_patience(patience: float) -> float:
+    """The time for which is asked again, where it is one.
+
+    Raises:
+        InvalidInputError: it is below 0 or not finite.
+    """
+    if not isinstance(patience, int | float) or not math.isfinite(patience) or patience < 0:
+        raise InvalidInputError(f"patience is {patience!r}; expected seconds, 0 or more and finite")
+    return float(patience)
+
+
 def _checked_text(prompt: str) -> str:
     if not prompt:
         raise InvalidInputError("the prompt is empty; give some text or token ids", reason="EMPTY_PROMPT")

@@ -1,10 +1,12 @@
-"""A `Generate` call that outlives its connection: cut, it is taken up again where it was, by the name that it gave."""
+"""Calls that outlive their connection: what may be sent twice is asked again while the way to the gateway fails, and
+a `Generate` that was cut is taken up where it was, by the name that it gave."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -21,10 +23,46 @@ PAUSE_MAX_S = 1.0
 """The longest."""
 FAREWELL_S = 5.0
 """How long the gateway may take to end a generation that was cancelled."""
-LOST = frozenset({"TRANSPORT", "DRAINING"})
+LOST = frozenset({"TRANSPORT", "DRAINING", "NOT_LEADER"})
 """Reasons that speak of the way to the gateway, not of the generation."""
+ENDED = LOST | {"CANCELLED"}
+"""The same of a call that is not cancelled from here: a gateway that ends cancels what it has under way."""
 WAITING = "the gateway cannot be reached; it is asked again"
 """What is said while a cut stream is taken up again."""
+
+
+T = TypeVar("T")
+
+
+async def asked_again(
+    take: Callable[[], Awaitable[T]], patience_s: float, reasons: frozenset[str] = LOST
+) -> T:
+    """What `take` gives, tried anew while the way to it is what fails.
+
+    Args:
+        take: Asks once; what it asks may be asked twice.
+        patience_s: How long it may fail before that is an error, in seconds.
+        reasons: What speaks of the way.
+
+    Raises:
+        MeshError: Whatever it failed with last.
+    """
+    loop = asyncio.get_running_loop()
+    until_s, pause_s = loop.time() + patience_s, PAUSE_MIN_S
+    while True:
+        began_s = loop.time()
+        try:
+            return await take()
+        except MeshError as error:
+            if error.reason not in reasons:
+                raise
+            if loop.time() - began_s > RESUME_S:
+                # It got somewhere: a new cut has its own patience.
+                until_s, pause_s = loop.time() + patience_s, PAUSE_MIN_S
+            if loop.time() + pause_s >= until_s:
+                raise
+        await asyncio.sleep(pause_s)
+        pause_s = min(PAUSE_MAX_S, 2 * pause_s)
 
 
 class ResumingCall:
@@ -83,6 +121,8 @@ class ResumingCall:
                 if not self._can_come_back(error):
                     raise
                 self._cut = error
+                if not self._started:
+                    continue
                 return gateway_pb2.GenerateResponse(waiting=gateway_pb2.GenerationWaiting(reason=WAITING))
             if not isinstance(message, gateway_pb2.GenerateResponse):
                 return message
@@ -99,7 +139,7 @@ class ResumingCall:
         return self._stub.Generate(self._request, timeout=left_s)
 
     def _can_come_back(self, error: grpc.RpcError) -> bool:
-        return self._started and not self._cancelled and map_rpc_error(error).reason in LOST
+        return not self._cancelled and map_rpc_error(error).reason in ENDED
 
     async def _come_back(self, error: grpc.RpcError) -> None:
         """Opens the stream anew, again and again, or raises what it was cut by."""

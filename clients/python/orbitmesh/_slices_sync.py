@@ -67,7 +67,7 @@ class SliceAdmission:
         return self._core.nodes
 
     def __enter__(self) -> SliceAdmission:
-        self._loop.run(self._core.__aenter__())
+        self._loop.run(lambda: self._core.__aenter__())
         return self
 
     def __exit__(
@@ -75,7 +75,7 @@ class SliceAdmission:
     ) -> None:
         # Where the mesh is closed already, it ends with its lifetime.
         if not self._loop.stopped:
-            self._loop.run(self._core.__aexit__(kind, error, trace))
+            self._loop.run(lambda: self._core.__aexit__(kind, error, trace))
 
 
 class Slices:
@@ -103,7 +103,7 @@ class Slices:
             >>> [template.name for template in mesh.slices.templates()]
             ['urllc', 'embb', 'mmtc']
         """
-        return self._loop.run(self._core.templates(timeout=timeout))
+        return self._loop.run(lambda: self._core.templates(timeout=timeout))
 
     def define(
         self,
@@ -157,7 +157,7 @@ class Slices:
             'defined'
         """
         return self._loop.run(
-            self._core.define(
+            lambda: self._core.define(
                 name,
                 template,
                 resources=resources,
@@ -189,7 +189,7 @@ class Slices:
             >>> mesh.slices.get("cam").profile.latency_ms
             20.0
         """
-        return self._loop.run(self._core.get(name, timeout=timeout))
+        return self._loop.run(lambda: self._core.get(name, timeout=timeout))
 
     def list(self, tenant: str = "", *, timeout: float | None = None) -> SlicesOverview:
         """The slices that the caller may see, and the nodes with what is reserved of them.
@@ -202,7 +202,7 @@ class Slices:
             >>> [each.name for each in mesh.slices.list().slices]
             ['cam', 'sensors']
         """
-        return self._loop.run(self._core.list(tenant, timeout=timeout))
+        return self._loop.run(lambda: self._core.list(tenant, timeout=timeout))
 
     def optimize(
         self,
@@ -239,7 +239,7 @@ class Slices:
             1.0
         """
         return self._loop.run(
-            self._core.optimize(
+            lambda: self._core.optimize(
                 goal,
                 slices=slices,
                 traffic=traffic,
@@ -268,7 +268,7 @@ class Slices:
             >>> [each.state for each in applied.slices]
             ['active']
         """
-        return self._loop.run(self._core.apply(outcome, timeout=timeout))
+        return self._loop.run(lambda: self._core.apply(outcome, timeout=timeout))
 
     def resize(
         self,
@@ -299,7 +299,7 @@ class Slices:
             0.75
         """
         return self._loop.run(
-            self._core.resize(
+            lambda: self._core.resize(
                 which,
                 resources=resources,
                 shares=shares,
@@ -329,7 +329,7 @@ class Slices:
         Example:
             >>> mesh.slices.release("cam")
         """
-        return self._loop.run(self._core.release(which, drain=drain, etag=etag, timeout=timeout))
+        return self._loop.run(lambda: self._core.release(which, drain=drain, etag=etag, timeout=timeout))
 
     def admit(
         self,
@@ -390,9 +390,9 @@ class Slices:
         """
         overviews = self._core._watch(node)
         try:
-            while (overview := self._loop.run(next_of(overviews))) is not None:
+            while (overview := self._loop.run(lambda: next_of(overviews))) is not None:
                 yield overview
         finally:
             # Where the mesh is closed already, the stream went with it.
             if not self._loop.stopped:
-                self._loop.run(end_of(overviews))
+                self._loop.run(lambda: end_of(overviews))

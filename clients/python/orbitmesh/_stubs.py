@@ -107,5 +107,7 @@ class Connection(Protocol):
     async def _ready(self) -> Stubs:
         """Its services."""
 
-    async def _call(self, method: Callable[..., Awaitable[T]], request: Any, timeout: float | None) -> T:
-        """One control call."""
+    async def _call(
+        self, method: Callable[..., Awaitable[T]], request: Any, timeout: float | None, *, once: bool = False
+    ) -> T:
+        """One control call; `once` where it may not be sent twice."""

@@ -172,7 +172,7 @@ class AsyncTraining:
         """
         stubs = await self._mesh._ready()
         request = aggregator_pb2.DeleteRunRequest(name=self._name)
-        return tuple((await self._mesh._call(stubs.aggregator.DeleteRun, request, timeout)).not_told)
+        return tuple((await self._mesh._call(stubs.aggregator.DeleteRun, request, timeout, once=True)).not_told)
 
     async def predict(self, inputs: npt.ArrayLike, *, timeout: float | None = None) -> npt.NDArray[np.float32]:
         """What the run's model says of inputs, computed by a node with the weights of the moment. Needs numpy.

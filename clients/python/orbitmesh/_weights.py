@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from orbitmesh._resuming import LOST, PAUSE_MAX_S, PAUSE_MIN_S, RESUME_S
+from orbitmesh._resuming import RESUME_S, asked_again
 from orbitmesh._streams import next_message
 from orbitmesh.durable import made_beside, put_in_place
-from orbitmesh.errors import IntegrityError, InvalidInputError, MeshError, TransportError
+from orbitmesh.errors import IntegrityError, InvalidInputError, TransportError
 from orbitmesh.rpc import keep_status
 from orbitmesh.training_results import SavedWeights
 from orbitmesh.v1 import aggregator_pb2
@@ -75,7 +75,7 @@ async def in_memory(open_stream: Open, name: str, address: str | None) -> npt.ND
                 taken += piece
         return numpy.frombuffer(taken, dtype="<f4").astype(numpy.float32, copy=False)
 
-    return await _again_and_again(take)
+    return await asked_again(take, RESUME_S)
 
 
 async def to_file(open_stream: Open, name: str, address: str | None, path: Path) -> SavedWeights:
@@ -102,7 +102,7 @@ async def to_file(open_stream: Open, name: str, address: str | None, path: Path)
             return SavedWeights(place, stream.head.values, stream.head.sha256.hex(), stream.head.rounds_done)
 
     try:
-        return await _again_and_again(take)
+        return await asked_again(take, RESUME_S)
     except OSError as error:
         raise InvalidInputError(f"cannot write {place}: {error.strerror}; give another path") from None
 
@@ -180,23 +180,3 @@ class _Stream:
     async def _read(self) -> aggregator_pb2.GetWeightsResponse | None:
         message: aggregator_pb2.GetWeightsResponse | None = await next_message(self._call, self._address)
         return message
-
-
-async def _again_and_again(take: Callable[[], Awaitable[T]]) -> T:
-    """What `take` gives, tried anew for as long as the way to it is what fails."""
-    loop = asyncio.get_running_loop()
-    until_s, pause_s = loop.time() + RESUME_S, PAUSE_MIN_S
-    while True:
-        began_s = loop.time()
-        try:
-            return await take()
-        except MeshError as error:
-            if error.reason not in LOST:
-                raise
-            if loop.time() - began_s > RESUME_S:
-                # It got somewhere: a new cut has its own patience.
-                until_s, pause_s = loop.time() + RESUME_S, PAUSE_MIN_S
-            if loop.time() + pause_s >= until_s:
-                raise
-        await asyncio.sleep(pause_s)
-        pause_s = min(PAUSE_MAX_S, 2 * pause_s)

@@ -15,7 +15,7 @@ from orbitmesh import _from_proto, _packs, _requests, _training_proto
 from orbitmesh._deadlines import bounded
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import ForkGuard
-from orbitmesh._resuming import ResumingCall
+from orbitmesh._resuming import ENDED, RESUME_S, ResumingCall, asked_again
 from orbitmesh._slices import AsyncSlices
 from orbitmesh._stubs import Stubs
 from orbitmesh._training import AsyncTraining
@@ -151,8 +151,10 @@ class AsyncMesh:
         *,
         timeout: float = CONTROL_DEADLINE_S,
         open_timeout: float | None = None,
+        patience: float = RESUME_S,
     ) -> None:
         self._target = target
+        self._patience = _requests.checked_patience(patience)
         self._timeout = _requests.checked_timeout(timeout)
         self._open_timeout = _requests.checked_timeout(open_timeout or timeout)
         self._guard = ForkGuard()
@@ -162,16 +164,25 @@ class AsyncMesh:
         self._closed = False
 
     @classmethod
-    def connect(cls, address: str, *, identity: str | Path, timeout: float = CONTROL_DEADLINE_S) -> AsyncMesh:
+    def connect(
+        cls,
+        address: str,
+        *,
+        identity: str | Path,
+        timeout: float = CONTROL_DEADLINE_S,
+        patience: float = RESUME_S,
+    ) -> AsyncMesh:
         """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
 
         Args:
             address: The gateway, host:port.
             identity: The directory of an identity that `orbitmesh pki issue` made.
             timeout: How long a control call may take, in seconds.
+            patience: How long a control call that may be sent twice is asked again, within its time, while a gateway
+                that has answered before cannot be reached, in seconds; 0 makes that an error at once.
 
         Raises:
-            InvalidInputError: the address is not host:port, or the timeout not above 0.
+            InvalidInputError: the address is not host:port, the timeout not above 0, or the patience below it.
 
         Example:
             >>> async with AsyncMesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
@@ -180,7 +191,7 @@ class AsyncMesh:
         host, colon, port = address.rpartition(":")
         if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
             raise InvalidInputError(f"the address is {address!r:.80}; expected host:port, such as gateway.example:7443")
-        return cls(Remote(address=address, identity=Path(identity).expanduser()), timeout=timeout)
+        return cls(Remote(address=address, identity=Path(identity).expanduser()), timeout=timeout, patience=patience)
 
     async def __aenter__(self) -> AsyncMesh:
         await self.open()
@@ -410,8 +421,9 @@ class AsyncMesh:
             status = await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None)
             request.source.CopyFrom(executor_pb2.PeerAddress(role="gateway", name=status.name, address=status.address))
             tell(Progress(phase="planning", subject=request.name))
-            left = max(deadline - asyncio.get_running_loop().time(), 0.001)
-            return await self._until_served(stubs, request, left, tell)
+            return await asked_again(
+                lambda: self._until_served(stubs, request, deadline, tell), self._patience, ENDED
+            )
 
     async def generate(
         self,
@@ -660,17 +672,28 @@ class AsyncMesh:
         request: Any,
         timeout: float | None,
         address: str | None = None,
+        *,
+        once: bool = False,
     ) -> T:
+        """One control call. Of a gateway that has answered before it is asked again while that is out of reach, unless
+        it may be sent `once` only; one that never has is an error at once, since its address may be wrong."""
         bound = self._timeout if timeout is None else _requests.checked_timeout(timeout)
-        with mapped_errors(address=address or (self._opened.address if self._opened else None)):
-            return await method(request, timeout=bound)
+        opened, deadline = self._opened, asyncio.get_running_loop().time() + bound
+
+        async def take() -> T:
+            left = max(deadline - asyncio.get_running_loop().time(), 0.001)
+            with mapped_errors(address=address or (opened.address if opened else None)):
+                return await method(request, timeout=left)
+
+        return await take() if once or opened is None else await asked_again(take, min(self._patience, bound), ENDED)
 
     async def _until_served(
-        self, stubs: Stubs, request: scheduler_pb2.CreateDeploymentRequest, timeout: float, tell: OnProgress
+        self, stubs: Stubs, request: scheduler_pb2.CreateDeploymentRequest, deadline: float, tell: OnProgress
     ) -> Deployment:
         told: dict[str, Progress] = {}
         last = scheduler_pb2.Deployment()
-        call = stubs.scheduler.CreateDeployment(request, timeout=timeout)
+        left = max(deadline - asyncio.get_running_loop().time(), 0.001)
+        call = stubs.scheduler.CreateDeployment(request, timeout=left)
         try:
             with mapped_errors(address=stubs.address):
                 async for message in call:

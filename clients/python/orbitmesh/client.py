@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 from orbitmesh._generation import AsyncGeneration
 from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._resuming import RESUME_S
 from orbitmesh._slices_sync import Slices
 from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
 from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
@@ -117,14 +119,16 @@ class Local:
         Example:
             >>> mesh.local.kill("sat-2")
         """
-        self._loop.run(self._core.kill(node))
+        self._loop.run(lambda: self._core.kill(node))
 
-    def restart(self, node: str) -> None:
+    def restart(self, node: str, *, gracefully: bool = False) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
         it keeps on disk. The services that run once come back at the address they had.
 
         Args:
             node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
+            gracefully: End it with SIGTERM, as an upgrade would: it gives away or ends what it has under way, for up
+                to its grace of 25 s.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -133,7 +137,7 @@ class Local:
         Example:
             >>> mesh.local.restart("sat-2")
         """
-        self._loop.run(self._core.restart(node))
+        self._loop.run(lambda: self._core.restart(node, gracefully=gracefully))
 
     def cut(self, a: str, b: str, *, both_ways: bool = True) -> None:
         """Cuts the link between two nodes: what is under way is lost and nothing passes until `restore`.
@@ -149,7 +153,7 @@ class Local:
         Example:
             >>> mesh.local.cut("sat-1", "sat-2")
         """
-        self._loop.run(self._core.cut(a, b, both_ways=both_ways))
+        self._loop.run(lambda: self._core.cut(a, b, both_ways=both_ways))
 
     def restore(self, a: str, b: str, *, both_ways: bool = True) -> None:
         """Brings a link back that was cut.
@@ -165,7 +169,7 @@ class Local:
         Example:
             >>> mesh.local.restore("sat-1", "sat-2")
         """
-        self._loop.run(self._core.restore(a, b, both_ways=both_ways))
+        self._loop.run(lambda: self._core.restore(a, b, both_ways=both_ways))
 
     def contact(self, a: str, b: str) -> Mapping[str, Any]:
         """Where two nodes stand to each other in the contact plan, at this moment of mesh time.
@@ -186,7 +190,7 @@ class Local:
             >>> mesh.local.contact("sat-1", "gateway")["open"]
             True
         """
-        return self._loop.run(self._core.contact(a, b))
+        return self._loop.run(lambda: self._core.contact(a, b))
 
     def clock(self) -> MeshClock:
         """The clock of this mesh, for which its contact plan is told.
@@ -199,7 +203,7 @@ class Local:
             >>> clock.factor
             60.0
         """
-        return self._loop.run(self._core.clock())
+        return self._loop.run(lambda: self._core.clock())
 
     def stats(self) -> Mapping[str, Any]:
         """What the supervisor and the link emulator have counted.
@@ -208,7 +212,7 @@ class Local:
             >>> sorted(mesh.local.stats())
             ['ok', 'relays']
         """
-        return self._loop.run(self._core.stats())
+        return self._loop.run(lambda: self._core.stats())
 
 
 class Generation:
@@ -365,7 +369,7 @@ class Generation:
     def __iter__(self) -> Iterator[Token]:
         index = 0
         try:
-            while (token := self._loop.run(self._core._token(index))) is not None:
+            while (token := self._loop.run(partial(self._core._token, index))) is not None:
                 yield token
                 index += 1
         finally:
@@ -389,7 +393,7 @@ class Generation:
             >>> generation.wait().text
             ' the place between the stars'
         """
-        self._loop.run(self._core.wait())
+        self._loop.run(lambda: self._core.wait())
         return self
 
     def cancel(self) -> None:
@@ -403,7 +407,7 @@ class Generation:
         """
         # Where the mesh is closed already, the call went with it.
         if self.finish_reason is None and not self._loop.stopped:
-            self._loop.run(self._core.cancel())
+            self._loop.run(lambda: self._core.cancel())
 
 
 class Training:
@@ -441,7 +445,7 @@ class Training:
             >>> training.status().rounds_done
             12
         """
-        return self._loop.run(self._core.status(timeout=timeout))
+        return self._loop.run(lambda: self._core.status(timeout=timeout))
 
     def watch(self, from_round: int = 0) -> Iterator[TrainingStatus]:
         """How the run is now, and again whenever that changes, until it has ended.
@@ -464,12 +468,12 @@ class Training:
         """
         updates = self._core._watch(from_round)
         try:
-            while (update := self._loop.run(next_of(updates))) is not None:
+            while (update := self._loop.run(lambda: next_of(updates))) is not None:
                 yield update
         finally:
             # Where the mesh is closed already, the stream went with it.
             if not self._loop.stopped:
-                self._loop.run(end_of(updates))
+                self._loop.run(lambda: end_of(updates))
 
     def wait(self, *, timeout: float | None = None) -> TrainingStatus:
         """Waits until the run is done, and returns how it ended, with all its rounds.
@@ -487,7 +491,7 @@ class Training:
             >>> training.wait().rounds[-1].figures["accuracy"]
             0.94
         """
-        return self._loop.run(self._core.wait(timeout=timeout))
+        return self._loop.run(lambda: self._core.wait(timeout=timeout))
 
     def cancel(self, *, timeout: float | None = None) -> TrainingStatus:
         """Ends the run before its last round; its weights stay. Repeating it changes nothing.
@@ -496,7 +500,7 @@ class Training:
             >>> training.cancel().state
             'cancelled'
         """
-        return self._loop.run(self._core.cancel(timeout=timeout))
+        return self._loop.run(lambda: self._core.cancel(timeout=timeout))
 
     def resume(self, rounds: int | None = None, *, timeout: float | None = None) -> TrainingStatus:
         """Lets a run that was cancelled or has failed go on from its last whole round.
@@ -512,7 +516,7 @@ class Training:
             >>> training.resume(rounds=40).state
             'running'
         """
-        return self._loop.run(self._core.resume(rounds, timeout=timeout))
+        return self._loop.run(lambda: self._core.resume(rounds, timeout=timeout))
 
     def delete(self, *, timeout: float | None = None) -> tuple[str, ...]:
         """Removes the run, which has ended: its weights, and what its nodes keep of it. Its name is free again.
@@ -527,7 +531,7 @@ class Training:
             >>> training.delete()
             ()
         """
-        return self._loop.run(self._core.delete(timeout=timeout))
+        return self._loop.run(lambda: self._core.delete(timeout=timeout))
 
     def predict(self, inputs: npt.ArrayLike, *, timeout: float | None = None) -> npt.NDArray[np.float32]:
         """What the run's model says of inputs, computed by a node with the weights of the moment. Needs numpy.
@@ -547,7 +551,7 @@ class Training:
             >>> training.predict(pictures).argmax(axis=1)
             array([7, 2, 1])
         """
-        return self._loop.run(self._core.predict(inputs, timeout=timeout))
+        return self._loop.run(lambda: self._core.predict(inputs, timeout=timeout))
 
     def ledger(self, *, timeout: float | None = None) -> Ledger:
         """What the run's promise of privacy has cost so far, round by round.
@@ -556,7 +560,7 @@ class Training:
             >>> training.ledger().epsilon
             1.7
         """
-        return self._loop.run(self._core.ledger(timeout=timeout))
+        return self._loop.run(lambda: self._core.ledger(timeout=timeout))
 
     def weights(self, *, timeout: float = WEIGHTS_DEADLINE_S) -> npt.NDArray[np.float32]:
         """The weights after the last whole round: one vector, the model's floating tensors one after another in the
@@ -573,7 +577,7 @@ class Training:
             >>> training.weights().shape
             (4810,)
         """
-        return self._loop.run(self._core.weights(timeout=timeout))
+        return self._loop.run(lambda: self._core.weights(timeout=timeout))
 
     def save_weights(self, path: str | Path, *, timeout: float = WEIGHTS_DEADLINE_S) -> SavedWeights:
         """Writes the weights after the last whole round to a file that `numpy.load` reads, however large they are. The
@@ -591,7 +595,7 @@ class Training:
             >>> training.save_weights("run.npy").values
             4810
         """
-        return self._loop.run(self._core.save_weights(path, timeout=timeout))
+        return self._loop.run(lambda: self._core.save_weights(path, timeout=timeout))
 
 
 class LocalEntry:
@@ -695,31 +699,43 @@ class Mesh:
         *,
         timeout: float = CONTROL_DEADLINE_S,
         open_timeout: float | None = None,
+        patience: float = RESUME_S,
     ) -> None:
-        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout)
+        self._core = AsyncMesh(target, timeout=timeout, open_timeout=open_timeout, patience=patience)
         self._loop = LoopThread()
 
     def _local_handle(self) -> Local:
         return Local(self._core._local_handle(), self._loop)
 
     @classmethod
-    def connect(cls, address: str, *, identity: str | Path, timeout: float = CONTROL_DEADLINE_S) -> Mesh:
+    def connect(
+        cls,
+        address: str,
+        *,
+        identity: str | Path,
+        timeout: float = CONTROL_DEADLINE_S,
+        patience: float = RESUME_S,
+    ) -> Mesh:
         """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
 
         Args:
             address: The gateway, host:port.
             identity: The directory of an identity that `orbitmesh pki issue` made.
             timeout: How long a control call may take, in seconds.
+            patience: How long a control call that may be sent twice is asked again, within its time, while a gateway
+                that has answered before cannot be reached, in seconds; 0 makes that an error at once.
 
         Raises:
-            InvalidInputError: the address is not host:port, or the timeout not above 0.
+            InvalidInputError: the address is not host:port, the timeout not above 0, or the patience below it.
 
         Example:
             >>> with Mesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
             ...     print(mesh.status())
         """
-        core = AsyncMesh.connect(address, identity=identity, timeout=timeout)
-        return cls(core._target, timeout=timeout)
+        core = AsyncMesh.connect(
+            address, identity=identity, timeout=timeout, patience=patience
+        )
+        return cls(core._target, timeout=timeout, patience=patience)
 
     def __enter__(self) -> Mesh:
         try:
@@ -747,7 +763,7 @@ class Mesh:
             >>> mesh = Mesh.connect("gateway.example:7443", identity="~/.orbitmesh/me")
             >>> mesh.open()
         """
-        self._loop.run(self._core.open())
+        self._loop.run(lambda: self._core.open())
 
     def close(self) -> None:
         """Ends the connection, and the processes of a local mesh. Repeating it changes nothing.
@@ -756,7 +772,7 @@ class Mesh:
             >>> mesh.close()
         """
         if not self._loop.stopped:
-            self._loop.run(self._core.close())
+            self._loop.run(lambda: self._core.close())
             self._loop.stop()
 
     def status(self, *, timeout: float | None = None) -> Status:
@@ -766,7 +782,7 @@ class Mesh:
             >>> mesh.status().generations
             2
         """
-        return self._loop.run(self._core.status(timeout=timeout))
+        return self._loop.run(lambda: self._core.status(timeout=timeout))
 
     def nodes(self, *, timeout: float | None = None) -> list[Node]:
         """The nodes of the mesh with what they measured, by name.
@@ -775,7 +791,7 @@ class Mesh:
             >>> [node.name for node in mesh.nodes()]
             ['ground-1', 'sat-1', 'sat-2', 'sat-3']
         """
-        return self._loop.run(self._core.nodes(timeout=timeout))
+        return self._loop.run(lambda: self._core.nodes(timeout=timeout))
 
     def deployments(self, *, timeout: float | None = None) -> list[Deployment]:
         """The deployments, by name.
@@ -784,7 +800,7 @@ class Mesh:
             >>> [(deployment.name, deployment.state) for deployment in mesh.deployments()]
             [('demo', 'ready')]
         """
-        return self._loop.run(self._core.deployments(timeout=timeout))
+        return self._loop.run(lambda: self._core.deployments(timeout=timeout))
 
     def deployment(self, name: str, *, timeout: float | None = None) -> Deployment:
         """One deployment.
@@ -796,7 +812,7 @@ class Mesh:
             >>> mesh.deployment("demo").stages[0].node
             'sat-1'
         """
-        return self._loop.run(self._core.deployment(name, timeout=timeout))
+        return self._loop.run(lambda: self._core.deployment(name, timeout=timeout))
 
     def delete(self, name: str, *, timeout: float | None = None) -> None:
         """Takes a deployment down on every node. Repeating it changes nothing.
@@ -804,7 +820,7 @@ class Mesh:
         Example:
             >>> mesh.delete("demo")
         """
-        self._loop.run(self._core.delete(name, timeout=timeout))
+        self._loop.run(lambda: self._core.delete(name, timeout=timeout))
 
     def plan(
         self,
@@ -841,7 +857,7 @@ class Mesh:
             'Stage 0 is on sat-1: ...'
         """
         return self._loop.run(
-            self._core.plan(
+            lambda: self._core.plan(
                 source,
                 stages=stages,
                 objective=objective,
@@ -907,7 +923,7 @@ class Mesh:
             Stage(node='sat-1', layers=range(0, 2), ...)
         """
         return self._loop.run(
-            self._core.deploy(
+            lambda: self._core.deploy(
                 source,
                 name=name,
                 stages=stages,
@@ -969,7 +985,7 @@ class Mesh:
             ...     print(token.text, end="")
         """
         core = self._loop.run(
-            self._core.generate(
+            lambda: self._core.generate(
                 name,
                 prompt,
                 max_new_tokens=max_new_tokens,
@@ -998,7 +1014,7 @@ class Mesh:
         Example:
             >>> print(mesh.explain(generation.trace_id))
         """
-        return self._loop.run(self._core.explain(trace_id, timeout=timeout))
+        return self._loop.run(lambda: self._core.explain(trace_id, timeout=timeout))
 
     def train(
         self,
@@ -1062,7 +1078,7 @@ class Mesh:
             0.94
         """
         core = self._loop.run(
-            self._core.train(
+            lambda: self._core.train(
                 name,
                 task=task,
                 rounds=rounds,
@@ -1094,7 +1110,7 @@ class Mesh:
         Example:
             >>> training = mesh.training("run")
         """
-        core = self._loop.run(self._core.training(name, timeout=timeout))
+        core = self._loop.run(lambda: self._core.training(name, timeout=timeout))
         return Training(core, self._loop)
 
     def trainings(self, *, timeout: float | None = None) -> list[TrainingStatus]:
@@ -1104,7 +1120,7 @@ class Mesh:
             >>> [(run.name, run.state) for run in mesh.trainings()]
             [('run', 'done')]
         """
-        return self._loop.run(self._core.trainings(timeout=timeout))
+        return self._loop.run(lambda: self._core.trainings(timeout=timeout))
 
     @property
     def slices(self) -> Slices:

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
+import sqlite3
 from pathlib import Path
+
+from orbitmesh.errors import CapacityError
+
+_NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+def no_room(error: BaseException) -> CapacityError | None:
+    """What a refused write means where the disk is full, its quota or the size of a file is spent; else None."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        why = error.strerror
+    elif isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_FULL:
+        why = str(error)
+    else:
+        return None
+    return CapacityError(
+        f"there is no room to keep this ({why}), and nothing of it was kept; free some room on the disk of this "
+        "service's state and try again"
+    )
 
 
 def write_durably(path: Path, data: bytes | memoryview, *, mode: int = 0o600) -> None:

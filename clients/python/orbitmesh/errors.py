@@ -222,6 +222,7 @@ REASONS: Mapping[str, Reason] = {
     "STAGE_UNLOADED": Reason(_Code.UNAVAILABLE, True, NodeLostError),
     "STEP_LOST": Reason(_Code.UNAVAILABLE, True, TransportError),
     "DRAINING": Reason(_Code.UNAVAILABLE, True, TransportError),
+    "NOT_LEADER": Reason(_Code.UNAVAILABLE, True, TransportError),
     "NODE_LOST": Reason(_Code.UNAVAILABLE, True, NodeLostError),
     "NO_SPARE_NODE": Reason(_Code.UNAVAILABLE, True, NodeLostError),
     "DEADLINE": Reason(_Code.DEADLINE_EXCEEDED, False, DeadlineError),

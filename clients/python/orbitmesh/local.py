@@ -24,8 +24,8 @@ NODES_MAX = 64
 """The most nodes of a local mesh."""
 START_DEADLINE_S = 120.0
 """How long a local mesh may take to start where the caller names no time, in seconds."""
-ANSWER_DEADLINE_S = 30.0
-"""How long the supervisor may take to do one thing, in seconds."""
+ANSWER_DEADLINE_S = 90.0
+"""How long the supervisor may take to do one thing, in seconds: ending a process in good order and starting it anew."""
 STOP_WAIT_S = 20.0
 """How long a local mesh may take to end by itself before it is killed, in seconds."""
 LINE_BYTES = 1 << 20
@@ -331,12 +331,14 @@ class AsyncLocal:
         self._check_node(node)
         await self._ask({"op": "kill", "node": node})
 
-    async def restart(self, node: str) -> None:
+    async def restart(self, node: str, *, gracefully: bool = False) -> None:
         """Kills a process with SIGKILL and starts it again: it comes back without what it held in memory, and with what
         it keeps on disk. The services that run once come back at the address they had.
 
         Args:
             node: A node's name, `gateway`, `scheduler`, `aggregator` or `slices`.
+            gracefully: End it with SIGTERM, as an upgrade would: it gives away or ends what it has under way, for up
+                to its grace of 25 s.
 
         Raises:
             InvalidInputError: there is no node of this name.
@@ -346,7 +348,7 @@ class AsyncLocal:
             >>> await mesh.local.restart("sat-2")
         """
         self._check_node(node)
-        self._again[node] = await self._ask({"op": "restart", "node": node})
+        self._again[node] = await self._ask({"op": "restart", "node": node, "gracefully": gracefully})
 
     async def cut(self, a: str, b: str, *, both_ways: bool = True) -> None:
         """Cuts the link between two nodes: what is under way is lost and nothing passes until `restore`.

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -66,8 +67,25 @@ _RETRY_POLICY: Mapping[str, object] = MappingProxyType(
 ChannelOption = tuple[str, int | str]
 
 
-def channel_options(idempotent_methods: Sequence[str] = ()) -> list[ChannelOption]:
-    """The options of every channel; methods named `/package.Service/Method` are retried while UNAVAILABLE."""
+ANSWERED_BY: Mapping[Role, str] = MappingProxyType(
+    {
+        Role.SCHEDULER: "orbitmesh.v1.SchedulerService",
+        Role.GATEWAY: "orbitmesh.v1.GatewayService",
+        Role.SLICES: "orbitmesh.v1.SlicesService",
+        Role.AGGREGATOR: "orbitmesh.v1.AggregatorService",
+    }
+)
+"""Of which service health is asked where several processes of a role may answer."""
+
+
+def channel_options(
+    idempotent_methods: Sequence[str] = (), health_of: str | None = None
+) -> list[ChannelOption]:
+    """The options of every channel; methods named `/package.Service/Method` are retried while UNAVAILABLE.
+
+    With `health_of`, the channel connects to every address of its target, and calls go to those alone where health says
+    SERVING of that service.
+    """
     return [
         ("grpc.max_receive_message_length", MESSAGE_BYTES),
         ("grpc.max_send_message_length", MESSAGE_BYTES),
@@ -86,11 +104,11 @@ def channel_options(idempotent_methods: Sequence[str] = ()) -> list[ChannelOptio
         # A call above this size would silently not be retried; the default is 256 KiB.
         ("grpc.per_rpc_retry_buffer_size", MESSAGE_BYTES),
         ("grpc.enable_retries", 1),
-        ("grpc.service_config", _service_config(idempotent_methods)),
+        ("grpc.service_config", _service_config(idempotent_methods, health_of)),
     ]
 
 
-def _service_config(methods: Sequence[str]) -> str:
+def _service_config(methods: Sequence[str], health_of: str | None) -> str:
     names = []
     for method in methods:
         service, slash, name = method.removeprefix("/").partition("/")
@@ -98,9 +116,46 @@ def _service_config(methods: Sequence[str]) -> str:
             raise ValueError(f"{method!r} is no method; expected /package.Service/Method")
         names.append({"service": service, "method": name})
     config: dict[str, object] = {"retryThrottling": {"maxTokens": 10, "tokenRatio": 0.1}}
+    if health_of is not None:
+        config["loadBalancingConfig"] = [{"round_robin": {}}]
+        config["healthCheckConfig"] = {"serviceName": health_of}
     if names:
         config["methodConfig"] = [{"name": names, "retryPolicy": dict(_RETRY_POLICY)}]
     return json.dumps(config)
+
+
+def is_several(address: str) -> bool:
+    """Whether an address names, or may name, several processes of one role: host:port,host:port, or dns:///NAME:PORT."""
+    return "," in address or address.startswith("dns:")
+
+
+def target_of(address: str) -> str:
+    """What gRPC connects to: host:port as it is; several of them as the addresses that they stand for now.
+
+    Raises:
+        InvalidInputError: One of several is no host:port.
+        TransportError: None of several has an address.
+    """
+    if "," not in address:
+        return address
+    found: dict[socket.AddressFamily, dict[str, None]] = {}
+    unknown = []
+    for each in filter(None, (part.strip() for part in address.split(","))):
+        host, colon, port = each.rpartition(":")
+        if not colon or not host or not port.isdecimal():
+            raise InvalidInputError(f"{each[:80]!r} is no host:port; several are written host:port,host:port")
+        try:
+            known = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+        except OSError:
+            unknown.append(each)
+            continue
+        for family, _, _, _, at in known:
+            text = f"[{at[0]}]:{port}" if family == socket.AF_INET6 else f"{at[0]}:{port}"
+            found.setdefault(family, {})[text] = None
+    for family, scheme in ((socket.AF_INET, "ipv4"), (socket.AF_INET6, "ipv6")):
+        if family in found:
+            return f"{scheme}:{','.join(found[family])}"
+    raise TransportError(f"no address is known of {', '.join(unknown)}: see to the names, or to the resolver")
 
 
 def open_channel(
@@ -116,7 +171,8 @@ def open_channel(
     """A channel on which both ends prove who they are. It connects at the first call.
 
     Args:
-        address: `host:port`; the certificate, not the address, says who answers.
+        address: `host:port`, or several of one role with commas between them, of which the one that leads is called;
+            the certificate, not the address, says who answers.
         identity: Who we are.
         server_role: The role that must answer.
         server_name: The name that must answer; any of the role where None.
@@ -126,15 +182,16 @@ def open_channel(
 
     Raises:
         IdentityError: Our own certificate is outside its time, so no server would let us in.
+        TransportError: Several addresses are given, and none of their names is known.
     """
     identity.check_valid()
     expected = role_dns_name(server_role) if server_name is None else dns_name(server_role, server_name)
     credentials = grpc.ssl_channel_credentials(identity.ca_pem, identity.tls_key_pem, identity.tls_cert_pem)
     return grpc.aio.secure_channel(
-        address,
+        target_of(address),
         credentials,
         options=[
-            *channel_options(idempotent_methods),
+            *channel_options(idempotent_methods, ANSWERED_BY.get(server_role) if is_several(address) else None),
             ("grpc.ssl_target_name_override", expected),
             *options,
         ],

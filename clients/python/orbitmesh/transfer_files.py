@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from orbitmesh._packs import SignedPack
+from orbitmesh._resuming import RESUME_S, asked_again
 from orbitmesh._stubs import Stubs
 from orbitmesh.errors import InvalidInputError, PackError, TransportError, error_for
 from orbitmesh.results import OnProgress, Progress
@@ -170,8 +171,13 @@ async def _still_missing(stubs: Stubs, pack: SignedPack) -> Sequence[gateway_pb2
     request = gateway_pb2.CreatePackRequest(
         request_id=pack.request_id, manifest=pack.manifest_bytes, signature=pack.signature
     )
-    with mapped_errors(address=stubs.address):
-        answer = await stubs.packs.CreatePack(request, timeout=SETTLE_S)
+
+    async def take() -> gateway_pb2.CreatePackResponse:
+        with mapped_errors(address=stubs.address):
+            answer: gateway_pb2.CreatePackResponse = await stubs.packs.CreatePack(request, timeout=SETTLE_S)
+            return answer
+
+    answer = await asked_again(take, RESUME_S)
     files: Sequence[gateway_pb2.MissingFile] = answer.missing
     return files
 

@@ -118,6 +118,7 @@ def states(training: Any, nodes: list[str]) -> set[str]:
     return {node.state for node in training.status().nodes if node.name in nodes}
 
 
+@pytest.mark.soak
 def test_a_run_that_is_cancelled_and_resumed_is_the_same_run(
     fragile: Mesh, nodes: list[str], undisturbed: dict[str, str]
 ) -> None:
@@ -134,6 +135,7 @@ def test_a_run_that_is_cancelled_and_resumed_is_the_same_run(
     expect_undisturbed(fragile, nodes, training, "stateful", calm)
 
 
+@pytest.mark.soak
 def test_all_die_at_once(fragile: Mesh, nodes: list[str], undisturbed: dict[str, str]) -> None:
     """The power fails: every process of the mesh goes at one moment, and the run goes on when they are back."""
     calm = expected(fragile, nodes, "stateful", undisturbed)
@@ -146,6 +148,7 @@ def test_all_die_at_once(fragile: Mesh, nodes: list[str], undisturbed: dict[str,
     expect_undisturbed(fragile, nodes, training, "stateful", calm)
 
 
+@pytest.mark.soak
 def test_identities_are_renewed_within_a_run(fragile: Mesh, nodes: list[str], undisturbed: dict[str, str]) -> None:
     """All get fresh certificates and keys in the midst of a run with secure sums, then die and come back: what each had
     sealed on its disk opens, and the run is the same."""

@@ -99,6 +99,11 @@ REASONS = {
 }
 
 
+def some(cases: dict[str, Any]) -> list[Any]:
+    """Every second case; the others are for long runs. Which bytes are refused is tried without a mesh as well."""
+    return [pytest.param(case, marks=[pytest.mark.soak] * (index % 2)) for index, case in enumerate(cases)]
+
+
 def run_beside(mesh: Mesh, home: Path, name: str, puppet: Puppet, **how: Any) -> tuple[Any, TrainingStatus, list[str]]:
     """A run of two honest nodes and the rogue."""
     nodes = [*names(mesh, 2), "rogue"]
@@ -120,7 +125,7 @@ def honest(rounds: Sequence[Sequence[int]], nodes: int = 3) -> Weights:
     return plain.weights
 
 
-@pytest.mark.parametrize("case", CONTRIBUTIONS)
+@pytest.mark.parametrize("case", some(CONTRIBUTIONS))
 def test_a_contribution_that_is_none_is_refused_and_the_round_goes_on(mesh: Mesh, tmp_path: Path, case: str) -> None:
     """The rogue is told why, in every round; the status names it with the reason; nothing of it is in the weights."""
     rogue = Rogue(case)
@@ -249,7 +254,7 @@ TALK = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", TALK)
+@pytest.mark.parametrize("case", some(TALK))
 def test_what_is_said_beside_an_honest_contribution_changes_nothing(mesh: Mesh, tmp_path: Path, case: str) -> None:
     """The contribution counts, once, and nothing else that came does; what is refused is refused by name."""
     talker, nodes = Talker(case), [*names(mesh, 2), "rogue"]

@@ -132,4 +132,4 @@ def connect(arguments: argparse.Namespace) -> Mesh:
             "and --identity DIR",
             reason="FAILED_PRECONDITION",
         )
-    return Mesh.connect(gateway, identity=identity, timeout=min(seconds, CONTROL_DEADLINE_S))
+    return Mesh.connect(gateway, identity=identity, timeout=min(seconds, CONTROL_DEADLINE_S), patience=0.0)

@@ -151,7 +151,7 @@ class Sampling(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class OpenGenerationRequest(_message.Message):
-    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby", "cache_from", "slice")
+    __slots__ = ("deployment", "generation", "max_tokens", "stop_position", "sampling", "stop_token_ids", "time_to_live", "traceparent", "timings", "stage_index", "epoch", "pipeline", "prompt_tokens", "standby", "cache_from", "slice", "owner")
     DEPLOYMENT_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class OpenGenerationRequest(_message.Message):
     STANDBY_FIELD_NUMBER: _ClassVar[int]
     CACHE_FROM_FIELD_NUMBER: _ClassVar[int]
     SLICE_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     deployment: str
     generation: int
     max_tokens: int
@@ -184,7 +185,8 @@ class OpenGenerationRequest(_message.Message):
     standby: bool
     cache_from: str
     slice: str
-    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ..., cache_from: _Optional[str] = ..., slice: _Optional[str] = ...) -> None: ...
+    owner: int
+    def __init__(self, deployment: _Optional[str] = ..., generation: _Optional[int] = ..., max_tokens: _Optional[int] = ..., stop_position: _Optional[int] = ..., sampling: _Optional[_Union[Sampling, _Mapping]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., time_to_live: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., traceparent: _Optional[str] = ..., timings: _Optional[bool] = ..., stage_index: _Optional[int] = ..., epoch: _Optional[int] = ..., pipeline: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., prompt_tokens: _Optional[int] = ..., standby: _Optional[bool] = ..., cache_from: _Optional[str] = ..., slice: _Optional[str] = ..., owner: _Optional[int] = ...) -> None: ...
 
 class OpenGenerationResponse(_message.Message):
     __slots__ = ("reserved_bytes", "free_bytes", "clock_ns", "length")

@@ -101,14 +101,16 @@ class LinkMeasure(_message.Message):
     def __init__(self, peer: _Optional[str] = ..., rtt_ns: _Optional[int] = ..., rate_bps: _Optional[float] = ..., measured_at: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., up: _Optional[bool] = ...) -> None: ...
 
 class HeartbeatResponse(_message.Message):
-    __slots__ = ("lease", "interval", "peers")
+    __slots__ = ("lease", "interval", "peers", "places_to_move")
     LEASE_FIELD_NUMBER: _ClassVar[int]
     INTERVAL_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
+    PLACES_TO_MOVE_FIELD_NUMBER: _ClassVar[int]
     lease: _duration_pb2.Duration
     interval: _duration_pb2.Duration
     peers: _containers.RepeatedCompositeFieldContainer[_executor_pb2.PeerAddress]
-    def __init__(self, lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_executor_pb2.PeerAddress, _Mapping]]] = ...) -> None: ...
+    places_to_move: int
+    def __init__(self, lease: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., interval: _Optional[_Union[datetime.timedelta, _duration_pb2.Duration, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[_executor_pb2.PeerAddress, _Mapping]]] = ..., places_to_move: _Optional[int] = ...) -> None: ...
 
 class ListNodesRequest(_message.Message):
     __slots__ = ()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from orbitmesh.durable import no_room
 from orbitmesh.errors import (
     CapacityError,
     InternalError,
@@ -221,7 +222,11 @@ class SessionAcceptor:
             await self._on_session(session)
         except MeshError as error:
             session.fail(error)
-        except Exception:
+        except Exception as error:
+            full = no_room(error)
+            if full is not None:
+                session.fail(full)
+                return
             _LOG.exception("the application failed in a session with %s", session.peer.spiffe)
             session.fail(InternalError("the service failed in this session; its log has the details"))
         finally:

@@ -86,10 +86,12 @@ class Writer:
                 awaited._asyncio_future_blocking = False  # says that its result is waited for by callback
                 awaited.add_done_callback(self._resume)
 
-    def _resume(self, awaited: object = None) -> None:
+    def _resume(self, awaited: asyncio.Future[Any] | None = None) -> None:
         if self._coroutine is not None and not self._closed:
             self._step(self._coroutine)
             self.pump()
+        elif awaited is not None and not awaited.cancelled():
+            awaited.exception()  # of a write that was given up: nobody else asks
 
     def _end(self, error: Exception | None) -> None:
         self._closed = True
