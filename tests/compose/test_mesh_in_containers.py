@@ -348,7 +348,7 @@ def test_buf_lists_the_services_and_generates(page: Page, expected: list[int]) -
 def test_answers_are_right_while_links_get_worse_and_well_again(page: Page, expected: list[int]) -> None:
     """Chaos in the network for some troubles: what is answered is right, what is not is a typed error, and afterwards
     everything is as it was."""
-    page.environment |= {"ORBITMESH_CHAOS_EVERY_S": "1", "ORBITMESH_CHAOS_FOR_S": "3"}
+    page.environment.update(ORBITMESH_CHAOS_EVERY_S="1", ORBITMESH_CHAOS_FOR_S="3")
     start, _ = blocks()["Make it worse 1"].splitlines()
     page.shell(start)
     deadline, right = time.monotonic() + SETTLE_S, 0
