@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 from orbitmesh.errors import MeshError
 from orbitmesh.trust import IdentitySource
@@ -56,7 +57,33 @@ class Entry:
         return int.from_bytes(hashlib.sha256(self.caller.encode()).digest()[:8], "big")
 
 
-class Page:
+class Page(Protocol):
+    """Where one generation is written down."""
+
+    def epoch(self, epoch: int) -> None:
+        """A run is about to begin."""
+
+    def token(self, token: int) -> None:
+        """A token is about to be handed out."""
+
+    def close(self) -> None:
+        """Nothing more is written; what is written stays."""
+
+    def remove(self) -> None:
+        """Nobody will ask for it any more."""
+
+
+class Pages(Protocol):
+    """Where a gateway writes its generations down."""
+
+    def begin(self, entry: Entry) -> Page:
+        """Writes a new generation down; durable on return. Blocks."""
+
+    def unfinished(self) -> Iterator[tuple[Entry, Page]]:
+        """The generations to go on with. Blocks."""
+
+
+class FilePage(Page):
     """The file of one generation."""
 
     def __init__(self, file: SealedWriter) -> None:
@@ -98,19 +125,8 @@ class Book:
         """Writes a new generation down; durable on return. Blocks."""
         path = self._directory / f"{entry.number:016x}.generation"
         file = SealedWriter(path, self._identities.current(), PURPOSE)
-        head = {
-            "format": FORMAT,
-            "number": entry.number,
-            "trace_id": entry.trace_id,
-            "caller": entry.caller,
-            "request": base64.b64encode(entry.request.SerializeToString()).decode(),
-            "prompt": entry.prompt,
-            "new_tokens": entry.new_tokens,
-            "began_at": entry.began_at,
-            "expires_at": entry.expires_at,
-        }
-        file.append(json.dumps(head).encode(), durable=True)
-        return Page(file)
+        file.append(head_of(entry), durable=True)
+        return FilePage(file)
 
     def unfinished(self) -> Iterator[tuple[Entry, Page]]:
         """The generations whose time is not over, to go on with; the files of others are removed. Blocks."""
@@ -121,7 +137,7 @@ class Book:
                 if entry is None or entry.expires_at <= time.time():
                     path.unlink(missing_ok=True)
                     continue
-                page = Page(SealedWriter(path, self._identities.current(), PURPOSE, after=reader))
+                page = FilePage(SealedWriter(path, self._identities.current(), PURPOSE, after=reader))
             except (MeshError, OSError, ValueError, KeyError) as error:
                 self._log.warning("generation_not_taken_up", file=path.name, detail=str(error))
                 with contextlib.suppress(OSError):
@@ -130,23 +146,55 @@ class Book:
             yield entry, page
 
 
+def head_of(entry: Entry) -> bytes:
+    """What is written down of a generation at its beginning."""
+    head = {
+        "format": FORMAT,
+        "number": entry.number,
+        "trace_id": entry.trace_id,
+        "caller": entry.caller,
+        "request": base64.b64encode(entry.request.SerializeToString()).decode(),
+        "prompt": entry.prompt,
+        "new_tokens": entry.new_tokens,
+        "began_at": entry.began_at,
+        "expires_at": entry.expires_at,
+    }
+    return json.dumps(head).encode()
+
+
+def entry_of(record: bytes) -> Entry | None:
+    """The generation that began so; None where another version wrote it.
+
+    Raises:
+        ValueError: It is no such record.
+        KeyError: A part of it is missing.
+    """
+    head = json.loads(record)
+    if head["format"] != FORMAT:
+        return None
+    request = gateway_pb2.GenerateRequest.FromString(base64.b64decode(head["request"]))
+    new_tokens = int(head["new_tokens"])
+    return Entry(
+        number=int(head["number"]),
+        trace_id=str(head["trace_id"]),
+        caller=str(head["caller"]),
+        request=request,
+        prompt=[int(token) for token in head["prompt"]],
+        new_tokens=new_tokens,
+        began_at=float(head["began_at"]),
+        expires_at=float(head["expires_at"]),
+        # Those that the caller had brought along stand before those that are written down after it.
+        tokens=list(request.received.ids)[:new_tokens],
+    )
+
+
 def _entry(records: SealedReader) -> Entry | None:
     entry = None
     for record in records:
         if entry is None:
-            head = json.loads(record)
-            if head["format"] != FORMAT:
+            entry = entry_of(record)
+            if entry is None:
                 return None
-            entry = Entry(
-                number=int(head["number"]),
-                trace_id=str(head["trace_id"]),
-                caller=str(head["caller"]),
-                request=gateway_pb2.GenerateRequest.FromString(base64.b64decode(head["request"])),
-                prompt=[int(token) for token in head["prompt"]],
-                new_tokens=int(head["new_tokens"]),
-                began_at=float(head["began_at"]),
-                expires_at=float(head["expires_at"]),
-            )
         elif record[:1] == b"E":
             entry.epoch = int.from_bytes(record[1:], "big")
         else:

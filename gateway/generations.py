@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 
 from gateway.admission import Admissions
-from gateway.book import Book, Entry
+from gateway.book import Entry, Pages
 from gateway.life import Life, Parts
 from gateway.packs import PackShelf
 from gateway.record import GenerationRecord
@@ -59,7 +59,7 @@ class Generations:
         upstream: Upstream,
         shelf: PackShelf,
         traces: Traces,
-        book: Book,
+        book: Pages,
         tasks: asyncio.TaskGroup,
         log: EventLog,
         slow_reader_s: float = SLOW_READER_S,

@@ -12,12 +12,14 @@ from typing import Any
 import grpc
 
 from gateway.aggregator_relay import AggregatorRelay
-from gateway.book import Book
+from gateway.book import Book, Pages
 from gateway.generations import SLOW_READER_S, Generations
 from gateway.metrics import GenerationMetrics
 from gateway.ops import GatewayOps
 from gateway.packs import PackShelf
 from gateway.relay import SchedulerRelay
+from gateway.shared import RecordKey, SharedStore
+from gateway.shared_book import SharedBook
 from gateway.slices_relay import SlicesRelay
 from gateway.spans import SpanExport
 from gateway.traces import Traces
@@ -32,9 +34,12 @@ from orbitmesh.v1 import (
     slices_pb2_grpc,
 )
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
+from services.runtime.leading import Turn, wait_for_turn
+from services.runtime.logs import EventLog
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
+from services.runtime.store import Location
 from services.runtime.tracing import open_sinks
 
 GATEWAY_SERVICE = "orbitmesh.v1.GatewayService"
@@ -42,6 +47,8 @@ PACK_SERVICE = "orbitmesh.v1.PackService"
 SCHEDULER_SERVICE = "orbitmesh.v1.SchedulerService"
 AGGREGATOR_SERVICE = "orbitmesh.v1.AggregatorService"
 SLICES_SERVICE = "orbitmesh.v1.SlicesService"
+SERVICES = (GATEWAY_SERVICE, PACK_SERVICE, SCHEDULER_SERVICE, AGGREGATOR_SERVICE, SLICES_SERVICE)
+"""What a gateway answers."""
 STATUS_DEADLINE_S = 2.0
 """How long the scheduler may take to show that it is up."""
 
@@ -60,6 +67,14 @@ class GatewaySettings:
     """host:port of the scheduler."""
     scheduler_name: str = "scheduler"
     """Its name in its certificate."""
+    store: str = ""
+    """The database that gateways share: postgresql://USER@HOST:PORT/DATABASE; empty means files in `state`, for one
+    gateway alone."""
+    store_file: Path | None = None
+    """File with that URL, where it holds a password; readable by its owner alone."""
+    record_key: Path | None = None
+    """File with the key that seals what is in a shared database of generations: 64 hexadecimal digits, the same for
+    every gateway; readable by its owner alone."""
     aggregator: str = ""
     """host:port of the aggregator; empty means that this mesh has none and cannot train."""
     aggregator_name: str = "aggregator"
@@ -157,8 +172,29 @@ class PackServicer(gateway_pb2_grpc.PackServiceServicer):
 async def run(settings: GatewaySettings) -> None:
     """Runs a gateway until it is asked to stop."""
     identities = IdentitySource(settings.identity)
+    if not settings.store and settings.store_file is None:
+        await _lead(settings, identities, Turn(settings.listen, None, EventLog(identities.current().title)), None)
+        return
+    place = Location.of(settings.store, settings.store_file, settings.state)
+    key = RecordKey.read(settings.record_key)
+    store = await asyncio.to_thread(SharedStore, place, key)
+    turn = await wait_for_turn(store.database, identities, settings.listen, SERVICES, settings.probe)
+    try:
+        if turn is not None:
+            await asyncio.to_thread(store.check_key)
+            await _lead(settings, identities, turn, store)
+    finally:
+        if turn is not None:
+            await turn.end()
+        await asyncio.to_thread(store.close)
+
+
+async def _lead(
+    settings: GatewaySettings, identities: IdentitySource, turn: Turn, store: SharedStore | None
+) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host.closed = turn.refusal
     upstream = Upstream(
         identities,
         settings.scheduler,
@@ -170,24 +206,36 @@ async def run(settings: GatewaySettings) -> None:
         slices=settings.slices,
         slices_name=settings.slices_name,
     )
-    shelf = PackShelf(settings.state / "packs", identities, host.log)
+    shelf = await asyncio.to_thread(PackShelf, settings.state / "packs", identities, host.log, store)
     with contextlib.ExitStack() as exports:
         sinks = open_sinks(settings.spans_file, settings.otlp_endpoint, exports)
         traces = Traces([SpanExport(sink, identities.current().name) for sink in sinks])
-        await _serve(settings, host, upstream, shelf, traces)
+        await _serve(settings, host, upstream, shelf, traces, turn, store)
 
 
 async def _serve(
-    settings: GatewaySettings, host: ServiceHost, upstream: Upstream, shelf: PackShelf, traces: Traces
+    settings: GatewaySettings,
+    host: ServiceHost,
+    upstream: Upstream,
+    shelf: PackShelf,
+    traces: Traces,
+    turn: Turn,
+    store: SharedStore | None,
 ) -> None:
     identities = upstream.identities
     acceptor = SessionAcceptor(identities, shelf.serve, egress=upstream.turns_towards)
     try:
         async with asyncio.TaskGroup() as tasks:
-            book = Book(settings.state / "generations", identities, host.log)
+            beside = [tasks.create_task(turn.keep())]
+            book: Pages
+            if store is None:
+                book = Book(settings.state / "generations", identities, host.log)
+            else:
+                book = SharedBook(store, turn.refusal, host.log)
+                beside.append(tasks.create_task(book.write()))
             generations = Generations(upstream, shelf, traces, book, tasks, host.log, settings.slow_reader_s)
             await generations.take_up()
-            beside = [tasks.create_task(work) for work in (generations.follow(), upstream.keep_to_slices())]
+            beside += [tasks.create_task(work) for work in (generations.follow(), upstream.keep_to_slices())]
             servicer = GatewayServicer(generations, traces, shelf, upstream, identities.current().name)
             host.add_stream(PACK_SERVICE, "Transfer", exchange_handler(acceptor))
             host.add(GATEWAY_SERVICE, gateway_pb2_grpc.add_GatewayServiceServicer_to_server, servicer)
@@ -211,14 +259,14 @@ async def _serve(
                 traces.tell(GenerationMetrics(host.metrics, generations).ended)
             host.ops = GatewayOps(host, upstream, generations, traces)
             port = await host.start()
-            servicer.address = settings.advertise or f"{settings.listen.rpartition(':')[0]}:{port}"
+            servicer.address = settings.advertise or f"{turn.listen.rpartition(':')[0]}:{port}"
             host.log.info("listening", address=servicer.address)
             host.on_drain(generations.drain)
             host.in_flight.finish_by(["/orbitmesh.v1.GatewayService/CancelGeneration"])
             await host.run_until_stopped()
+            generations.leave()
             for task in beside:
                 task.cancel()
-            generations.leave()
     finally:
         await acceptor.close()
         await upstream.close()

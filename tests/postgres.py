@@ -91,6 +91,14 @@ class Server:
         self.run(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name)))
         return self.url(name)
 
+    def dump(self, name: str) -> bytes:
+        """All that a database holds, as pg_dump writes it."""
+        dumped = subprocess.run(
+            [self._where / "pg_dump", "--host", str(self.directory), "--username", USER, name],
+            capture_output=True, check=True,
+        )  # fmt: skip
+        return dumped.stdout
+
     def run(self, statement: str | sql.Composed, name: str = "postgres") -> None:
         """Carries out one statement."""
         with psycopg.connect(self.url(name), autocommit=True) as connection:

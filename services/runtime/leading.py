@@ -149,7 +149,8 @@ async def wait_for_turn(
     if not led:
         await turn.end()
         return None
-    await _free(name)
+    for given_back in filter(None, (name, probe)):
+        await _free(given_back)
     return turn
 
 

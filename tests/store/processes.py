@@ -77,6 +77,11 @@ class Process:
         return bool(self.events("leads"))
 
     @property
+    def running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
+    @property
     def log(self) -> str:
         """All that it said."""
         return self._log.read_text()

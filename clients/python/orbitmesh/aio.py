@@ -175,7 +175,8 @@ class AsyncMesh:
         """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
 
         Args:
-            address: The gateway, host:port.
+            address: The gateway, host:port; where the mesh has several, all of them, with commas between them: the
+                one that leads is called, and the next one when it is gone.
             identity: The directory of an identity that `orbitmesh pki issue` made.
             timeout: How long a control call may take, in seconds.
             patience: How long a control call that may be sent twice is asked again, within its time, while a gateway
@@ -188,9 +189,13 @@ class AsyncMesh:
             >>> async with AsyncMesh.connect("gateway.example:7443", identity="~/.orbitmesh/me") as mesh:
             ...     print(await mesh.status())
         """
-        host, colon, port = address.rpartition(":")
-        if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
-            raise InvalidInputError(f"the address is {address!r:.80}; expected host:port, such as gateway.example:7443")
+        for each in address.removeprefix("dns:///").split(","):
+            host, colon, port = each.strip().rpartition(":")
+            if not (colon and host and port.isdecimal() and 0 < int(port) < 65536):
+                raise InvalidInputError(
+                    f"the address is {address!r:.80}; expected host:port, such as gateway.example:7443, or several "
+                    "with commas between them"
+                )
         return cls(Remote(address=address, identity=Path(identity).expanduser()), timeout=timeout, patience=patience)
 
     async def __aenter__(self) -> AsyncMesh:

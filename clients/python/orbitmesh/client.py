@@ -719,7 +719,8 @@ class Mesh:
         """A mesh by the address of its gateway. Nothing is sent until it is entered, opened or called.
 
         Args:
-            address: The gateway, host:port.
+            address: The gateway, host:port; where the mesh has several, all of them, with commas between them: the
+                one that leads is called, and the next one when it is gone.
             identity: The directory of an identity that `orbitmesh pki issue` made.
             timeout: How long a control call may take, in seconds.
             patience: How long a control call that may be sent twice is asked again, within its time, while a gateway

@@ -119,8 +119,15 @@ def _service_config(methods: Sequence[str], health_of: str | None) -> str:
     if health_of is not None:
         config["loadBalancingConfig"] = [{"round_robin": {}}]
         config["healthCheckConfig"] = {"serviceName": health_of}
+    waits = {} if health_of is None else {"waitForReady": True}
+    configs: list[dict[str, object]] = []
     if names:
-        config["methodConfig"] = [{"name": names, "retryPolicy": dict(_RETRY_POLICY)}]
+        configs.append({"name": names, "retryPolicy": dict(_RETRY_POLICY), **waits})
+    if waits:
+        # Between two leaders a call waits for the next one, as long as its time allows, and then is sent once.
+        configs.append({"name": [{}], **waits})
+    if configs:
+        config["methodConfig"] = configs
     return json.dumps(config)
 
 

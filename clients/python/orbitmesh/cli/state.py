@@ -102,7 +102,7 @@ def is_running(state: MeshState) -> bool:
 def add_connection_options(parser: argparse.ArgumentParser) -> None:
     """The options that say which mesh and who we are."""
     group = parser.add_argument_group("connection", "left out: the mesh that `orbitmesh up` started")
-    group.add_argument("--gateway", metavar="ADDRESS", help="the gateway, host:port")
+    group.add_argument("--gateway", metavar="ADDRESS", help="the gateway, host:port; or several, a:1,b:2")
     group.add_argument("--identity", metavar="DIR", help="the directory of an identity of that mesh")
     group.add_argument("--timeout", metavar="SECONDS", type=float, help="how long the command may take")
 
