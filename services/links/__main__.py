@@ -2,7 +2,8 @@
 
 `--config FILE` holds `{"relays": [{...}, ...]}`; alone, the process runs until SIGTERM or SIGINT. With
 `--control` it answers JSON lines on stdin (see `services.links.server`) and ends when stdin closes, so that
-it never outlives the process that started it.
+it never outlives the process that started it. With `--control-socket PATH` it answers the same lines on a Unix
+socket, to one caller at a time, for whoever may open the file.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from orbitmesh.errors import InvalidInputError, MeshError
-from services.links.server import Links, serve_control, write_line
+from services.links.server import Links, serve_control, serve_socket, write_line
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -47,9 +48,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m services.links", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--config", type=Path, help="a JSON file with the relays to start with")
     parser.add_argument("--control", action="store_true", help="JSON lines on stdin; ends when stdin closes")
+    parser.add_argument("--control-socket", type=Path, metavar="PATH", help="JSON lines on a Unix socket")
     arguments = parser.parse_args()
-    if not (arguments.config or arguments.control):
-        parser.error("give --config FILE, --control, or both")
+    if not (arguments.config or arguments.control or arguments.control_socket):
+        parser.error("give --config FILE, --control or --control-socket PATH, or --config and one of these")
+    if arguments.control and arguments.control_socket:
+        parser.error("give --control or --control-socket PATH: relays are told by one")
     for number in _STOP_SIGNALS:
         signal.signal(number, _stop)
     links = Links()
@@ -59,6 +63,8 @@ def main() -> int:
         write_line(sys.stdout.buffer, {"event": "ready", "relays": links.addresses()})
         if arguments.control:
             serve_control(links, sys.stdin.buffer, sys.stdout.buffer)
+        elif arguments.control_socket:
+            serve_socket(links, arguments.control_socket)
         else:
             while True:
                 signal.pause()

@@ -15,14 +15,16 @@ process says `{"event": "ready", "relays": {...}}`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import BinaryIO
 
 from orbitmesh.contacts import ContactPlan
-from orbitmesh.errors import CapacityError, InvalidInputError, MeshError
+from orbitmesh.errors import CapacityError, InvalidInputError, MeshError, TransportError
 from services.links.core import RelayCore
 from services.links.engine import Engine
 from services.links.schedule import parse_schedule
@@ -32,6 +34,11 @@ MAX_RELAYS = 1024
 """Relays of one process."""
 MAX_LINE_BYTES = 64 * 1024
 """The longest control line."""
+
+CALLERS = 8
+"""How many callers of the control socket may wait for their turn."""
+SILENT_S = 10.0
+"""How long a caller of the control socket may be silent before the next one's turn, in seconds."""
 
 Fields = Mapping[str, object]
 Result = dict[str, object]
@@ -192,6 +199,29 @@ def serve_control(links: Links, requests: BinaryIO, answers: BinaryIO) -> None:
             return
         if line.strip():
             write_line(answers, _answer(links, line))
+
+
+def serve_socket(links: Links, path: Path) -> None:
+    """Answer control lines of one caller after the other on a Unix socket, for ever; who is silent for long is let go.
+
+    Raises:
+        TransportError: the socket cannot be made.
+    """
+    try:
+        # What an emulator that was killed has left behind.
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(path))
+    except OSError as error:
+        raise TransportError(f"cannot listen on {path}: {error}; choose another --control-socket") from error
+    with listener:
+        listener.listen(CALLERS)
+        while True:
+            caller, _ = listener.accept()
+            with caller, contextlib.suppress(OSError):
+                caller.settimeout(SILENT_S)
+                with caller.makefile("rb") as requests, caller.makefile("wb") as answers:
+                    serve_control(links, requests, answers)
 
 
 def write_line(stream: BinaryIO, value: Result) -> None:

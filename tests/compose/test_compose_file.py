@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-from services.links import RelaySpec
+from services.constellation.planning import plan_contacts
+from services.constellation.scenario import load_scenario
+from services.links import RelaySpec, chaos
 from services.localmesh.topology import LinkSpec, MeshSpec, ways
 from tests.compose.readme import DEPLOY, blocks
+from tests.observability.test_shipped import loaded
 
 NODES = ("sat-1", "sat-2", "sat-3", "ground-1")
-SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "slices", "links")
+SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "slices", "constellation", "links")
+"""What runs without a profile, but for `pki`, which ends."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def test_every_service_takes_its_own_relays_and_no_way_past_them(
                 peer, _, way = entry.partition("=")
                 ways_taken[peer.partition("/")[2]] = way
         for word in command:
-            service = word.partition("=")[0].removeprefix("--")
+            service = word.partition("=")[0].removeprefix("--") if word.startswith("--") else ""
             if service in ("scheduler", "slices"):
                 ways_taken[service] = word.partition("=")[2]
         for target, way in ways_taken.items():
@@ -118,27 +123,95 @@ def test_a_service_sees_its_own_keys_and_no_others(compose: dict[str, Any]) -> N
         mounts = [volume.split(":") for volume in compose["services"][name].get("volumes", [])]
         keys = [mount for mount in mounts if mount[0].startswith("identity-") or mount[0] == "ca"]
         assert keys == ([] if name == "links" else [[f"identity-{name}", "/identity", "ro"]])
+    for name in set(compose["services"]) - {*SERVICES, "pki"}:
+        assert not any("identity" in volume for volume in compose["services"][name].get("volumes", ())), name
     assert compose["services"]["pki"]["network_mode"] == "none"
 
 
 def test_every_container_is_closed_and_bounded(compose: dict[str, Any]) -> None:
     """No capability, a read-only root, a memory limit; all but `pki` are asked for their health."""
+    assert {name for name, each in compose["services"].items() if "profiles" not in each} == {*SERVICES, "pki"}
     for name, service in compose["services"].items():
         assert service["cap_drop"] == ["ALL"], name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["read_only"] is True, name
         assert service["init"] is True, name
         assert service["mem_limit"], name
-        assert "user" not in service, name
-        assert ("healthcheck" in service) == (name != "pki"), name
+        assert ("healthcheck" in service) == (name in SERVICES), name
+        # Ours have their user in the image; others' images are pinned to a version.
+        tag = service["image"].rpartition(":")[2]
+        assert re.fullmatch(r"v?\d+\.\d+\.\d+", tag), name
+        assert service["image"].startswith("orbitmesh/") or service["profiles"] == ["observability"], name
         assert service.get("privileged", False) is False, name
 
 
 def test_only_the_gateway_is_reached_from_this_machine_and_from_nowhere_else(compose: dict[str, Any]) -> None:
-    """One published port, on 127.0.0.1; the network of the mesh leads nowhere."""
+    """One published port, on 127.0.0.1; the network of the mesh leads nowhere. What watches it publishes there, too."""
     published = {name: service["ports"] for name, service in compose["services"].items() if "ports" in service}
-    assert published == {"gateway": ["127.0.0.1:${ORBITMESH_PORT:-7443}:7443"]}
+    assert {name for name, ports in published.items() if "profiles" not in compose["services"][name]} == {"gateway"}
+    assert published["gateway"] == ["127.0.0.1:${ORBITMESH_PORT:-7443}:7443"]
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
     assert compose["networks"]["mesh"]["internal"] is True
+    outside = {name for name, each in compose["services"].items() if "outside" in each.get("networks", ())}
+    assert outside == set(published)
+
+
+def test_prometheus_fetches_from_every_process(compose: dict[str, Any]) -> None:
+    """At the port where it offers metrics, under the role and name of its keys; Prometheus is on its network."""
+    [job] = loaded("prometheus.yml")["scrape_configs"]
+    fetched = {}
+    for each in job["static_configs"]:
+        [target] = each["targets"]
+        host, _, port = target.partition(":")
+        assert f"--prometheus=0.0.0.0:{port}" in compose["services"][host]["command"]
+        assert (host, "executor" if host in NODES else host) == (each["labels"]["name"], each["labels"]["role"])
+        fetched[host] = port
+    assert set(fetched) == set(SERVICES) - {"links"}
+    assert "mesh" in compose["services"]["prometheus"]["networks"]
+
+
+def test_spans_reach_jaeger_through_the_collector(compose: dict[str, Any]) -> None:
+    """Who is sent spans is told of by name; each can reach the next."""
+    services = compose["services"]
+    takes = loaded("otel-collector.yaml")
+    assert takes["receivers"]["otlp"]["protocols"]["grpc"]["endpoint"] == "0.0.0.0:4317"
+    assert takes["exporters"]["otlp"]["endpoint"] == "jaeger:4317"
+    sending = {name for name in SERVICES if "--otlp-endpoint=${ORBITMESH_OTLP-}" in services[name]["command"]}
+    assert sending == {"gateway", "aggregator"}
+    assert {"mesh", "watch"} <= set(services["otel-collector"]["networks"])
+    assert "watch" in services["jaeger"]["networks"] and "watch" in services["grafana"]["networks"]
+
+
+def test_what_is_mounted_from_here_is_here(compose: dict[str, Any]) -> None:
+    """A missing file would become an empty directory."""
+    for name, service in compose["services"].items():
+        for volume in service.get("volumes", ()):
+            source, _, rest = volume.partition(":")
+            if source.startswith("./"):
+                assert (DEPLOY / source).exists(), (name, source)
+                assert rest.endswith(":ro"), (name, volume)
+            else:
+                assert source in compose["volumes"], (name, source)
+
+
+def test_the_constellation_knows_the_links_that_are_emulated(relays: dict[str, RelaySpec]) -> None:
+    """The same pairs of nodes, latencies and rates; always open."""
+    scenario = load_scenario(DEPLOY / "scenario.toml")
+    plan = plan_contacts(scenario)
+    found = {(each.source, each.target): (each.latency_at(each.start_s) * 1e3, each.rate_bps) for each in plan.contacts}
+    nodes = [name.split(">") for name in relays if set(name.split(">")) <= set(NODES)]
+    assert set(found) == {(one, other) for one, other in nodes}
+    assert set(found.values()) == {(20, 100e6)}
+
+
+def test_chaos_knows_the_emulator_s_socket_and_nothing_else(compose: dict[str, Any]) -> None:
+    """Its flags are read by its own parser; it has no network."""
+    service, links = compose["services"]["chaos"], compose["services"]["links"]
+    words = [re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", word) for word in service["command"][3:]]
+    given = chaos.build_parser().parse_args(words)
+    assert str(given.control_socket) in links["command"] and str(given.config) in links["command"]
+    assert service["network_mode"] == "none" and service["profiles"] == ["chaos"]
+    assert "links-control:/state" in service["volumes"] and "links-control:/state" in links["volumes"]
 
 
 def test_the_page_has_the_blocks_that_the_containers_test_runs() -> None:
@@ -151,6 +224,9 @@ def test_the_page_has_the_blocks_that_the_containers_test_runs() -> None:
         "Train in it 2",
         "Look into it with buf or grpcurl 1",
         "Look into it with buf or grpcurl 2",
+        "Make it worse 1",
+        "Make it worse 2",
+        "Watch it 1",
         "Lose a node, stop, start 1",
         "Lose a node, stop, start 2",
         "Keys 1",

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from orbitmesh.v1 import constellation_pb2
 from services.training.flat import load_flat
 from services.training.task import find_task
 from tests.compose.readme import DEPLOY, blocks
@@ -342,6 +343,53 @@ def test_buf_lists_the_services_and_generates(page: Page, expected: list[int]) -
     listing = blocks()["Look into it with buf or grpcurl 2"].splitlines()[1]
     refusal = page.refused(f"cd ~/.orbitmesh/me; {listing}".replace("127.0.0.1:7443", f"127.0.0.1:{PORT}"))
     assert "operator" in refusal
+
+
+def test_answers_are_right_while_links_get_worse_and_well_again(page: Page, expected: list[int]) -> None:
+    """Chaos in the network for some troubles: what is answered is right, what is not is a typed error, and afterwards
+    everything is as it was."""
+    page.environment.update(ORBITMESH_CHAOS_EVERY_S="1", ORBITMESH_CHAOS_FOR_S="3")
+    start, _ = blocks()["Make it worse 1"].splitlines()
+    page.shell(start)
+    deadline, right = time.monotonic() + SETTLE_S, 0
+    while right < 3 or len(weather(page)) < 4:
+        tokens, error = ask(page)
+        right += tokens == expected
+        assert error or tokens == expected
+        assert time.monotonic() < deadline, (right, weather(page))
+    page.run("Make it worse 2")
+    assert wait_for_answer(page) == expected
+    wait_for_nodes(page)
+
+
+def weather(page: Page) -> list[str]:
+    """The troubles so far, as chaos says them."""
+    lines = page.shell("docker-compose --profile chaos logs --no-color chaos").splitlines()
+    return [line for line in lines if '"event": "trouble"' in line]
+
+
+def test_the_constellation_answers_in_the_mesh(page: Page) -> None:
+    """Asked from another container with its own keys, over mutual TLS: the links that are emulated."""
+    code = (
+        "import grpc;from orbitmesh.rpc import channel_options;from orbitmesh.trust import load_identity;"
+        "from orbitmesh.v1 import constellation_pb2 as p, constellation_pb2_grpc as g;me=load_identity('/identity');"
+        "c=grpc.secure_channel('constellation:7446',grpc.ssl_channel_credentials(me.ca_pem,me.tls_key_pem,me.tls_cert_pem),"
+        "[*channel_options(),('grpc.ssl_target_name_override','constellation.constellation.orbitmesh')]);"
+        "l=g.ConstellationServiceStub(c).GetLink(p.GetLinkRequest(source='sat-1',target='sat-2'),timeout=60).link;"
+        "print(l.state,round(l.latency_s*1e3),round(l.rate_bps))"
+    )
+    state, latency_ms, rate_bps = page.shell(f'docker-compose exec -T scheduler python -c "{code}"').split()
+    assert (int(latency_ms), int(rate_bps)) == (20, 100_000_000)
+    assert constellation_pb2.SkyLinkState.Name(int(state)) == "SKY_LINK_STATE_UP"
+
+
+def test_every_process_offers_metrics_inside_the_mesh(page: Page) -> None:
+    """Fetched from a neighbour in the network, in Prometheus' text; not from this machine."""
+    for service in SERVICES[:-1]:
+        url = f"http://{service}:9464/metrics"
+        code = f"import urllib.request as u; print(u.urlopen('{url}', timeout=60).read().decode())"
+        text = page.shell(f'docker-compose exec -T links python -c "{code}"')
+        assert "orbitmesh_process_memory_bytes" in text, service
 
 
 def test_a_killed_node_is_named_and_gets_its_stage_back(page: Page, expected: list[int]) -> None:

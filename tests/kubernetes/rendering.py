@@ -133,7 +133,10 @@ def _step(manifest: Manifest, step: dict[str, Any]) -> None:
         place = place[int(part)] if isinstance(place, list) else place[part]
     value = copy.deepcopy(step.get("value"))
     key: Any = last if isinstance(place, dict) else (len(place) if last == "-" else int(last))
-    if step["op"] == "remove":
+    if step["op"] == "test":
+        if place[key] != value:
+            raise ValueError(f"{step['path']} is {place[key]!r} where the patch expects {value!r}")
+    elif step["op"] == "remove":
         del place[key]
     elif step["op"] == "replace":
         if isinstance(place, dict) and key not in place:

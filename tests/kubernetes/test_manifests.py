@@ -165,9 +165,12 @@ def test_probes_ask_by_names_that_the_service_answers(overlay: list[Manifest]) -
     """Ready by the name of the gRPC service that it offers, alive by the name that also a draining process answers."""
     known = {f"orbitmesh.v1.{name.title()}Service" for name in SERVICES}
     assert known <= set(mesh_services())
-    for name, _, pod in workloads(overlay):
+    for name, manifest, pod in workloads(overlay):
         container = serving(pod, name)
-        assert container["readinessProbe"]["grpc"]["service"] == f"orbitmesh.v1.{name.title()}Service"
+        ready = container["readinessProbe"]["grpc"].get("service", "")
+        # Of several one leads, and the others are as ready as they can be: the process as a whole is asked.
+        several = manifest["spec"]["replicas"] > 1 and name != "executor"
+        assert ready == ("" if several else f"orbitmesh.v1.{name.title()}Service")
         assert container["livenessProbe"]["grpc"]["service"] == LIVENESS
         assert container["startupProbe"]["grpc"]["service"] == LIVENESS
 
@@ -191,9 +194,14 @@ def test_every_service_and_budget_selects_the_pods_of_its_name(overlay: list[Man
         assert manifest["spec"]["selector"]["matchLabels"] == labels[name]
         if manifest["kind"] == "StatefulSet":
             assert manifest["spec"]["serviceName"] in named(overlay, "Service")
+    replicas = {name: manifest["spec"]["replicas"] for name, manifest, _ in workloads(overlay)}
     for name, service in named(overlay, "Service").items():
-        own = service["spec"]["selector"].items()
-        assert [each for each, has in labels.items() if own <= has.items()] == [name]
+        own = dict(service["spec"]["selector"])
+        # One pod of several has a Service of its own, of its name.
+        pod = own.pop("statefulset.kubernetes.io/pod-name", None)
+        [selected] = [each for each, has in labels.items() if own.items() <= has.items()]
+        assert name in ([selected] if pod is None else [f"{selected}-{n}" for n in range(replicas[selected])])
+        assert pod in (None, name)
     for name, budget in named(overlay, "PodDisruptionBudget").items():
         own = budget["spec"]["selector"]["matchLabels"].items()
         assert [each for each, has in labels.items() if own <= has.items()] == [name]
@@ -363,3 +371,29 @@ def test_every_file_belongs_to_something() -> None:
         here = {each.name for each in settings_file.parent.glob("*.yaml")} - {"kustomization.yaml"}
         # Values for another's chart, which no kustomization applies.
         assert here - {"prometheus-adapter.yaml"} <= set(found.get("resources", ())), settings_file
+
+
+def test_of_two_everybody_is_told_both_and_both_share_a_database() -> None:
+    """Schedulers and gateways of `ha`: as many addresses as pods, each pod's own; the store by a file of a secret, and
+    a way to it for those who have it and nobody else."""
+    overlay = render(K8S / "overlays" / "ha")
+    given = {name: settings(serving(pod, name), f"{name}-1") for name, _, pod in workloads(overlay)}
+    replicas = {name: manifest["spec"]["replicas"] for name, manifest, _ in workloads(overlay)}
+    assert (replicas["scheduler"], replicas["gateway"]) == (2, 2)
+    for name in ("scheduler", "gateway"):
+        service = named(overlay, "Service")[name]["spec"]
+        assert service["clusterIP"] == "None" and service["publishNotReadyAddresses"]
+    schedulers = ",".join(f"scheduler-{number}.scheduler:7442" for number in range(2))
+    assert {given[name].scheduler for name in ("gateway", "aggregator", "slices", "executor")} == {schedulers}
+    sharing = {name for name, each in given.items() if getattr(each, "store_file", None)}
+    assert given["gateway"].advertise == "gateway-1.gateway:7443"
+    assert sharing == {"scheduler", "gateway"}
+    let_out = {
+        policy["spec"]["podSelector"]["matchLabels"][COMPONENT]
+        for policy in named(overlay, "NetworkPolicy").values()
+        for rule in policy["spec"].get("egress", ()) if any(each["port"] == 5432 for each in rule["ports"])
+    }  # fmt: skip
+    assert let_out == sharing
+    for name, _, pod in workloads(overlay):
+        mounts = {each["mountPath"]: each["name"] for each in serving(pod, name)["volumeMounts"]}
+        assert ("/store" in mounts) == (name in sharing)
