@@ -32,7 +32,7 @@ class GatewayOps(ProcessOps):
     """
 
     def __init__(self, host: ServiceHost, upstream: Upstream, generations: Generations, traces: Traces) -> None:
-        super().__init__(upstream.identities, host.log, host.in_flight)
+        super().__init__(upstream.identities, host.log, host.in_flight, host.faults)
         self._upstream = upstream
         self._generations = generations
         self._traces = traces
@@ -106,6 +106,20 @@ class GatewayOps(ProcessOps):
             answer: ops_pb2.SetLogLevelResponse = await stub.SetLogLevel(
                 ops_pb2.SetLogLevelRequest(level=request.level), timeout=timeout_s
             )
+        return answer
+
+    async def InjectFault(  # noqa: N802
+        self, request: ops_pb2.InjectFaultRequest, context: Any
+    ) -> ops_pb2.InjectFaultResponse:
+        """Breaks one process."""
+        if request.process in ("", self.title):
+            return await super().InjectFault(request, context)
+        stub, timeout_s = await self._way_to(request.process)
+        own = ops_pb2.InjectFaultRequest()
+        own.CopyFrom(request)
+        own.process = ""
+        with mapped_errors(server=request.process):
+            answer: ops_pb2.InjectFaultResponse = await stub.InjectFault(own, timeout=timeout_s)
         return answer
 
     async def DrainNode(  # noqa: N802

@@ -94,6 +94,8 @@ class GatewaySettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    allow_faults: bool = False
+    """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
     slow_reader_s: float = SLOW_READER_S
@@ -193,7 +195,9 @@ async def _lead(
     settings: GatewaySettings, identities: IdentitySource, turn: Turn, store: SharedStore | None
 ) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(
+        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+    )
     host.closed = turn.refusal
     upstream = Upstream(
         identities,

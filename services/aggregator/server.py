@@ -63,6 +63,8 @@ class AggregatorSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    allow_faults: bool = False
+    """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     peers: tuple[str, ...] = ()
     """Other ways to nodes, each `executor/name=host:port`, where the address that they advertise is not the one."""
 
@@ -169,7 +171,9 @@ async def run(settings: AggregatorSettings) -> None:
 
 async def _lead(settings: AggregatorSettings, identities: IdentitySource, store: RunStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(
+        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+    )
     host.closed = turn.refusal
     channels = ChannelPool(identities, ways_table(settings.peers))
     members = Members(channels, settings.scheduler, settings.scheduler_name, host.log)

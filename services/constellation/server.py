@@ -245,7 +245,10 @@ async def run(settings: ConstellationSettings) -> None:
     scenario = load_scenario(settings.scenario)
     sky = Sky(scenario, clock_of(settings, scenario), settings.hours)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(IdentitySource(settings.identity), listen=settings.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(
+        IdentitySource(settings.identity), listen=settings.listen, telemetry=told, probe=settings.probe,
+        faults=settings.allow_faults,
+    )  # fmt: skip
     await sky.renew()
     host.add(
         SERVICE,

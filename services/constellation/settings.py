@@ -41,6 +41,8 @@ class ConstellationSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    allow_faults: bool = False
+    """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     hours: float | None = None
     """How far ahead it plans, in hours of mesh time; the scenario's own where left out."""
 

@@ -39,7 +39,9 @@ async def run(settings: ExecutorSettings) -> None:
     torch.set_num_threads(settings.threads or math.ceil(cpu))
     identities = IdentitySource(settings.identity)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=settings.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(
+        identities, listen=settings.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+    )
     with ExitStack() as until_the_end:
         confine(settings, host.log, until_the_end)
         machine = measure(settings.memory_bytes, cpu)

@@ -56,5 +56,7 @@ class ExecutorSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    allow_faults: bool = False
+    """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     peers: tuple[str, ...] = ()
     """Other ways to peers, each `role/name=host:port`, where the address that they advertise is not the one to use."""

@@ -250,6 +250,8 @@ class LocalMesh:
             "--listen", listen,
             "--state", str(self.directory / "state" / name),
         ]  # fmt: skip
+        if self.spec.allow_faults:
+            arguments.append("--allow-faults")
         if self.spec.otlp_endpoint:
             arguments += ["--otlp-endpoint", self.spec.otlp_endpoint]
         for source, target in self._relays:

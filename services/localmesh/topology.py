@@ -66,6 +66,8 @@ class MeshSpec:
     """The contact plan; None: links do not move."""
     otlp_endpoint: str = ""
     """A collector for spans and metrics; empty for none."""
+    allow_faults: bool = False
+    """Whether operators may break its processes on purpose."""
 
     @classmethod
     def parse(cls, raw: dict[str, object]) -> MeshSpec:
@@ -82,7 +84,7 @@ class MeshSpec:
         gateway_at = str(given) if given else (GROUND if GROUND in names else names[-1])
         return cls(
             names, _link(raw), str(directory) if directory else None, threads, gateway_at, _sky(raw),
-            str(raw.get("otlp_endpoint") or ""),
+            str(raw.get("otlp_endpoint") or ""), raw.get("allow_faults") is True,
         )  # fmt: skip
 
     def place(self, name: str) -> str:

@@ -46,6 +46,7 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         allowed: Which roles may call which methods.
         metrics: Where calls are counted.
         closed: Says why no call but those of operators is answered; None where they are.
+        meet: What every call but those of operators meets first: faults that were put in on purpose.
     """
 
     def __init__(
@@ -57,8 +58,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         allowed: Table = ALLOWED,
         metrics: Metrics | None = None,
         closed: Callable[[], MeshError | None] = lambda: None,
+        meet: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._closed = closed
+        self._meet = meet
         self._ca_pem = ca_pem
         self._in_flight = in_flight
         # Answered while the service drains too, and bounded all the same.
@@ -94,6 +97,8 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     raise request.error
                 if not admin and (closed := self._closed()) is not None:
                     raise closed
+                if not admin and self._meet is not None:
+                    await self._meet()
                 with _counted(self._admin if admin else self._in_flight, method, caller):
                     answer = await run(request, context)
                 outcome = "ok"

@@ -19,6 +19,7 @@ from orbitmesh.v1 import ops_pb2, ops_pb2_grpc
 from orbitmesh.wire.records import Sending
 from orbitmesh.wire.session import Session, open_sessions
 from services.runtime.drain import InFlight
+from services.runtime.faults import Faults
 from services.runtime.logs import EventLog, Level
 
 
@@ -29,9 +30,11 @@ class ProcessOps(ops_pb2_grpc.OpsServiceServicer):
         identities: Who the process is.
         log: Its log.
         in_flight: The calls that it answers.
+        faults: What breaks it on purpose.
     """
 
-    def __init__(self, identities: IdentitySource, log: EventLog, in_flight: InFlight) -> None:
+    def __init__(self, identities: IdentitySource, log: EventLog, in_flight: InFlight, faults: Faults) -> None:
+        self._faults = faults
         self._identities = identities
         self._log = log
         self._in_flight = in_flight
@@ -72,6 +75,13 @@ class ProcessOps(ops_pb2_grpc.OpsServiceServicer):
         if before is not level:
             self._log.write(Level.WARNING, "log_level", {"before": before.name.lower(), "now": level.name.lower()})
         return ops_pb2.SetLogLevelResponse(process=self.title, before=before.name.lower())
+
+    async def InjectFault(  # noqa: N802
+        self, request: ops_pb2.InjectFaultRequest, context: Any
+    ) -> ops_pb2.InjectFaultResponse:
+        """Breaks it."""
+        self._check_own(request.process)
+        return ops_pb2.InjectFaultResponse(process=self.title, sessions_cut=await self._faults.inject(request))
 
     async def DrainNode(  # noqa: N802
         self, request: ops_pb2.DrainNodeRequest, context: Any

@@ -23,6 +23,7 @@ from orbitmesh.trust.identity import Identity, IdentitySource
 from orbitmesh.v1 import ops_pb2_grpc
 from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, OPS, REFLECTION, Table, check_complete
 from services.runtime.drain import CALLS_IN_FLIGHT, InFlight
+from services.runtime.faults import Faults
 from services.runtime.interceptors import Gate
 from services.runtime.logs import EventLog
 from services.runtime.metrics import Metrics, Telemetry
@@ -77,6 +78,7 @@ class ServiceHost:
         interceptors: Interceptors that run inside the gate: they see calls that were let in.
         telemetry: Where metrics go; nowhere where left out.
         probe: `host:port` where health is answered in plain text, for a kubelet; nowhere where empty.
+        faults: Whether operators may break this process on purpose.
 
     Raises:
         IdentityError: The identity cannot be used.
@@ -95,6 +97,7 @@ class ServiceHost:
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         telemetry: Telemetry | None = None,
         probe: str = "",
+        faults: bool = False,
     ) -> None:
         self._source = (
             identity
@@ -122,10 +125,12 @@ class ServiceHost:
         offer_process(self.metrics, self.in_flight, lambda: self.identity.not_after)
         gate = Gate(
             lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed,
-            metrics=self.metrics, closed=lambda: self.closed(),
+            metrics=self.metrics, closed=lambda: self.closed(), meet=lambda: self.faults.meet(),
         )  # fmt: skip
         self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
-        self.ops = ProcessOps(self._source, self.log, self.in_flight)
+        self.faults = Faults(faults, self.log)
+        """What breaks this process on purpose."""
+        self.ops = ProcessOps(self._source, self.log, self.in_flight, self.faults)
         """What operators are told of this process; a gateway puts another one in its place before `start`."""
         self.port = 0
         self.probe_port = 0

@@ -99,12 +99,21 @@ class Book:
         self.wake()
 
     async def delete(self, name: str) -> scheduler_pb2.Deployment | None:
-        """Removes a deployment, durably; returns what it was, or None where there was none."""
+        """Removes a deployment, durably; returns what it was, or None where there was none.
+
+        Raises:
+            MeshError: It could not be written down, and the deployment is still there.
+        """
         async with self._writing:
-            held = self._held.pop(name, None)
-            await asyncio.to_thread(self._store.delete, name)
-        self.wake()
+            held = self._held.get(name)
+            # Shielded: who asked may go away, but what is on the disk and what is shown must stay the same.
+            await asyncio.shield(self._remove(name))
         return None if held is None else held[0]
+
+    async def _remove(self, name: str) -> None:
+        await asyncio.to_thread(self._store.delete, name)
+        self._held.pop(name, None)
+        self.wake()
 
     # Watching.
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from orbitmesh.contacts_proto import mesh_time
-from orbitmesh.errors import InvalidInputError, MeshError, NodeLostError, UnknownModelError
+from orbitmesh.errors import CapacityError, InvalidInputError, MeshError, NodeLostError, UnknownModelError
 from orbitmesh.pack import Manifest
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, scheduler_pb2
@@ -101,7 +101,7 @@ class Deployments:
         self._creating.add(request.name)
         try:
             try:
-                await self._book.store(request.name)
+                await self._store(request.name)
                 async for answer in self._bring_up(request.name):
                     yield answer
             except BaseException:
@@ -112,6 +112,14 @@ class Deployments:
         finally:
             self._creating.discard(request.name)
         yield scheduler_pb2.CreateDeploymentResponse(deployment=self.message(request.name))
+
+    async def _store(self, name: str) -> None:
+        """Writes a claimed deployment down; where there is no room for it the name is free again."""
+        try:
+            await self._book.store(name)
+        except CapacityError:
+            self._book.release(name)
+            raise
 
     async def _planned(self, request: scheduler_pb2.CreateDeploymentRequest) -> scheduler_pb2.Deployment:
         question = scheduler_pb2.PlanRequest(

@@ -173,7 +173,9 @@ async def run(settings: SlicesSettings) -> None:
 
 async def _lead(settings: SlicesSettings, identities: IdentitySource, store: SliceStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
-    host = ServiceHost(identities, listen=turn.listen, telemetry=told, probe=settings.probe)
+    host = ServiceHost(
+        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+    )
     host.closed = turn.refusal
     rates, places = bandwidths(settings), table(settings.places, "places")
     channels = ChannelPool(identities, ways_table(settings.peers))

@@ -51,6 +51,8 @@ class SlicesSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    allow_faults: bool = False
+    """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     solvers: int = 2
     """How many allocations are computed at once, each in a process of its own."""
     peers: tuple[str, ...] = ()

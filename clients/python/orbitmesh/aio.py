@@ -72,6 +72,7 @@ class AsyncLocalEntry:
         directory: str | Path | None = None,
         torch_threads: int = 1,
         otlp_endpoint: str = "",
+        allow_faults: bool = False,
         timeout: float = CONTROL_DEADLINE_S,
         start_timeout: float = START_DEADLINE_S,
         on_progress: OnProgress | None = None,
@@ -94,6 +95,7 @@ class AsyncLocalEntry:
             directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
             torch_threads: Threads that each executor computes with.
             otlp_endpoint: An OpenTelemetry collector, http://host:port, that its processes send spans and metrics to.
+            allow_faults: Whether operators may break its processes on purpose, with `OpsService` `InjectFault`.
             timeout: How long a control call may take, in seconds.
             start_timeout: How long the start may take, in seconds.
             on_progress: Called as its processes start.
@@ -111,6 +113,7 @@ class AsyncLocalEntry:
             sky=local_sky(contacts, time_factor, start, outage),
             gateway_at=gateway_at,
             otlp_endpoint=otlp_endpoint,
+            allow_faults=allow_faults,
         )
         return AsyncMesh(target, timeout=timeout, open_timeout=start_timeout)
 

@@ -74,6 +74,8 @@ class LocalSpec:
     """Where the services that run once stand; None takes ground-1, or the last node where there is none."""
     otlp_endpoint: str = ""
     """A collector that its processes send spans and metrics to; empty sends none."""
+    allow_faults: bool = False
+    """Whether operators may break its processes on purpose."""
 
     def to_json(self, contacts: Path | None = None) -> dict[str, object]:
         """The spec as the supervisor reads it.
@@ -94,6 +96,7 @@ class LocalSpec:
             "node_names": None if self.node_names is None else list(self.node_names),
             "gateway_at": self.gateway_at,
             "otlp_endpoint": self.otlp_endpoint,
+            "allow_faults": self.allow_faults,
             **self._sky_to_json(contacts),
         }
 
@@ -157,6 +160,7 @@ def local_spec(
     sky: LocalSky | None = None,
     gateway_at: str | None = None,
     otlp_endpoint: str = "",
+    allow_faults: bool = False,
 ) -> LocalSpec:
     """A checked spec.
 
@@ -175,7 +179,7 @@ def local_spec(
     if otlp_endpoint and not otlp_endpoint.startswith(("http://", "https://")):
         raise InvalidInputError(f"otlp_endpoint is {otlp_endpoint!r:.200}; expected http://host:port of a collector")
     place = None if directory is None else Path(directory).expanduser().absolute()
-    return LocalSpec(nodes, link, place, torch_threads, names, sky, gateway_at, otlp_endpoint)
+    return LocalSpec(nodes, link, place, torch_threads, names, sky, gateway_at, otlp_endpoint, allow_faults)
 
 
 def local_target(
@@ -189,6 +193,7 @@ def local_target(
     sky: LocalSky | None = None,
     gateway_at: str | None = None,
     otlp_endpoint: str = "",
+    allow_faults: bool = False,
 ) -> AsyncLocal:
     """A local mesh that is yet to start.
 
@@ -197,7 +202,7 @@ def local_target(
     """
     spec = local_spec(
         nodes, link, directory, torch_threads, node_names=node_names, sky=sky, gateway_at=gateway_at,
-        otlp_endpoint=otlp_endpoint,
+        otlp_endpoint=otlp_endpoint, allow_faults=allow_faults,
     )  # fmt: skip
     return AsyncLocal(spec, on_progress)
 

@@ -58,6 +58,9 @@ def register(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--otlp-endpoint", default="", metavar="URL", help="an OpenTelemetry collector for spans and metrics"
     )
+    parser.add_argument(
+        "--allow-faults", action="store_true", help="let operators break its processes on purpose (InjectFault)"
+    )
     add_command(subparsers, "down", run_down, summary="stop the mesh that `up` started", examples="orbitmesh down")
 
 
@@ -136,6 +139,7 @@ def run_up(arguments: argparse.Namespace) -> int:
         sky=local_sky(arguments.contacts, arguments.time_factor, arguments.contacts_start, arguments.outage),
         gateway_at=arguments.gateway_at,
         otlp_endpoint=arguments.otlp_endpoint,
+        allow_faults=arguments.allow_faults,
     )
     with output.progress() as on_progress:
         state = start_detached(spec, on_progress)

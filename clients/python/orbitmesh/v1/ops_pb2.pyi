@@ -271,3 +271,41 @@ class SetLogLevelResponse(_message.Message):
     process: str
     before: str
     def __init__(self, process: _Optional[str] = ..., before: _Optional[str] = ...) -> None: ...
+
+class InjectFaultRequest(_message.Message):
+    __slots__ = ("process", "crash", "stall_s", "cut_sessions", "refuse", "delay")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    CRASH_FIELD_NUMBER: _ClassVar[int]
+    STALL_S_FIELD_NUMBER: _ClassVar[int]
+    CUT_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    REFUSE_FIELD_NUMBER: _ClassVar[int]
+    DELAY_FIELD_NUMBER: _ClassVar[int]
+    process: str
+    crash: bool
+    stall_s: float
+    cut_sessions: bool
+    refuse: RefusedCalls
+    delay: DelayedCalls
+    def __init__(self, process: _Optional[str] = ..., crash: _Optional[bool] = ..., stall_s: _Optional[float] = ..., cut_sessions: _Optional[bool] = ..., refuse: _Optional[_Union[RefusedCalls, _Mapping]] = ..., delay: _Optional[_Union[DelayedCalls, _Mapping]] = ...) -> None: ...
+
+class RefusedCalls(_message.Message):
+    __slots__ = ("for_s",)
+    FOR_S_FIELD_NUMBER: _ClassVar[int]
+    for_s: float
+    def __init__(self, for_s: _Optional[float] = ...) -> None: ...
+
+class DelayedCalls(_message.Message):
+    __slots__ = ("by_s", "for_s")
+    BY_S_FIELD_NUMBER: _ClassVar[int]
+    FOR_S_FIELD_NUMBER: _ClassVar[int]
+    by_s: float
+    for_s: float
+    def __init__(self, by_s: _Optional[float] = ..., for_s: _Optional[float] = ...) -> None: ...
+
+class InjectFaultResponse(_message.Message):
+    __slots__ = ("process", "sessions_cut")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_CUT_FIELD_NUMBER: _ClassVar[int]
+    process: str
+    sessions_cut: int
+    def __init__(self, process: _Optional[str] = ..., sessions_cut: _Optional[int] = ...) -> None: ...

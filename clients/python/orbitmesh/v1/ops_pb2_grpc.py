@@ -72,6 +72,11 @@ class OpsServiceStub:
                 request_serializer=orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelRequest.SerializeToString,
                 response_deserializer=orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelResponse.FromString,
                 _registered_method=True)
+        self.InjectFault = channel.unary_unary(
+                '/orbitmesh.v1.OpsService/InjectFault',
+                request_serializer=orbitmesh_dot_v1_dot_ops__pb2.InjectFaultRequest.SerializeToString,
+                response_deserializer=orbitmesh_dot_v1_dot_ops__pb2.InjectFaultResponse.FromString,
+                _registered_method=True)
 
 
 class OpsServiceServicer:
@@ -131,6 +136,13 @@ class OpsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InjectFault(self, request, context):
+        """Breaks one process on purpose, to see what the others do; refused unless it was started with --allow-faults.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OpsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -168,6 +180,11 @@ def add_OpsServiceServicer_to_server(servicer, server):
                     servicer.SetLogLevel,
                     request_deserializer=orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelRequest.FromString,
                     response_serializer=orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelResponse.SerializeToString,
+            ),
+            'InjectFault': grpc.unary_unary_rpc_method_handler(
+                    servicer.InjectFault,
+                    request_deserializer=orbitmesh_dot_v1_dot_ops__pb2.InjectFaultRequest.FromString,
+                    response_serializer=orbitmesh_dot_v1_dot_ops__pb2.InjectFaultResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -362,6 +379,33 @@ class OpsService:
             '/orbitmesh.v1.OpsService/SetLogLevel',
             orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelRequest.SerializeToString,
             orbitmesh_dot_v1_dot_ops__pb2.SetLogLevelResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InjectFault(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/orbitmesh.v1.OpsService/InjectFault',
+            orbitmesh_dot_v1_dot_ops__pb2.InjectFaultRequest.SerializeToString,
+            orbitmesh_dot_v1_dot_ops__pb2.InjectFaultResponse.FromString,
             options,
             channel_credentials,
             insecure,
