@@ -1,6 +1,6 @@
 """What the mesh in containers costs: time until all is healthy, memory at rest, sizes of images.
 
-`python -m bench.compose [--rounds N]`, with an engine, docker-compose and the images built (`docker-compose build` in
+`orbitmesh bench compose -- --rounds N`, with an engine, docker-compose and the images built (`docker-compose build` in
 deploy/). Brings the mesh up under a project's name of its own, measures, takes it down with its volumes, and writes
 bench/results/compose.json with the command that made it.
 """
@@ -96,6 +96,7 @@ def main() -> int:
     """Measure and write."""
     parser = argparse.ArgumentParser(prog="python -m bench.compose", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true", help="it writes JSON in any case")
     given = parser.parse_args()
     rounds = [one_round() for _ in range(given.rounds)]
     sizes = {image: int(run("docker", "image", "inspect", "-f", "{{.Size}}", image)) for image in IMAGES}

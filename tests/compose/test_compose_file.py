@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
 from typing import Any
 
 import pytest
@@ -233,3 +235,18 @@ def test_the_page_has_the_blocks_that_the_containers_test_runs() -> None:
         "Keys 2",
         "End 1",
     ]
+
+
+@pytest.mark.parametrize("words", [["docker-compose"], ["docker", "compose"]], ids=["1.29", "v2"])
+def test_compose_itself_reads_the_file_with_every_profile(words: list[str]) -> None:
+    """Each version that is installed here; no engine is asked."""
+    here = shutil.which(words[0]) is not None
+    if not here or subprocess.run([*words, "version"], capture_output=True, check=False).returncode != 0:
+        pytest.skip(f"{' '.join(words)} is not installed")
+    profiles = ["--profile", "observability", "--profile", "chaos"]
+    done = subprocess.run(
+        [*words, *profiles, "config"], cwd=DEPLOY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    read = yaml.safe_load(done.stdout)["services"]
+    assert {*SERVICES, "pki", "chaos", "prometheus", "grafana", "jaeger", "otel-collector"} == set(read)
