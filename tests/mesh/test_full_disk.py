@@ -129,4 +129,4 @@ def test_a_run_whose_contributions_cannot_be_kept_pauses_and_goes_on(small: Mesh
     run.resume()
     status = run.wait()
     assert (status.state, status.rounds_done) == ("done", 20)
-    assert [each.number for each in status.rounds] == list(range(20))
+    assert [each.index for each in status.rounds] == list(range(20))
