@@ -175,11 +175,11 @@ def test_leaders_are_killed_under_load(two_of_each: HaMesh, model: Model, models
     assert said == expected[:40]
 
     with ha.connect() as mesh, Load(mesh, model) as load:
-        load.until_more(3)
+        load.until_more(2)
         for round_number in range(rounds):
             scheduler = ha.leader(ha.schedulers)
             ha.process(scheduler).kill()
-            load.until_more(3)
+            load.until_more(2)
             assert ha.leader(ha.schedulers) != scheduler
             # The request that made it, once more: it was done.
             again = create(ha, request)
@@ -187,7 +187,7 @@ def test_leaders_are_killed_under_load(two_of_each: HaMesh, model: Model, models
 
             gateway = ha.leader(ha.gateways)
             ha.process(gateway).kill()
-            load.until_more(3)
+            load.until_more(2)
             assert ha.leader(ha.gateways) != gateway
             # The generation of that name: the same one, from its beginning, also where it had gone on meanwhile.
             assert tokens(ha, named, prompt, 200) == (number, expected[:200])
