@@ -125,7 +125,9 @@ class Generations:
             self._keep(key, life)
             self._start(life)
             life.detach(_linger_s(entry.request))
-            self._log.info("generation_taken_up", generation=entry.number, produced=len(entry.tokens))
+            self._log.info(
+                "generation_taken_up", generation=entry.number, trace_id=entry.trace_id, produced=len(entry.tokens)
+            )
 
     async def follow(self) -> None:
         """Moves stages of running generations when the scheduler plans it, as long as this process lives."""

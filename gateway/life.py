@@ -21,7 +21,7 @@ from gateway.upstream import Upstream
 from orbitmesh.errors import CancelledError_, DeadlineError, InternalError, MeshError, TransportError, UnknownModelError
 from orbitmesh.pack import Manifest
 from orbitmesh.v1 import executor_pb2, gateway_pb2, scheduler_pb2, wire_pb2
-from services.runtime.logs import EventLog
+from services.runtime.logs import EventLog, log_trace
 
 LIFE_MARGIN_S = 2.0
 """By how much a generation outlives its deadline on the nodes, so that they free it when the gateway cannot."""
@@ -228,6 +228,7 @@ class Life:
     # Living.
 
     async def _run(self) -> None:
+        log_trace(self.entry.trace_id)
         try:
             limit_s = self.entry.expires_at - time.time()
             async with asyncio.timeout(limit_s):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,8 @@ from services.executor.kvcache import GenerationCache
 from services.executor.progress import Phase, Progress
 from services.journal.rows import RowJournal
 
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+"""A W3C trace context."""
 UINT32_MAX = (1 << 32) - 1
 """Durations of one part of a step are kept in 32 bits of nanoseconds (4.3 s); a longer one is cut to it."""
 
@@ -148,6 +151,11 @@ class Generation:
         return self.request.generation
 
     @property
+    def trace_id(self) -> str:
+        """The trace that it is part of, 32 hex digits; empty where its gateway named none."""
+        return trace_id_of(self.request.traceparent)
+
+    @property
     def running(self) -> bool:
         """Whether results leave the stage."""
         return self.progress.phase is Phase.RUNNING
@@ -211,3 +219,14 @@ def timings_message(
         message.credit_ns.append(min(step.credit_ns, UINT32_MAX))
         message.send_ns.append(min(step.send_ns, UINT32_MAX))
     return message
+
+
+def trace_id_of(traceparent: str) -> str:
+    """The trace of a W3C trace context (version-trace-parent-flags), 32 hex digits; empty where it is none."""
+    found = TRACEPARENT.fullmatch(traceparent)
+    return found[1] if found else ""
+
+
+def about(generation: Generation) -> dict[str, int | str]:
+    """What every log line on a generation says of it."""
+    return {"generation": generation.number, "trace_id": generation.trace_id}

@@ -18,6 +18,7 @@ from services.egress.node import NodeEgress
 from services.egress.reporting import report_traffic
 from services.executor.cachemove import accept_cache
 from services.executor.engine import StepEngine
+from services.executor.generation import about
 from services.executor.links import LinkTable
 from services.executor.loading import (
     StageFiles,
@@ -288,8 +289,8 @@ class ExecutorNode:
             await asyncio.sleep(SWEEP_INTERVAL_S)
             now_ns = time.monotonic_ns()
             for key, runner in list(self.runners.items()):
-                for number in runner.sweep(now_ns):
-                    self.log.info("generation_expired", deployment=key[0], stage=key[1], generation=number)
+                for generation in runner.sweep(now_ns):
+                    self.log.info("generation_expired", deployment=key[0], stage=key[1], **about(generation))
                 await self.snapshots.save_idle(runner)
 
     # What others send.

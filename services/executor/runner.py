@@ -170,11 +170,11 @@ class StageRunner:
         if generation.snapshot is not None:
             generation.snapshot.unlink(missing_ok=True)
 
-    def sweep(self, now_ns: int) -> list[int]:
-        """Closes the generations whose time is over; returns their numbers."""
-        expired = [number for number, held in self.generations.items() if held.expires_ns <= now_ns]
-        for number in expired:
-            self.close(number)
+    def sweep(self, now_ns: int) -> list[Generation]:
+        """Closes the generations whose time is over; returns them."""
+        expired = [held for held in self.generations.values() if held.expires_ns <= now_ns]
+        for generation in expired:
+            self.close(generation.number)
         return expired
 
     def close_all(self, error: MeshError) -> None:

@@ -11,11 +11,13 @@ from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import FRAME_BODY_BYTES
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
 from orbitmesh.wire.streams import exchange_handler
+from services.executor.generation import trace_id_of
 from services.executor.membership import Membership
 from services.executor.metrics import offer
 from services.executor.node import ExecutorNode
 from services.executor.relaying import RelayTable, known_peers
 from services.runtime.caller import current_caller
+from services.runtime.logs import log_trace
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
 
@@ -56,6 +58,7 @@ class ExecutorServicer(executor_pb2_grpc.ExecutorServiceServicer):
         self, request: executor_pb2.OpenGenerationRequest, context: Any
     ) -> executor_pb2.OpenGenerationResponse:
         """Reserves a generation's cache."""
+        log_trace(trace_id_of(request.traceparent))
         runner = self._node.runner(request.deployment, request.stage_index)
         self._node.peers.learn(request.pipeline)
         generation = runner.open(request, current_caller().spiffe)

@@ -23,7 +23,7 @@ from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import executor_pb2
 from services.executor.cachemove import layer_bytes, put_layer
-from services.executor.generation import Generation, Route
+from services.executor.generation import Generation, Route, about
 from services.executor.progress import Phase, Progress
 from services.executor.runner import StageRunner
 from services.journal.sealed_file import SealedReader, SealedWriter
@@ -96,13 +96,13 @@ class Snapshots:
             try:
                 await asyncio.to_thread(self._write, runner, generation, path)
             except (OSError, MeshError) as error:
-                self._log.warning("generation_not_saved", generation=generation.number, detail=str(error))
+                self._log.warning("generation_not_saved", **about(generation), detail=str(error))
                 continue
             if generation.closed or mark != generation.mark:
                 path.unlink(missing_ok=True)  # it went on while it was written: the file may mix two states
                 continue
             generation.saved, generation.snapshot = mark, path
-            self._log.info("generation_saved", generation=generation.number, positions=generation.progress.length)
+            self._log.info("generation_saved", **about(generation), positions=generation.progress.length)
 
     def _write(self, runner: StageRunner, generation: Generation, path: Path) -> None:
         fresh = path.with_suffix(".new")
@@ -122,9 +122,7 @@ class Snapshots:
                 self._log.warning("generation_not_restored", file=path.name, detail=str(error))
                 path.unlink(missing_ok=True)
                 continue
-            self._log.info(
-                "generation_restored", generation=generation.number, positions=generation.progress.length
-            )
+            self._log.info("generation_restored", **about(generation), positions=generation.progress.length)
 
     def _read(self, runner: StageRunner, path: Path) -> Generation:
         records = iter(SealedReader(path, self._identities.current(), PURPOSE))

@@ -26,7 +26,7 @@ from orbitmesh.trust.names import Role
 from services.runtime.authz import ADMIN_SERVICES, ALLOWED, Table, authorize
 from services.runtime.caller import Call, enter_call
 from services.runtime.drain import InFlight
-from services.runtime.logs import EventLog
+from services.runtime.logs import EventLog, Level
 from services.runtime.metrics import Metrics
 from services.runtime.peers import PeerReader
 from services.runtime.status import as_mesh_error, defect, to_trailer
@@ -159,8 +159,10 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         raise AssertionError("abort returned")
 
     def _tell(self, method: str, who: str, error: MeshError) -> None:
-        level = self._log.warning if error.default_reason != "INTERNAL" else self._log.error
-        level("call_failed", method=method, caller=who, reason=error.reason, message=error.message)
+        level = Level.WARNING if error.default_reason != "INTERNAL" else Level.ERROR
+        trace = {"trace_id": error.trace_id} if error.trace_id else {}
+        told = {"method": method, "caller": who, "reason": error.reason, "message": error.message, **trace}
+        self._log.write(level, "call_failed", told)
 
 
 @contextmanager

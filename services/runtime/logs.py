@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Mapping
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import IntEnum
 from typing import TextIO
@@ -41,6 +42,14 @@ FORBIDDEN_FIELDS = frozenset(
     }
 )
 """Names of fields that hold secrets or what users wrote; an event with one is a defect."""
+
+
+_TRACE: ContextVar[str] = ContextVar("orbitmesh_log_trace", default="")
+
+
+def log_trace(trace_id: str) -> None:
+    """From here on the lines of this task, and of tasks that it starts, carry the trace that it works for."""
+    _TRACE.set(trace_id)
 
 
 class Level(IntEnum):
@@ -110,6 +119,8 @@ class EventLog:
             "event": event,
         }
         line |= {name: _plain(name, value) for name, value in fields.items()}
+        if _TRACE.get():
+            line.setdefault("trace_id", _TRACE.get())
         text = json.dumps(line, ensure_ascii=False) + "\n"
         with self._lock:
             stream = self._stream or sys.stderr

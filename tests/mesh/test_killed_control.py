@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import struct
 from collections.abc import Callable, Iterator
@@ -255,6 +256,16 @@ def test_nothing_of_prompt_or_answer_is_in_plain_on_any_disk(fragile: Mesh, ship
                 finally:
                     fragile.local.restart("gateway")
         assert [token.id for token in said] == expected
+        logs = {name: told_of(fragile, name, generation.trace_id) for name in ("gateway", *pipeline_of(fragile, "text"))}
+        assert "generation_taken_up" in logs.pop("gateway")
+        assert all("generation_saved" in events for events in logs.values()), logs
+
+
+def told_of(mesh: Mesh, process: str, trace_id: str) -> set[str]:
+    """The events in a process's log that are of one trace."""
+    text = (mesh.local.directory / "logs" / f"{process}.log").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+    return {line["event"] for line in lines if line.get("trace_id") == trace_id}
 
 
 def read_all(files: list[Path], said_so_far: str, ids: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.trust import Role
 from services.runtime.config import field_help, load_config
-from services.runtime.logs import FORBIDDEN_FIELDS, EventLog, Level, bridge_logging
+from services.runtime.logs import FORBIDDEN_FIELDS, EventLog, Level, bridge_logging, log_trace
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,25 @@ def test_secrets_and_prompts_stay_out() -> None:
         log.error("e", error=error)
     assert "hunter2" not in stream.getvalue()
     assert "<7 bytes>" in stream.getvalue()
+
+
+async def test_lines_carry_the_trace_that_their_task_works_for() -> None:
+    """Those of tasks that it starts, too, and of threads; others' do not, and a line may name another trace."""
+    stream = io.StringIO()
+    log = EventLog("s", stream=stream)
+
+    async def work(trace_id: str) -> None:
+        log_trace(trace_id)
+        log.info("task")
+        await asyncio.gather(asyncio.to_thread(log.info, "thread"), asyncio.create_task(inner()))
+
+    async def inner() -> None:
+        log.info("inner", trace_id="another")
+
+    await asyncio.create_task(work("a" * 32))
+    log.info("outside")
+    lines = {line["event"]: line.get("trace_id") for line in map(json.loads, stream.getvalue().splitlines())}
+    assert lines == {"task": "a" * 32, "thread": "a" * 32, "inner": "another", "outside": None}
 
 
 def test_levels_and_the_bridge() -> None:
