@@ -4,8 +4,6 @@
     python examples/slices.py gateway.example:7443 ~/.orbitmesh/me    # the same on yours; it leaves nothing behind
 """
 
-# ruff: noqa: T201
-
 from __future__ import annotations
 
 import sys

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class PackShelf:
         self, directory: Path, identities: IdentitySource, log: EventLog, shared: SharedStore | None = None
     ) -> None:
         self._shared = shared
+        self._copying = threading.Lock()
+        self._rows: dict[bytes, int] = {}
         self.store = ContentStore(directory / "files")
         self._manifests = directory / "manifests"
         self._manifests.mkdir(parents=True, exist_ok=True)
@@ -75,13 +78,25 @@ class PackShelf:
         """Whether all of a file is where it outlives what this gateway has to outlive."""
         if self._shared is None:
             return self.store.complete(sha256, size_bytes)
-        if self._shared.has(sha256):
-            return True
-        path = self.store.path(sha256) if self.store.complete(sha256, size_bytes) else None
-        if path is None:
-            return False
-        self._shared.put(sha256, path)
-        return True
+        return self._copied_whole(self._shared, sha256, size_bytes)
+
+    def _copied_whole(self, shared: SharedStore, sha256: bytes, size_bytes: int) -> bool:
+        """Brings to the database what is here of a file and not there; whether it is there whole now."""
+        with self._copying:
+            if shared.has(sha256):
+                return True
+            whole = self.store.complete(sha256, size_bytes)
+            path = self.store.held_path(sha256)
+            if path is None:
+                return False
+            try:
+                at = shared.put(sha256, path, self._rows.get(sha256, 0), size_bytes if whole else None)
+            except FileNotFoundError:
+                return False  # another upload has just put it together, and brings it along itself
+            self._rows[sha256] = at
+            if whole:
+                self._rows.pop(sha256, None)
+            return whole
 
     def create(self, request: gateway_pb2.CreatePackRequest) -> gateway_pb2.CreatePackResponse:
         """Registers a pack; durable on return. Blocks.
@@ -181,9 +196,10 @@ class PackShelf:
             raise UnknownModelError("no registered pack names this file: send its manifest first (CreatePack)")
         if piece.size_bytes != known:
             raise InvalidInputError(f"the manifest gives the file {known} bytes, the transfer {piece.size_bytes}")
-        whole = await asyncio.to_thread(self.store.append, piece.sha256, piece.offset, data, known)
-        if whole:
-            await asyncio.to_thread(self._have, piece.sha256, known)
+        await asyncio.to_thread(self.store.append, piece.sha256, piece.offset, data, known)
+        if self._shared is not None:
+            # As it comes: nobody waits for a whole file at the end.
+            await asyncio.to_thread(self._copied_whole, self._shared, piece.sha256, known)
 
     async def _give(self, session: Session, asked: wire_pb2.TransferInfo) -> None:
         request = asked.file_request

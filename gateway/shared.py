@@ -201,26 +201,38 @@ class SharedStore:
         with self.database.reading() as connection:
             return connection.execute(asked).first() is not None
 
-    def put(self, sha256: bytes, path: Path) -> None:
-        """Writes a file whose hash was checked; durable on return. Cut, it is written again from its beginning."""
-        if self.has(sha256):
-            return
-        size_bytes = 0
+    def put(self, sha256: bytes, path: Path, first: int, size_bytes: int | None) -> int:
+        """Writes the rows of a file that is arriving, or has arrived; durable on return.
+
+        Args:
+            sha256: The file.
+            path: Where its bytes are, as far as they have come.
+            first: The first row that is not written yet.
+            size_bytes: Its size where all of it is there and its hash is right: then it counts. None: only whole rows
+                are written, and it counts as not there.
+
+        Returns:
+            The first row that is not written yet, afterwards.
+        """
         put = self.database.insert(CHUNKS)
         put = put.on_conflict_do_update(
             index_elements=[CHUNKS.c.sha256, CHUNKS.c.number], set_={"data": put.excluded.data}
         )
+        number = first
         with path.open("rb") as file:
-            number = 0
+            file.seek(number * CHUNK_BYTES)
             while data := file.read(CHUNK_BYTES):
+                if len(data) < CHUNK_BYTES and size_bytes is None:
+                    return number
                 # A transaction each: none lasts long, whatever the file's size.
                 with self.database.transaction() as connection:
                     connection.execute(put, {"sha256": sha256.hex(), "number": number, "data": data})
                 number += 1
-                size_bytes += len(data)
-        with self.database.transaction() as connection:
-            row = {"sha256": sha256.hex(), "size_bytes": size_bytes}
-            connection.execute(self.database.insert(FILES).on_conflict_do_nothing(), row)
+        if size_bytes is not None:
+            with self.database.transaction() as connection:
+                row = {"sha256": sha256.hex(), "size_bytes": size_bytes}
+                connection.execute(self.database.insert(FILES).on_conflict_do_nothing(), row)
+        return number
 
     def read(self, sha256: bytes, offset: int, count: int) -> bytes:
         """A piece of a file that is there; fewer bytes than asked for, but at least one, where there are any.

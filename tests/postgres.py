@@ -99,6 +99,12 @@ class Server:
         )  # fmt: skip
         return dumped.stdout
 
+    def ask(self, question: str) -> object:
+        """The first value of an answer; None where there is none."""
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            row = connection.execute(question).fetchone()  # type: ignore[arg-type]
+        return None if row is None else row[0]
+
     def run(self, statement: str | sql.Composed, name: str = "postgres") -> None:
         """Carries out one statement."""
         with psycopg.connect(self.url(name), autocommit=True) as connection:

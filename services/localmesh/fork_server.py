@@ -7,6 +7,11 @@ ARGUMENTS` in all but name of its parent: standard error of its own, process gro
 `ps`. The requests are JSON, one per packet: `{"arguments": ["services.executor", ...]}` with the file that is to be
 standard error as ancillary data. The answers are `{"pid": 17}`, and `{"ended": 17, "code": 0}` when a child has ended.
 It ends with its socket, and its children end with it.
+
+`python -m services.localmesh.fork_server --warm FD ROOM MODULE...` imports once for many meshes: whoever connects to
+the listening socket FD has such a server for himself, forked from there. The first packet is `{"environment": {...},
+"directory": "/..."}` with the file that is to be standard error; the answer is `{"server": 17}`. It ends with its
+parent.
 """
 
 from __future__ import annotations
@@ -44,8 +49,49 @@ class Closing(Protocol):
 
 
 def main(descriptor: int, modules: list[str]) -> None:
-    """Serves until the socket closes."""
-    orders = socket.socket(fileno=descriptor)
+    """Imports, and serves until the socket closes."""
+    import_all(modules)
+    serve(socket.socket(fileno=descriptor))
+
+
+def warm(descriptor: int, modules: list[str]) -> None:
+    """Gives a server to everybody who connects, until it is ended."""
+    import_all(modules)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # those who end leave nothing behind
+    parent = os.getpid()
+    with socket.socket(fileno=descriptor) as listener:
+        while True:
+            orders, _ = listener.accept()
+            if os.fork() == 0:
+                listener.close()
+                _serve_one(orders, parent)
+            orders.close()
+
+
+def _serve_one(orders: socket.socket, parent: int) -> NoReturn:
+    code = 1
+    try:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        die_with_parent()
+        packet, descriptors, _, _ = socket.recv_fds(orders, PACKET_BYTES, 1)
+        if packet and os.getppid() == parent:
+            told = json.loads(packet)
+            os.environ.clear()
+            os.environ.update(told["environment"])
+            os.chdir(told["directory"])
+            os.dup2(descriptors[0], 2)
+            os.close(descriptors[0])
+            orders.send(json.dumps({"server": os.getpid()}).encode())
+            serve(orders)
+            code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def import_all(modules: Sequence[str]) -> None:
+    """Imports what children are to have."""
     # What is imported stays: the collector would look at all of it again and again, for a quarter of the time.
     gc.disable()
     for module in modules:
@@ -54,6 +100,10 @@ def main(descriptor: int, modules: list[str]) -> None:
         sys.exit("fork_server: an imported module has started a thread; a fork would lose it")
     gc.freeze()  # the children's collector leaves these pages alone, so they stay shared
     gc.enable()
+
+
+def serve(orders: socket.socket) -> None:
+    """Forks whatever is ordered until the socket closes."""
     woken, wake = socket.socketpair()
     woken.setblocking(False)
     wake.setblocking(False)
@@ -124,4 +174,7 @@ def _show_as(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[3:])
+    if sys.argv[1] == "--warm":
+        warm(int(sys.argv[2]), sys.argv[4:])
+    else:
+        main(int(sys.argv[1]), sys.argv[3:])

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 from collections import deque
 from pathlib import Path
@@ -19,6 +20,17 @@ ROOM_BYTES = 8192
 """Room in the server's command line for those that its children show."""
 PACKET_BYTES = 4096
 """The longest answer of the server."""
+WARM = "ORBITMESH_WARM"
+"""The environment variable that names the socket of a process from which many meshes are forked."""
+CONNECTIONS_WAITING = 64
+"""How many of them may ask it at the same time."""
+WARM_WAIT_S = 60.0
+"""How long that may take to answer, in seconds: it may still import."""
+EVERYTHING = (
+    "gateway.server", "services.scheduler.server", "services.slices.server", "services.aggregator.server",
+    "services.executor.server", "services.executor.node", "services.executor.measures",
+)  # fmt: skip
+"""What such a process imports: all services of a local mesh."""
 SUPPORTED = sys.platform == "linux"
 """Whether processes can be forked and watched in this way; elsewhere every service starts on its own."""
 
@@ -64,10 +76,36 @@ class ForkedProcess:
                 signal.pidfd_send_signal(self._handle, number)
 
 
+class WarmServer:
+    """A fork server that was itself forked from one that many meshes use."""
+
+    returncode: int | None = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self._handle = os.pidfd_open(pid)
+
+    def terminate(self) -> None:
+        """SIGTERM."""
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._handle, signal.SIGTERM)
+
+    async def wait(self) -> int:
+        """Waits for its end; what it ended with is not to be had."""
+        if self.returncode is None:
+            ended, loop = asyncio.Event(), asyncio.get_running_loop()
+            loop.add_reader(self._handle, ended.set)
+            await ended.wait()
+            loop.remove_reader(self._handle)
+            os.close(self._handle)
+            self.returncode = 0
+        return self.returncode
+
+
 class Forks:
     """A running fork server. Use `await Forks.start(...)`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, orders: socket.socket, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process | WarmServer, orders: socket.socket, log: Path) -> None:
         self._process = process
         self._orders = orders
         self._log = log
@@ -78,7 +116,10 @@ class Forks:
 
     @classmethod
     async def start(cls, modules: tuple[str, ...], log: Path, threads: int) -> Forks:
-        """Starts the server; it imports `modules` while the caller goes on."""
+        """Starts the server; it imports `modules` while the caller goes on. Where the environment names one that has
+        everything ready, and computes with as many threads, it is forked from that."""
+        if os.environ.get(WARM) and threads == 1:
+            return await cls._of_warm(os.environ[WARM], log)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs, log.open("ab") as errors:
@@ -97,6 +138,29 @@ class Forks:
                 preexec_fn=die_with_parent,
             )
         return cls(process, ours, log)
+
+    @classmethod
+    async def _of_warm(cls, path: str, log: Path) -> Forks:
+        orders, loop = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET), asyncio.get_running_loop()
+        orders.setblocking(False)
+        try:
+            async with asyncio.timeout(WARM_WAIT_S):
+                await loop.sock_connect(orders, path)
+                told = {"environment": child_environment(1), "directory": str(Path.cwd())}
+                with log.open("ab") as errors:
+                    socket.send_fds(orders, [json.dumps(told).encode()], [errors.fileno()])
+                answer = json.loads(await loop.sock_recv(orders, PACKET_BYTES) or b"{}")
+                return cls(WarmServer(answer["server"]), orders, log)
+        except (OSError, KeyError, TimeoutError) as error:
+            orders.close()
+            raise TransportError(
+                f"nothing is forked at {path}, which {WARM} names ({error!r}): start it, or unset that"
+            ) from None
+
+    @property
+    def is_warm(self) -> bool:
+        """Whether it has the modules of every service, not only what executors import."""
+        return isinstance(self._process, WarmServer)
 
     @property
     def pid(self) -> int:
@@ -179,3 +243,27 @@ class Forks:
 
     def _gone(self) -> TransportError:
         return TransportError(f"the process that executors are forked from has ended; see its log {self._log}")
+
+
+def start_warm(path: Path, log: Path) -> subprocess.Popen[bytes]:
+    """A process at the socket `path` that meshes whose environment names it are forked from; it ends with its parent.
+
+    Args:
+        path: Where it listens, in a directory that is only ours.
+        log: Gets what it writes to its standard error.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener, log.open("ab") as errors:
+        listener.bind(str(path))
+        listener.listen(CONNECTIONS_WAITING)
+        return subprocess.Popen(
+            [
+                sys.executable, "-m", "services.localmesh.fork_server",
+                "--warm", str(listener.fileno()), "-" * ROOM_BYTES, *EVERYTHING,
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            pass_fds=[listener.fileno()],
+            env=child_environment(1),
+            preexec_fn=die_with_parent,
+        )  # fmt: skip

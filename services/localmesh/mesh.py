@@ -226,7 +226,7 @@ class LocalMesh:
 
     async def _start_child(self, name: str) -> None:
         log = self.directory / "logs" / f"{name}.log"
-        if self._forks is not None and role(name) == "executor":
+        if self._forks is not None and (self._forks.is_warm or role(name) == "executor"):
             child = Child(name, *await self._forks.fork(self._arguments(name)), log)
         else:
             child = await Child.start(name, self._arguments(name), log, self.spec.torch_threads)

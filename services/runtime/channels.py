@@ -7,6 +7,7 @@ with the peer itself, and proven by its certificate.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +16,7 @@ import grpc
 import grpc.aio
 
 from orbitmesh.errors import MeshError
-from orbitmesh.rpc import CONNECT_ATTEMPT_MS, open_channel
+from orbitmesh.rpc import CONNECT_ATTEMPT_MS, open_channel, target_of
 from orbitmesh.trust import Identity, IdentitySource, Role
 from orbitmesh.wire.streams import StreamCall, open_exchange
 from services.runtime.tunnel import (
@@ -37,6 +38,8 @@ RETIRE_GRACE_S = 30.0
 are then taken up again on the new one."""
 RETIRING_MAX = 64
 """The most connections that wait for their calls to end; one more ends the one that waits longest at once."""
+LOOK_UP_S = 5.0
+"""How often names are looked up again where several were given, in seconds."""
 LOOK_INTERVAL_S = 1.0
 """How often it is looked whether the identity was renewed, in seconds."""
 
@@ -64,6 +67,39 @@ class _Way:
             await self.entrance.close()
 
 
+class _Names:
+    """The addresses behind names where several are given at once: processes that are started anew may be at others."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[str, float]] = {}
+        self._asking: set[asyncio.Future[str]] = set()
+
+    def target(self, address: str) -> str:
+        """What to connect to; looked up at the first call, and again beside a later one.
+
+        Raises:
+            TransportError: None of the names has an address.
+        """
+        if "," not in address:
+            return address
+        now_s = time.monotonic()
+        held = self._known.get(address)
+        if held is None:
+            held = self._known[address] = target_of(address), now_s
+        elif now_s - held[1] > LOOK_UP_S:
+            self._known[address] = held[0], now_s
+            asked = asyncio.get_running_loop().run_in_executor(None, target_of, address)
+            self._asking.add(asked)
+            asked.add_done_callback(lambda done: self._took(address, done))
+        return held[0]
+
+    def _took(self, address: str, done: asyncio.Future[str]) -> None:
+        self._asking.discard(done)
+        # Where nobody knows the names at the moment, the addresses of before may still be right.
+        if not done.cancelled() and done.exception() is None:
+            self._known[address] = done.result(), time.monotonic()
+
+
 class ChannelPool:
     """Connections by role and name: one to each peer directly, and one through relays.
 
@@ -85,6 +121,7 @@ class ChannelPool:
         self._identities = identities
         self._ways = ways
         self._on_tunnel_failure = on_tunnel_failure
+        self._names = _Names()
         self._held: dict[Key, _Way] = {}
         self._retiring: dict[asyncio.Task[None], _Way] = {}
 
@@ -145,7 +182,7 @@ class ChannelPool:
 
     def _way(self, role: Role, name: str, address: str, via: Iterable[AnyHop]) -> _Way:
         relays = hops(via)
-        there = address if relays else self._ways.get(f"{role}/{name}", address)
+        there = address if relays else self._names.target(self._ways.get(f"{role}/{name}", address))
         key = (role.value, name, bool(relays))
         identity = self._identities.current(LOOK_INTERVAL_S)
         held = self._held.get(key)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from orbitmesh.errors import CapacityError, InvalidInputError, MeshError
+from orbitmesh.errors import CapacityError, InternalError, InvalidInputError, MeshError, TransportError
 from services.runtime.logs import EventLog
 from services.slices import admission
 from services.slices.changes import Whole, changes, ended
@@ -27,6 +27,8 @@ REQUESTS_BYTES = 8 << 20
 """How many bytes of answers are kept for that."""
 ENDED_MAX = 16_384
 """Of how much work that has ended it is known that it was admitted once."""
+REREAD_S = 0.5
+"""How long after the database could not be reached it is read again, in seconds."""
 EXPIRE_MIN_S = 0.05
 """How soon after one look for work whose time is over the next one comes, in seconds."""
 EXPIRE_MAX_S = 1.0
@@ -63,10 +65,11 @@ class Keeper:
         self._requests: OrderedDict[str, Remembered] = OrderedDict()
         self._request_bytes = 0
         self._ended: OrderedDict[str, Admission] = OrderedDict()
-        self._read_remembered()
+        self._remembered(*store.remembered())
         self._memory = Memory()
         self._waiting: list[asyncio.Future[None]] = []
         self._work = asyncio.Event()
+        self._unread: MeshError | None = None
         self._changed, self._promised = asyncio.Event(), asyncio.Event()
 
     @property
@@ -93,6 +96,8 @@ class Keeper:
             CapacityError: Too much waits for the disk, or the disk takes nothing.
             MeshError: What `decide` refuses.
         """
+        if self._unread is not None:
+            raise self._unread
         if asked is not None:
             before = self._requests.get(asked.key)
             if before is not None:
@@ -156,8 +161,10 @@ class Keeper:
             )
             try:
                 await asyncio.shield(saving)
+            except InternalError:
+                raise  # what is known here is not what is written: only a new process can tell
             except MeshError as error:
-                self._undo(error, [*waiting, *self._waiting])
+                await self._undo(error, waiting)
             except asyncio.CancelledError:
                 # The file may not be closed under it.
                 await asyncio.wait((saving,))
@@ -168,17 +175,27 @@ class Keeper:
                     if not each.done():
                         each.set_result(None)
 
-    def _undo(self, error: MeshError, waiting: list[asyncio.Future[None]]) -> None:
-        """Goes back to what is on disk: all that was decided since is refused."""
+    async def _undo(self, error: MeshError, waiting: list[asyncio.Future[None]]) -> None:
+        """Goes back to what is on disk: all that was decided since is refused, and so is all that comes until it is
+        known again which requests were carried out."""
         self._log.error("not_written", error=error)
+        self._unread = error
+        waiting = [*waiting, *self._waiting]
         self._head, self._memory, self._waiting = self._durable, Memory(), []
-        self._read_remembered()
         for each in waiting:
             if not each.done():
                 each.set_exception(error)
+        while True:
+            try:
+                remembered = await asyncio.to_thread(self._store.remembered)
+            except TransportError:
+                await asyncio.sleep(REREAD_S)
+            else:
+                break
+        self._remembered(*remembered)
+        self._unread = None
 
-    def _read_remembered(self) -> None:
-        requests, gone = self._store.remembered()
+    def _remembered(self, requests: Sequence[Remembered], gone: Sequence[Admission]) -> None:
         self._requests = OrderedDict((each.key, each) for each in requests)
         self._request_bytes = sum(len(each.answer) for each in requests)
         self._ended = OrderedDict((each.key, each) for each in gone)
@@ -191,7 +208,7 @@ class Keeper:
             await asyncio.sleep(min(EXPIRE_MAX_S, max(EXPIRE_MIN_S, wait_s)))
             try:
                 await self.change(_expire)
-            except CapacityError as error:
+            except (CapacityError, TransportError) as error:
                 self._log.warning("not_expired", detail=error.message)
 
     # Watching.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -17,7 +18,7 @@ from google.protobuf.message import DecodeError
 from sqlalchemy import Column, Connection, LargeBinary, MetaData, Table, Text, bindparam, delete, select, update
 from sqlalchemy.types import TypeEngine
 
-from orbitmesh.errors import IntegrityError, InvalidInputError
+from orbitmesh.errors import IntegrityError, InternalError, InvalidInputError, TransportError
 from orbitmesh.v1 import slices_pb2
 from services.runtime.store import Database, Layout, Location
 from services.runtime.store.layout import NUMBER
@@ -39,6 +40,13 @@ from services.slices.values import Admission, Book, Slice
 
 MARK_BYTES = 8
 """How long the random part of etags is."""
+WRITE = "write"
+"""The fact that names the last transaction."""
+SETTLE_S = 30.0
+"""How long it is asked whether a transaction took place whose answer was lost, in seconds."""
+SETTLE_PAUSE_S = 0.3
+"""How often, in seconds."""
+
 TABLES = MetaData()
 FACTS = Table("facts", TABLES, Column("name", Text, primary_key=True), Column("value", Text, nullable=False))
 
@@ -127,6 +135,7 @@ class SliceStore:
     def __init__(self, location: Location) -> None:
         # Two services on one state would promise the same capacity twice; over PostgreSQL a lease sees to that.
         self.database = Database(location, LAYOUT, exclusive=True)
+        self._unsure = ""
         keyed = ((FACTS, "name"), (SLICES, "name"), (NODES, "name"), (TRAFFIC, "name"), (REPORTERS, "name"),
                  (ADMISSIONS, "key"), (ENDED, "key"), (REQUESTS, "key"))  # fmt: skip
         self._put = {table.name: self.database.upsert(table, key) for table, key in keyed}
@@ -198,24 +207,66 @@ class SliceStore:
         Raises:
             CapacityError: The disk takes nothing; nothing is changed on it.
             TransportError: PostgreSQL cannot be reached, or another process leads.
+            InternalError: What was refused before for that was written all the same: this process must start anew.
         """
-        with self.database.transaction() as connection:
-            connection.execute(update(FACTS).where(FACTS.c.name == "version").values(value=str(changed.version)))
-            for table, keys in (
-                (SLICES, changed.slices_gone),
-                (NODES, changed.nodes_gone),
-                (TRAFFIC, changed.traffic_gone),
-                (REPORTERS, changed.reporters_gone),
-                (ADMISSIONS, changed.admissions_gone),
-                # What comes again goes to the end.
-                (REQUESTS, [*memory.requests_forgotten, *(each.key for each in memory.requests)]),
-                (ENDED, [*memory.ended_forgotten, *(each.key for each in memory.ended)]),
-            ):
-                if keys:
-                    connection.execute(self._drop[table.name], [{"gone": key} for key in keys])
-            for table, rows in self._fresh(changed, memory):
-                if rows:
-                    connection.execute(self._put[table.name], rows)
+        if self._unsure:
+            # What was undone in memory may be written: nothing may be built on either.
+            self._settle(self._unsure)
+        mark = secrets.token_hex(MARK_BYTES)
+        try:
+            with self.database.transaction() as connection:
+                self._write(connection, changed, memory, mark)
+        except TransportError as error:
+            # The connection may have been lost when the transaction was over already.
+            if not self.database.location.shared or error.reason == "NOT_LEADER" or not self._is_written(mark):
+                raise
+
+    def _is_written(self, mark: str) -> bool:
+        """Whether the transaction of a mark took place; waits until the database can be asked.
+
+        Raises:
+            TransportError: It cannot: then nothing is written until it is known.
+        """
+        self._unsure = mark
+        give_up_s = time.monotonic() + SETTLE_S
+        while True:
+            try:
+                with self.database.reading() as connection:
+                    found = connection.execute(select(FACTS.c.value).where(FACTS.c.name == WRITE)).scalar_one_or_none()
+            except TransportError:
+                if time.monotonic() > give_up_s:
+                    raise
+                time.sleep(SETTLE_PAUSE_S)
+            else:
+                self._unsure = ""
+                return found == mark
+
+    def _settle(self, mark: str) -> None:
+        if self._is_written(mark):
+            self._unsure = mark
+            raise InternalError(
+                f"{self.database.where} has changes that were refused when it could not be reached: this process must "
+                "start anew, to read what is there"
+            )
+
+    def _write(self, connection: Connection, changed: Changes, memory: Memory, mark: str) -> None:
+        connection.execute(update(FACTS).where(FACTS.c.name == "version").values(value=str(changed.version)))
+        connection.execute(self._put[FACTS.name], {"name": WRITE, "value": mark})
+        for table, keys in (
+            (SLICES, changed.slices_gone),
+            (NODES, changed.nodes_gone),
+            (TRAFFIC, changed.traffic_gone),
+            (REPORTERS, changed.reporters_gone),
+            (ADMISSIONS, changed.admissions_gone),
+            # What comes again goes to the end.
+            (REQUESTS, [*memory.requests_forgotten, *(each.key for each in memory.requests)]),
+            (ENDED, [*memory.ended_forgotten, *(each.key for each in memory.ended)]),
+        ):
+            if keys:
+                connection.execute(self._drop[table.name], [{"gone": key} for key in keys])
+        for table, rows in self._fresh(changed, memory):
+            if rows:
+                connection.execute(self._put[table.name], rows)
 
     @staticmethod
     def _fresh(changed: Changes, memory: Memory) -> list[tuple[Table, list[dict[str, Any]]]]:

@@ -17,6 +17,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.interruptible import interruptible
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 WAIT_S = 90.0
 
 

@@ -19,6 +19,8 @@ from orbitmesh.results import Deployment, Stage
 from orbitmesh.trace.breakdown import Breakdown, BreakdownRow
 from tests.interruptible import interruptible
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 
 def test_the_sky_of_the_demo_closes_opens_and_loses_one_satellite() -> None:
     """Its plan is valid, also read back, and says of each moment what the text of the demo says."""

@@ -374,8 +374,8 @@ def test_every_file_belongs_to_something() -> None:
 
 
 def test_of_two_everybody_is_told_both_and_both_share_a_database() -> None:
-    """Schedulers and gateways of `ha`: as many addresses as pods, each pod's own; the store by a file of a secret, and
-    a way to it for those who have it and nobody else."""
+    """Schedulers and gateways of `ha`: as many addresses as pods, also where a deployment's packs come from; the store
+    by a file of a secret, and a way to it for those who have it and nobody else."""
     overlay = render(K8S / "overlays" / "ha")
     given = {name: settings(serving(pod, name), f"{name}-1") for name, _, pod in workloads(overlay)}
     replicas = {name: manifest["spec"]["replicas"] for name, manifest, _ in workloads(overlay)}
@@ -386,7 +386,7 @@ def test_of_two_everybody_is_told_both_and_both_share_a_database() -> None:
     schedulers = ",".join(f"scheduler-{number}.scheduler:7442" for number in range(2))
     assert {given[name].scheduler for name in ("gateway", "aggregator", "slices", "executor")} == {schedulers}
     sharing = {name for name, each in given.items() if getattr(each, "store_file", None)}
-    assert given["gateway"].advertise == "gateway-1.gateway:7443"
+    assert given["gateway"].advertise == "gateway-0.gateway:7443,gateway-1.gateway:7443"
     assert sharing == {"scheduler", "gateway"}
     let_out = {
         policy["spec"]["podSelector"]["matchLabels"][COMPONENT]

@@ -12,7 +12,8 @@ import pytest
 import pytest_asyncio
 
 from orbitmesh.errors import TransportError
-from services.localmesh.forks import SUPPORTED, Forks
+from services.localmesh import forks as forking
+from services.localmesh.forks import SUPPORTED, WARM, Forks, start_warm
 
 pytestmark = pytest.mark.skipif(not SUPPORTED, reason="processes are forked on Linux only")
 
@@ -25,14 +26,28 @@ time.sleep(60)
 """
 
 
-@pytest_asyncio.fixture
-async def forks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Forks]:
+@pytest_asyncio.fixture(params=["of its own", "of one for many"])
+async def forks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> AsyncIterator[Forks]:
+    """A server that imports for one mesh, and one that was forked from where many meshes have theirs."""
     (tmp_path / "sleeper.py").write_text(SLEEPER)
     (tmp_path / "faulty.py").write_text("raise ValueError('on purpose')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.delenv(WARM, raising=False)
+    warm = None
+    if request.param == "of one for many":
+        monkeypatch.setattr(forking, "EVERYTHING", ("json.tool",))
+        warm = start_warm(tmp_path / "warm", tmp_path / "warm.log")
+        monkeypatch.setenv(WARM, str(tmp_path / "warm"))
     started = await Forks.start(("json.tool",), tmp_path / "forks.log", 1)
+    assert started.is_warm == (warm is not None)
     yield started
     await started.close()
+    if warm is not None:
+        assert warm.poll() is None
+        warm.kill()
+        warm.wait()
 
 
 def command_line(pid: int) -> list[bytes]:
@@ -95,8 +110,39 @@ async def test_children_end_with_their_server(forks: Forks) -> None:
         await forks.fork(["sleeper"])
 
 
-async def test_a_module_that_cannot_be_imported_ends_the_server(tmp_path: Path) -> None:
+async def test_a_mesh_keeps_its_own_environment_and_directory(
+    tmp_path: Path, forks: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of whoever started it, also where it is forked from what many meshes have in common; two of them do not
+    know each other."""
+    (tmp_path / "teller.py").write_text(
+        "import os, sys; sys.stderr.write(os.getcwd() + ' ' + os.environ.get('OURS', ''))"
+    )
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("OURS", "a word")
+    other = await Forks.start(("json.tool",), tmp_path / "other.log", 1)
+    _, said = await other.fork(["teller"])
+    assert (await said.read()).decode() == f"{tmp_path / 'here'} a word"
+    await other.close()
+    _, said = await forks.fork(["teller"])
+    assert not (await said.read()).decode().endswith("a word")
+
+
+async def test_nothing_at_the_socket_that_the_environment_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is said, with the way out."""
+    monkeypatch.setenv(WARM, str(tmp_path / "nothing"))
+    with pytest.raises(TransportError, match=f"unset|{WARM}"):
+        await Forks.start(("json.tool",), tmp_path / "forks.log", 1)
+
+
+async def test_a_module_that_cannot_be_imported_ends_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its log says which."""
+    monkeypatch.delenv(WARM, raising=False)
     forks = await Forks.start(("no.such.module",), tmp_path / "forks.log", 1)
     with pytest.raises(TransportError, match=r"forks\.log"):
         await forks.fork(["json.tool"])

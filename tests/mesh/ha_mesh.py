@@ -42,8 +42,8 @@ class HaMesh:
 
     @property
     def scheduler(self) -> str:
-        """The addresses of the schedulers."""
-        return ",".join(self.schedulers.values())
+        """The addresses of the schedulers, by name."""
+        return ",".join(self.schedulers.values()).replace("127.0.0.1", "localhost")
 
     @property
     def gateway(self) -> str:

@@ -15,6 +15,8 @@ from orbitmesh import Mesh
 from tests.interruptible import interruptible
 from tests.mesh.support import until
 
+pytestmark = pytest.mark.usefixtures("cold")
+
 PROGRAM = """
 import sys, time
 from orbitmesh import Link, Mesh

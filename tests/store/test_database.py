@@ -317,6 +317,42 @@ def test_a_server_that_is_away_is_said_and_found_again() -> None:
         database.close()
 
 
+def test_a_transaction_whose_answer_was_lost_is_found_out() -> None:
+    """The server commits, and its process dies before it says so: the slices service asks, and goes on as written. One
+    that was not written is an error, and what follows builds on what is there."""
+    with running() as server:
+        store = SliceStore(Location.parse(server.fresh()))
+        store.save(changed(1), Memory())
+        # A commit then waits for a standby that never comes, when it is on the disk already.
+        server.run("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        server.run("SELECT pg_reload_conf()")
+        until(lambda: server.ask("SHOW synchronous_standby_names") == "nobody")
+        with ThreadPoolExecutor(1) as pool:
+            saving = pool.submit(store.save, changed(2), Memory())
+            waits = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            until(lambda: server.ask(waits) is not None)
+            server.run("ALTER SYSTEM RESET synchronous_standby_names")
+            server.run(f"SELECT pg_terminate_backend(({waits}))")
+            server.run("SELECT pg_reload_conf()")
+            saving.result(PATIENCE_S)
+        assert store.load().book.version == 2
+        refused = "CREATE FUNCTION no() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_terminate_backend(pg_backend_pid()); RETURN NULL; END $$"  # noqa: E501
+        name = store.database.location.url.database if store.database.location.url is not None else ""
+        server.run(refused, str(name))
+        server.run(
+            "CREATE CONSTRAINT TRIGGER no AFTER UPDATE ON orbitmesh_slices.facts DEFERRABLE INITIALLY DEFERRED "
+            "FOR EACH ROW EXECUTE FUNCTION no()",
+            str(name),
+        )
+        with pytest.raises(TransportError):
+            store.save(changed(3), Memory())
+        server.run("DROP TRIGGER no ON orbitmesh_slices.facts", str(name))
+        assert store.load().book.version == 2
+        store.save(changed(4), Memory())
+        assert store.load().book.version == 4
+        store.close()
+
+
 def test_a_server_that_would_acknowledge_early_is_told_not_to(postgres: Server) -> None:
     """Whatever its settings say: what is committed is on its disk."""
     there = Location.parse(postgres.fresh())

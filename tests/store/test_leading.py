@@ -16,7 +16,7 @@ from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.runtime.store import Location
 from services.scheduler.server import SERVICE
 from services.scheduler.store import DeploymentStore
-from tests.postgres import Server
+from tests.postgres import Server, running
 from tests.store.processes import PATIENCE_S, Process, health, plain_channel, until
 
 grpc = pytest.importorskip("grpc")
@@ -42,6 +42,11 @@ class Pair:
         self.all.append(process)
         return process
 
+    def end(self) -> None:
+        """Ends every process."""
+        for process in self.all:
+            process.end()
+
     def names(self, address: str) -> list[str]:
         """The deployments, as whoever leads says."""
 
@@ -59,13 +64,17 @@ class Pair:
 @pytest.fixture
 def pair(tmp_path: Path, postgres: Server) -> Iterator[Pair]:
     made = Pair(tmp_path, postgres.fresh())
-    store = DeploymentStore(Location.parse(made.url))
+    keep(made)
+    yield made
+    made.end()
+
+
+def keep(pair: Pair) -> None:
+    """Has a deployment in the database."""
+    store = DeploymentStore(Location.parse(pair.url))
     failed = scheduler_pb2.Deployment(name="kept", state=scheduler_pb2.DEPLOYMENT_STATE_FAILED)
     store.put(failed, scheduler_pb2.CreateDeploymentRequest(name="kept", request_id="r"))
     store.close()
-    yield made
-    for process in made.all:
-        process.end()
 
 
 def two(pair: Pair) -> tuple[Process, Process, str]:
@@ -152,3 +161,41 @@ def test_a_standby_that_is_asked_to_stop_stops(pair: Pair) -> None:
     assert standby.wait() == 0
     assert not standby.leads
     assert pair.names(leader.address) == ["kept"]
+
+
+def test_one_leads_again_when_the_database_was_away(tmp_path: Path) -> None:
+    """While it is away nothing is answered as if it were there, and nobody ends for it; afterwards one of the two
+    leads, and what was there is there."""
+    with running() as server:
+        pair = Pair(tmp_path, server.fresh())
+        try:
+            keep(pair)
+            leader, standby, both = two(pair)
+            server.stop()
+            leader.wait_for("lease_not_renewed")
+            standby.wait_for("lease_out_of_reach")
+            until(lambda: not answers(pair, leader.address), "the leader's own clock ends its lease")
+            assert leader.running and standby.running
+            server.start()
+            until(lambda: answers(pair, both), "one of them leads")
+        finally:
+            pair.end()
+
+
+@pytest.mark.parametrize(
+    ("store", "code", "words"),
+    [
+        ("postgresql://ann:geheim@127.0.0.1/mesh", 2, "--store-file"),
+        ("mysql://127.0.0.1/mesh", 2, "postgresql://USER@HOST:PORT/DATABASE"),
+        ("postgresql://ann@127.0.0.1:1/mesh", 1, "cannot be reached"),
+    ],
+)
+def test_a_store_that_cannot_be_used_ends_the_start_with_one_line(
+    tmp_path: Path, store: str, code: int, words: str
+) -> None:
+    """It says what is wrong and what to do, and no secret."""
+    pair = Pair(tmp_path, store)
+    process = pair.start()
+    assert process.wait() == code
+    lines = process.log.splitlines()
+    assert len(lines) == 1 and words in lines[0] and "geheim" not in lines[0]

@@ -423,15 +423,26 @@ class AsyncMesh:
             deadline = asyncio.get_running_loop().time() + timeout
             stubs = await self._ready()
             pack = await _packs.signed_pack(source, stubs.identity, tell)
-            await upload(stubs, pack, tell)
             request.name = name or _requests.deployment_name(pack.manifest.name)
             request.manifest, request.signature = pack.manifest_bytes, pack.signature
+            await self._check_first(stubs, request)
+            await upload(stubs, pack, tell)
             status = await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None)
             request.source.CopyFrom(executor_pb2.PeerAddress(role="gateway", name=status.name, address=status.address))
             tell(Progress(phase="planning", subject=request.name))
             return await asked_again(
                 lambda: self._until_served(stubs, request, deadline, tell), self._patience, ENDED
             )
+
+    async def _check_first(self, stubs: Stubs, request: scheduler_pb2.CreateDeploymentRequest) -> None:
+        """What would be refused anyway is refused before a byte of the pack is sent."""
+        listed = await self._call(stubs.scheduler.ListDeployments, scheduler_pb2.ListDeploymentsRequest(), None)
+        if any(each.name == request.name for each in listed.deployments):
+            raise InvalidInputError(
+                f"there is a deployment {request.name!r} already: delete it first or take another name",
+                reason="ALREADY_EXISTS",
+            )
+        await self._call(stubs.scheduler.Plan, _requests.plan_of(request), None)
 
     async def generate(
         self,

@@ -168,7 +168,7 @@ class CutCosts:
     """What it would cost to move one cut of a plan.
 
     Example:
-        >>> plan.cuts[0].candidates[2]
+        >>> min(plan.cuts[0].candidates.values())
         0.0613
     """
 

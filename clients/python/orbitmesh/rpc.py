@@ -49,6 +49,8 @@ CONNECT_ATTEMPT_MS = 10_000
 RECONNECT_MAX_MS = 200
 """The longest pause before a lost connection is dialled again, in milliseconds: so late may the opening of a window be
 noticed."""
+RESOLVE_MIN_MS = 2_000
+"""The shortest time between two lookups of a name, in milliseconds."""
 STATUS_WAIT_S = 2.0
 """How long a failed write waits for the status that explains it, in seconds."""
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
@@ -99,6 +101,8 @@ def channel_options(
         # gRPC also takes this as the time that one attempt may last: a handshake over a late link is three round trips.
         ("grpc.min_reconnect_backoff_ms", CONNECT_ATTEMPT_MS),
         ("grpc.max_reconnect_backoff_ms", RECONNECT_MAX_MS),
+        # A name's processes come and go: it is looked up again when one of them cannot be reached.
+        ("grpc.dns_min_time_between_resolutions_ms", RESOLVE_MIN_MS),
         # Else a new channel would wait out the pauses, or share the silent connection, of the one that it replaces.
         ("grpc.use_local_subchannel_pool", 1),
         # A call above this size would silently not be retried; the default is 256 KiB.
@@ -133,7 +137,7 @@ def _service_config(methods: Sequence[str], health_of: str | None) -> str:
 
 def is_several(address: str) -> bool:
     """Whether an address names, or may name, several processes of one role: host:port,host:port, or dns:///NAME:PORT."""
-    return "," in address or address.startswith("dns:")
+    return "," in address or address.startswith(("dns:", "ipv4:", "ipv6:"))
 
 
 def target_of(address: str) -> str:
@@ -143,7 +147,7 @@ def target_of(address: str) -> str:
         InvalidInputError: One of several is no host:port.
         TransportError: None of several has an address.
     """
-    if "," not in address:
+    if "," not in address or address.startswith(("dns:", "ipv4:", "ipv6:")):
         return address
     found: dict[socket.AddressFamily, dict[str, None]] = {}
     unknown = []

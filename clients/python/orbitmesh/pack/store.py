@@ -31,6 +31,11 @@ class ContentStore:
         path = self.directory / _name(sha256)
         return path if path.is_file() else None
 
+    def held_path(self, sha256: bytes) -> Path | None:
+        """Where the bytes of a file are, complete or not; None where none is here."""
+        found = (self.path(sha256), self._part(sha256))
+        return next((path for path in found if path is not None and path.is_file()), None)
+
     def held_bytes(self, sha256: bytes) -> int:
         """How many bytes of a file that is not complete are here."""
         part = self._part(sha256)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
@@ -119,12 +120,12 @@ class Breakdown:
     @property
     def sum_s(self) -> float:
         """The sum of all rows, in seconds; equals `total_s` within 1 %."""
-        return sum(row.total_s for row in self.rows)
+        return math.fsum(row.total_s for row in self.rows)
 
     @property
     def unattributed_s(self) -> float:
         """The time nothing could be said about, in seconds."""
-        return sum(row.total_s for row in self.rows if row.what == UNATTRIBUTED)
+        return math.fsum(row.total_s for row in self.rows if row.what == UNATTRIBUTED)
 
     @property
     def stalled_s(self) -> float:
@@ -134,12 +135,12 @@ class Breakdown:
             >>> breakdown.stalled_s
             1.31
         """
-        return sum(row.total_s for row in self.rows if row.what == DETECT or row.what in STALLS)
+        return math.fsum(row.total_s for row in self.rows if row.what == DETECT or row.what in STALLS)
 
     @property
     def waiting_s(self) -> float:
         """The time spent waiting, in seconds."""
-        return sum(row.total_s for row in self.rows if row.wait)
+        return math.fsum(row.total_s for row in self.rows if row.wait)
 
     def place_s(self, place: str) -> float:
         """The time of one place, in seconds.
@@ -148,7 +149,7 @@ class Breakdown:
             >>> breakdown.place_s("sat-1>sat-2")
             0.64
         """
-        return sum(row.total_s for row in self.rows if row.place == place)
+        return math.fsum(row.total_s for row in self.rows if row.place == place)
 
     def __str__(self) -> str:
         """A table with bars, for a terminal of 100 columns, without colour."""
