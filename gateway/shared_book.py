@@ -158,6 +158,8 @@ class SharedBook:
             await asyncio.shield(writing)
         except asyncio.CancelledError:
             await asyncio.wait((writing,))
+            if not writing.cancelled() and (error := writing.exception()) is not None:
+                self._log.warning("generations_not_written", detail=str(error))
             raise
         except MeshError:
             self._progress = {

@@ -18,7 +18,13 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from orbitmesh.errors import IdentityError, MeshError, TransportError
 from orbitmesh.limits import MESSAGE_BYTES
-from orbitmesh.rpc import KEEPALIVE_INTERVAL_MS, KEEPALIVE_TIMEOUT_MS, METADATA_BYTES, ChannelOption
+from orbitmesh.rpc import (
+    KEEPALIVE_INTERVAL_MS,
+    KEEPALIVE_TIMEOUT_MS,
+    METADATA_BYTES,
+    SEVERAL_INTERVAL_MS,
+    ChannelOption,
+)
 from orbitmesh.trust.identity import Identity, IdentitySource
 from orbitmesh.v1 import ops_pb2_grpc
 from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, OPS, REFLECTION, Table, check_complete
@@ -38,7 +44,7 @@ CLOSE_GRACE_S = 0.2
 """How long the server waits for its last replies to leave once nothing is under way, in seconds."""
 STREAMS_PER_CONNECTION = 1024
 """The most calls at a time on one connection."""
-PING_INTERVAL_MIN_MS = KEEPALIVE_INTERVAL_MS // 2
+PING_INTERVAL_MIN_MS = SEVERAL_INTERVAL_MS // 2
 """Peers that probe an idle connection more often than this are cut off, in milliseconds."""
 CA_LOOK_INTERVAL_S = 1.0
 """How often calls look whether the identity was renewed, in seconds; handshakes always look."""

@@ -224,8 +224,8 @@ def test_a_gateway_that_was_stopped_and_wakes_up_disturbs_nobody(two_of_each: Ha
         load.until_more(2)
         stopped = ha.process(ha.leader(ha.gateways))
         stopped.signal(signal.SIGSTOP)
-        others = [name for name in ha.gateways if ha.process(name) is not stopped]
-        until(lambda: any(ha.process(name).leads for name in others), "it leads")
+        others = [ha.process(name) for name in ha.gateways if ha.process(name) is not stopped]
+        until(lambda: any(each.leads for each in others), "another leads")
         load.until_more(2)
         stopped.signal(signal.SIGCONT)
         assert stopped.wait() == 1

@@ -40,6 +40,11 @@ KEEPALIVE_INTERVAL_MS = 20_000
 """How often an idle connection is probed, in milliseconds."""
 KEEPALIVE_TIMEOUT_MS = 10_000
 """How long a probe may stay unanswered before the connection counts as lost, in milliseconds."""
+SEVERAL_INTERVAL_MS = 4_000
+"""How often a connection is probed where another process could be called instead, in milliseconds: one that was
+stopped, or whose machine is gone, ends no connection."""
+SEVERAL_TIMEOUT_MS = 3_000
+"""How long such a probe may stay unanswered, in milliseconds."""
 METADATA_BYTES = 64 * 1024
 """The most metadata one call may carry each way, in bytes: trailers bring timings home."""
 RECONNECT_MIN_MS = 100
@@ -93,8 +98,10 @@ def channel_options(
         ("grpc.max_send_message_length", MESSAGE_BYTES),
         ("grpc.max_metadata_size", METADATA_BYTES),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES),
-        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS),
-        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS),
+        ("grpc.keepalive_time_ms", KEEPALIVE_INTERVAL_MS if health_of is None else SEVERAL_INTERVAL_MS),
+        ("grpc.keepalive_timeout_ms", KEEPALIVE_TIMEOUT_MS if health_of is None else SEVERAL_TIMEOUT_MS),
+        # Without it gRPC gives an unanswered probe a minute, whatever the keepalive's own timeout says.
+        *(() if health_of is None else (("grpc.http2.ping_timeout_ms", SEVERAL_TIMEOUT_MS),)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
         ("grpc.initial_reconnect_backoff_ms", RECONNECT_MIN_MS),
