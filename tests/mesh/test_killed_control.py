@@ -256,7 +256,8 @@ def test_nothing_of_prompt_or_answer_is_in_plain_on_any_disk(fragile: Mesh, ship
                 finally:
                     fragile.local.restart("gateway")
         assert [token.id for token in said] == expected
-        logs = {name: told_of(fragile, name, generation.trace_id) for name in ("gateway", *pipeline_of(fragile, "text"))}
+        processes = ("gateway", *pipeline_of(fragile, "text"))
+        logs = {name: told_of(fragile, name, generation.trace_id) for name in processes}
         assert "generation_taken_up" in logs.pop("gateway")
         assert all("generation_saved" in events for events in logs.values()), logs
 
