@@ -18,7 +18,7 @@ from services.localmesh.topology import LinkSpec, MeshSpec, ways
 from tests.compose.readme import DEPLOY, blocks
 from tests.observability.test_shipped import loaded
 
-NODES = ("sat-1", "sat-2", "sat-3", "ground-1")
+NODES = ("sat-1", "sat-2", "sat-3", "edge-1", "ground-1")
 SERVICES = (*NODES, "gateway", "scheduler", "aggregator", "slices", "constellation", "links")
 """What runs without a profile, but for `pki`, which ends."""
 
@@ -48,8 +48,7 @@ def test_nothing_newer_than_docker_compose_1_29_is_used(compose: dict[str, Any])
 
 def test_the_relays_are_the_ways_between_places(relays: dict[str, RelaySpec]) -> None:
     """As in the local mesh: every two services at different places, each way, 20 ms and 100 Mbit/s."""
-    names = ("sat-1", "sat-2", "sat-3", "ground-1")
-    spec = MeshSpec(names, LinkSpec(20, 100), directory=None, torch_threads=1, gateway_at="ground-1", sky=None)
+    spec = MeshSpec(NODES, LinkSpec(20, 100), directory=None, torch_threads=1, gateway_at="ground-1", sky=None)
     assert set(relays) == {way.name for way in ways(spec)}
     assert len({relay.listen for relay in relays.values()}) == len(relays)
     for relay in relays.values():
