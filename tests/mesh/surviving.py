@@ -152,7 +152,7 @@ def beside(work: Callable[[], object]) -> Iterator[threading.Thread]:
 def gateway_with_spans(mesh: Mesh, spans: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The mesh's gateway, killed and started again as it was, but with its spans written to a file."""
     pid = mesh.local.services()["gateway"]
-    arguments = Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    arguments = Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0").split("\0")
     arguments[arguments.index("--listen") + 1] = mesh.local.gateway
     mesh.local.kill("gateway")
     until(lambda: not Path(f"/proc/{pid}").exists(), "the gateway is gone")

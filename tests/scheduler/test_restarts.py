@@ -12,7 +12,7 @@ from orbitmesh import Mesh
 from orbitmesh.errors import MeshError
 from orbitmesh.results import Progress
 from orbitmesh.v1 import scheduler_pb2
-from tests.mesh.support import Model, deployed, until
+from tests.mesh.support import Model, deployed, until, until_linked
 from tests.scheduler.conftest import nodes, scheduler_of, standbys
 
 
@@ -41,6 +41,7 @@ def test_a_deployment_is_there_and_gets_ready_or_was_never_said_to_be(
     mesh: Mesh, tmp_path: Path, tiny: Model, delay_s: float
 ) -> None:
     """Killed at some moment of its making: what was stored is loaded to the end, unasked; its caller gets an error."""
+    until_linked(mesh, tiny.pack, 2)
     planning = threading.Event()
     said: list[object] = []
 
@@ -57,7 +58,7 @@ def test_a_deployment_is_there_and_gets_ready_or_was_never_said_to_be(
     thread = threading.Thread(target=deploy)
     thread.start()
     try:
-        assert planning.wait(60)
+        assert planning.wait(60), said
         time.sleep(delay_s)
         mesh.local.kill("scheduler")
         mesh.local.restart("scheduler")

@@ -11,6 +11,9 @@ import pytest
 
 from orbitmesh import LocalTraining, Mesh
 
+pytestmark = pytest.mark.usefixtures("cold")
+
+
 PAGE = Path(__file__).parents[3] / "docs" / "training.md"
 WAIT_S = 60.0
 
