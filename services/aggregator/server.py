@@ -20,7 +20,7 @@ from services.egress import FarEgress
 from services.egress.reporting import report_traffic
 from services.runtime.behalf import called_for
 from services.runtime.channels import ChannelPool
-from services.runtime.leading import Turn, wait_for_turn
+from services.runtime.leading import Turn, in_turn
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
@@ -159,14 +159,10 @@ async def run(settings: AggregatorSettings) -> None:
     identities = IdentitySource(settings.identity)
     place = Location.of(settings.store, settings.store_file, settings.state / FILE)
     store = await asyncio.to_thread(RunStore, settings.state, place)
-    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,), settings.probe)
-    if turn is None:
-        await asyncio.to_thread(store.close)
-        return
-    try:
-        await _lead(settings, identities, store, turn)
-    finally:
-        await turn.end()
+    await in_turn(
+        store.database, identities, settings.listen, (SERVICE,), settings.probe,
+        lambda turn: _lead(settings, identities, store, turn),
+    )  # fmt: skip
 
 
 async def _lead(settings: AggregatorSettings, identities: IdentitySource, store: RunStore, turn: Turn) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -152,6 +152,30 @@ async def wait_for_turn(
     for given_back in filter(None, (name, probe)):
         await _free(given_back)
     return turn
+
+
+async def in_turn(
+    database: Database,
+    identities: IdentitySource,
+    listen: str,
+    services: Sequence[str],
+    probe: str,
+    lead: Callable[[Turn], Awaitable[None]],
+) -> None:
+    """Stands by until this process leads, has it do so, and lets another follow; arguments as of `wait_for_turn`.
+
+    Args:
+        lead: What the leader does until it is asked to stop; it closes the database. Where the turn never comes, that
+            is closed here.
+    """
+    turn = await wait_for_turn(database, identities, listen, services, probe)
+    if turn is None:
+        await asyncio.to_thread(database.close)
+        return
+    try:
+        await lead(turn)
+    finally:
+        await turn.end()
 
 
 def _reachable(address: str) -> str:

@@ -14,7 +14,7 @@ from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
 from services.runtime.caller import current_caller
-from services.runtime.leading import Turn, wait_for_turn
+from services.runtime.leading import Turn, in_turn
 from services.runtime.logs import EventLog
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
@@ -183,14 +183,10 @@ async def run(settings: SchedulerSettings) -> None:
     identities = IdentitySource(settings.identity)
     place = Location.of(settings.store, settings.store_file, settings.state / "scheduler.sqlite")
     store = await asyncio.to_thread(DeploymentStore, place)
-    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,), settings.probe)
-    if turn is None:
-        await asyncio.to_thread(store.close)
-        return
-    try:
-        await _lead(settings, identities, store, turn)
-    finally:
-        await turn.end()
+    await in_turn(
+        store.database, identities, settings.listen, (SERVICE,), settings.probe,
+        lambda turn: _lead(settings, identities, store, turn),
+    )  # fmt: skip
 
 
 async def _lead(settings: SchedulerSettings, identities: IdentitySource, store: DeploymentStore, turn: Turn) -> None:

@@ -13,7 +13,7 @@ from orbitmesh.v1 import slices_pb2, slices_pb2_grpc
 from services.runtime.behalf import called_for
 from services.runtime.caller import current_caller
 from services.runtime.channels import ChannelPool
-from services.runtime.leading import Turn, wait_for_turn
+from services.runtime.leading import Turn, in_turn
 from services.runtime.metrics import Telemetry
 from services.runtime.process import ways_table
 from services.runtime.server import ServiceHost
@@ -161,14 +161,10 @@ async def run(settings: SlicesSettings) -> None:
     identities = IdentitySource(settings.identity)
     place = Location.of(settings.store, settings.store_file, settings.state / "slices.sqlite")
     store = await asyncio.to_thread(SliceStore, place)
-    turn = await wait_for_turn(store.database, identities, settings.listen, (SERVICE,), settings.probe)
-    if turn is None:
-        await asyncio.to_thread(store.close)
-        return
-    try:
-        await _lead(settings, identities, store, turn)
-    finally:
-        await turn.end()
+    await in_turn(
+        store.database, identities, settings.listen, (SERVICE,), settings.probe,
+        lambda turn: _lead(settings, identities, store, turn),
+    )  # fmt: skip
 
 
 async def _lead(settings: SlicesSettings, identities: IdentitySource, store: SliceStore, turn: Turn) -> None:
