@@ -97,9 +97,9 @@ class Gate(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     raise request.error
                 if not admin and (closed := self._closed()) is not None:
                     raise closed
-                if not admin and self._meet is not None:
-                    await self._meet()
                 with _counted(self._admin if admin else self._in_flight, method, caller):
+                    if not admin and self._meet is not None:
+                        await self._meet()
                     answer = await run(request, context)
                 outcome = "ok"
                 return answer
