@@ -9,17 +9,19 @@ from collections.abc import AsyncIterator
 from functools import partial
 
 from orbitmesh.contacts_proto import mesh_time
+from orbitmesh.deployments_proto import plan_request_of
 from orbitmesh.errors import CapacityError, InvalidInputError, MeshError, NodeLostError, UnknownModelError
 from orbitmesh.pack import Manifest
 from orbitmesh.trust import IdentitySource, Role, verify_signature
 from orbitmesh.v1 import executor_pb2, scheduler_pb2
+from services.runtime.caller import time_left_s
 from services.runtime.logs import EventLog
 from services.scheduler.book import Book, standby_of
 from services.scheduler.crew import Crew
 from services.scheduler.executors import Executors
 from services.scheduler.handing_over import HandingOver
 from services.scheduler.holdings import Holdings
-from services.scheduler.planning import Planning, default_kv_tokens
+from services.scheduler.planning import SETTLING_S, Planning, default_kv_tokens
 from services.scheduler.registry import Registry
 from services.scheduler.replacing import Answers, Replacing, stage_progress
 from services.scheduler.sky import SkySource
@@ -71,9 +73,9 @@ class Deployments:
         )
         self._handing_over = HandingOver(self._book, self._crew, self._holdings, self._executors, sky, log)
 
-    def plan(self, request: scheduler_pb2.PlanRequest) -> scheduler_pb2.Plan:
-        """Cuts a model over the nodes that are up; see `Planning.plan`."""
-        return self._planning.plan(request)
+    async def plan(self, request: scheduler_pb2.PlanRequest) -> scheduler_pb2.Plan:
+        """Cuts a model over the nodes that are up; see `Planning.plan`. Half of the caller's time is for waiting."""
+        return await self._planning.plan(request, time_left_s(2 * SETTLING_S) / 2)
 
     # Coming up.
 
@@ -122,16 +124,7 @@ class Deployments:
             raise
 
     async def _planned(self, request: scheduler_pb2.CreateDeploymentRequest) -> scheduler_pb2.Deployment:
-        question = scheduler_pb2.PlanRequest(
-            manifest=request.manifest,
-            objective=request.objective,
-            stages=request.stages,
-            nodes=request.nodes,
-            kv_tokens=request.kv_tokens,
-            work_s=request.work_s,
-            work_tokens=request.work_tokens,
-        )
-        planned = await asyncio.to_thread(self.plan, question)
+        planned = await self.plan(plan_request_of(request))
         deployment = scheduler_pb2.Deployment(
             name=request.name,
             state=LOADING,

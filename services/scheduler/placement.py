@@ -87,6 +87,19 @@ def down_links(records: Iterable[NodeRecord]) -> frozenset[tuple[str, str]]:
     return frozenset((record.name, link.peer) for record in records for link in record.measures.links if not link.up)
 
 
+def measuring(records: Iterable[NodeRecord], since_s: float) -> bool:
+    """Whether a node that joined after `since_s` has links that were not tried yet, from it or to it."""
+    members = list(records)
+    told = {record.name: {link.peer for link in record.measures.links} for record in members}
+    late = [record.name for record in members if record.joined_s > since_s]
+    return any(
+        other.name not in told[name] or name not in told[other.name]
+        for name in late
+        for other in members
+        if other.name != name
+    )
+
+
 def choose_nodes(up: list[NodeRecord], wanted: Iterable[str]) -> list[NodeRecord]:
     """The nodes to plan with.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
+from orbitmesh.errors import InfeasiblePlanError, InvalidInputError, MeshError
 from orbitmesh.pack import Manifest
 from orbitmesh.v1 import scheduler_pb2
 from services.scheduler import sky_message
@@ -12,6 +14,7 @@ from services.scheduler.crew import Crew
 from services.scheduler.placement import (
     OBJECTIVES,
     choose_nodes,
+    measuring,
     plan_links,
     plan_message,
     plan_model,
@@ -23,6 +26,10 @@ from services.scheduler.sky import SkySource
 from services.scheduler.sky_plan import plan_with_sky
 from services.scheduler.sky_walk import Scene
 
+SETTLING_S = 10.0
+"""For how long after a node has joined its links may still have to be measured, in seconds."""
+SETTLING_POLL_S = 0.25
+"""How often a plan that could not be made is tried again while nodes join, in seconds."""
 KV_CONTEXTS_DEFAULT = 4
 """How many full contexts of cache a stage gets where the request says nothing."""
 KV_TOKENS_DEFAULT_MAX = 16_384
@@ -36,8 +43,33 @@ class Planning:
         self._registry = registry
         self._crew = crew
         self._sky = sky
+        # By then nodes that know of an earlier scheduler have spoken to this one.
+        self._all_heard_s = time.monotonic() + registry.lease_s
 
-    def plan(self, request: scheduler_pb2.PlanRequest) -> scheduler_pb2.Plan:
+    async def plan(self, request: scheduler_pb2.PlanRequest, patience_s: float) -> scheduler_pb2.Plan:
+        """Cuts a model over the nodes that are up. A mesh that has just come up, or whose scheduler has, is not known
+        at once: what that may be the reason of is tried again, for `patience_s` seconds at the most.
+
+        Raises:
+            MeshError: As `plan_now`.
+        """
+        give_up_s = time.monotonic() + patience_s
+        while True:
+            try:
+                return await asyncio.to_thread(self.plan_now, request)
+            except (InfeasiblePlanError, InvalidInputError) as error:
+                now_s = time.monotonic()
+                if now_s + SETTLING_POLL_S > give_up_s or not self._settling(error, now_s):
+                    raise
+            await asyncio.sleep(SETTLING_POLL_S)
+
+    def _settling(self, error: MeshError, now_s: float) -> bool:
+        if now_s <= self._all_heard_s:
+            return isinstance(error, InfeasiblePlanError) or error.reason == "NOT_FOUND"
+        links_bind = error.metadata.get("binding") == "links"
+        return links_bind and measuring(self._registry.up(now_s), now_s - SETTLING_S)
+
+    def plan_now(self, request: scheduler_pb2.PlanRequest) -> scheduler_pb2.Plan:
         """Cuts a model over the nodes that are up. Blocks for as long as the search takes.
 
         Raises:

@@ -31,6 +31,8 @@ class NodeRecord:
     """How many processes have spoken for it; each counts its heartbeats from one."""
     stream: int = 0
     """The stream that brought the last heartbeat, from `Registry.open_stream`."""
+    joined_s: float = float("-inf")
+    """When the process that speaks for it now was first heard, monotonic, in seconds."""
 
 
 class Registry:
@@ -76,7 +78,8 @@ class Registry:
         # A process that starts anew has forgotten its stages, however soon it came back.
         beats = 1 if known is None or anew or not self.is_member(known, now_s) else known.beats + 1
         lives = 1 if known is None else known.lives + anew
-        self._nodes[name] = NodeRecord(name, measures, now_s, now_ns, beats, lives, stream)
+        joined_s = now_s if known is None or beats == 1 else known.joined_s
+        self._nodes[name] = NodeRecord(name, measures, now_s, now_ns, beats, lives, stream, joined_s)
         return self._nodes[name]
 
     def leave(self, name: str, stream: int = 0) -> None:

@@ -123,8 +123,7 @@ class SchedulerServicer(scheduler_pb2_grpc.SchedulerServiceServicer):
 
     async def Plan(self, request: scheduler_pb2.PlanRequest, context: Any) -> scheduler_pb2.PlanResponse:  # noqa: N802
         """Plans."""
-        found = await asyncio.to_thread(self._deployments.plan, request)
-        return scheduler_pb2.PlanResponse(plan=found)
+        return scheduler_pb2.PlanResponse(plan=await self._deployments.plan(request))
 
     async def CreateDeployment(  # noqa: N802
         self, request: scheduler_pb2.CreateDeploymentRequest, context: Any

@@ -14,7 +14,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from orbitmesh import Mesh
-from orbitmesh.errors import InfeasiblePlanError
 from orbitmesh.pack.builder import build_pack
 from orbitmesh.rpc import channel_options
 from orbitmesh.trust import Identity, Role, load_identity
@@ -86,19 +85,6 @@ def deployed(mesh: Mesh, model: Model | Path, name: str, **how: Any) -> Iterator
         yield deployment
     finally:
         mesh.delete(name)
-
-
-def until_linked(mesh: Mesh, pack: Path, stages: int) -> None:
-    """Waits until a model can be placed: nodes that have just joined a scheduler have yet to measure their links."""
-
-    def can() -> bool:
-        try:
-            mesh.plan(pack, stages=stages, kv_tokens=64)
-        except InfeasiblePlanError:
-            return False
-        return True
-
-    until(can, "the links are measured")
 
 
 def until(met: Callable[[], bool], what: str, within_s: float = WITHIN_S) -> None:

@@ -20,7 +20,7 @@ from orbitmesh.pack import Manifest
 from orbitmesh.transfer_files import upload
 from orbitmesh.v1 import gateway_pb2, gateway_pb2_grpc, scheduler_pb2
 from tests.mesh.ha_mesh import HaMesh
-from tests.mesh.support import Model, Models, until, until_linked
+from tests.mesh.support import Model, Models, until
 from tests.mesh.surviving import endless
 from tests.postgres import Server
 
@@ -164,8 +164,6 @@ def test_leaders_are_killed_under_load(two_of_each: HaMesh, model: Model, models
     unsplit model, what was acknowledged is there, and a request that comes again gets the same answer and is done
     once."""
     ha = two_of_each
-    with ha.connect() as mesh:
-        until_linked(mesh, model.pack, 2)
     request = bring(ha, model)
     request.name, request.stages, request.request_id = "ha", 2, "the one that made it"
     made = create(ha, request)

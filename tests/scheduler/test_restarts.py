@@ -12,7 +12,7 @@ from orbitmesh import Mesh
 from orbitmesh.errors import MeshError
 from orbitmesh.results import Progress
 from orbitmesh.v1 import scheduler_pb2
-from tests.mesh.support import Model, deployed, until, until_linked
+from tests.mesh.support import Model, deployed, until
 from tests.scheduler.conftest import nodes, scheduler_of, standbys
 
 
@@ -41,7 +41,6 @@ def test_a_deployment_is_there_and_gets_ready_or_was_never_said_to_be(
     mesh: Mesh, tmp_path: Path, tiny: Model, delay_s: float
 ) -> None:
     """Killed at some moment of its making: what was stored is loaded to the end, unasked; its caller gets an error."""
-    until_linked(mesh, tiny.pack, 2)
     planning = threading.Event()
     said: list[object] = []
 
@@ -76,3 +75,12 @@ def test_a_deployment_is_there_and_gets_ready_or_was_never_said_to_be(
                 assert len(scheduler.deployment("cut").stages) == 2
     finally:
         mesh.delete("cut")
+
+
+def test_a_plan_may_be_asked_for_right_after_a_restart(mesh: Mesh, tiny: Model) -> None:
+    """Nodes have yet to speak to the new process, and to tell it of their links: the plan waits for them by itself."""
+    mesh.local.kill("scheduler")
+    mesh.local.restart("scheduler")
+    nodes_asked = ["sat-1", "sat-2"]
+    plan = mesh.plan(tiny.pack, stages=2, nodes=nodes_asked, kv_tokens=64)
+    assert sorted(stage.node for stage in plan.stages) == nodes_asked

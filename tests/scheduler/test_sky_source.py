@@ -74,7 +74,7 @@ async def test_a_plan_says_which_windows_which_relays_and_what_came_second(
     request = scheduler_pb2.PlanRequest(
         manifest=manifest_bytes(), stages=2, nodes=["edge", "sat-1", "sat-2"], work_tokens=100
     )
-    plan = deployments.plan(request)
+    plan = await deployments.plan(request)
     assert sorted(stage.node for stage in plan.stages) == ["edge", "sat-1"]
     (step,) = plan.sky.hand_overs
     assert (getattr(step, "from"), step.to, step.in_s) == ("sat-1", "sat-2", pytest.approx(20, abs=2))
@@ -83,7 +83,7 @@ async def test_a_plan_says_which_windows_which_relays_and_what_came_second(
     assert any("is handed over from sat-1 to sat-2" in reason for reason in plan.reasons)
     del request.nodes[:]
     request.nodes.extend(["edge", "sat-2"])
-    plan = deployments.plan(request)
+    plan = await deployments.plan(request)
     ways = {(getattr(way, "from"), way.to): way for way in plan.sky.ways}
     way = ways["edge", "sat-2"]
     assert list(way.via) == ["relay"]
@@ -107,7 +107,7 @@ async def test_where_nothing_lasts_a_warning_says_so(tmp_path: Path, identities:
     """One pair, two windows of 20 s, work of a minute: it is planned, with its wait, and a warning."""
     settings = files(tmp_path, window("ground", "sat-1", 0, 20), window("ground", "sat-1", 100, 120))
     deployments = scheduler(tmp_path, identities, settings, "ground", "sat-1")
-    plan = deployments.plan(scheduler_pb2.PlanRequest(manifest=manifest_bytes(), stages=2, work_tokens=10))
+    plan = await deployments.plan(scheduler_pb2.PlanRequest(manifest=manifest_bytes(), stages=2, work_tokens=10))
     assert "nothing lasts" in plan.sky.warnings[0]
     assert any(reason.startswith("warning: nothing lasts") for reason in plan.reasons)
     await deployments.close()
@@ -116,7 +116,7 @@ async def test_where_nothing_lasts_a_warning_says_so(tmp_path: Path, identities:
 async def test_without_a_contact_plan_nothing_is_said_of_one(tmp_path: Path, identities: IdentitySource) -> None:
     """The plan is the one of before: no sky in it, and nodes say nothing of contacts."""
     deployments = scheduler(tmp_path, identities, SkySettings(), "ground")
-    plan = deployments.plan(scheduler_pb2.PlanRequest(manifest=manifest_bytes()))
+    plan = await deployments.plan(scheduler_pb2.PlanRequest(manifest=manifest_bytes()))
     assert not plan.HasField("sky")
     node = scheduler_pb2.Node(name="ground")
     SkySource(SkySettings(), identities, EventLog("scheduler/test")).describe(node)

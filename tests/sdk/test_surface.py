@@ -79,7 +79,8 @@ def test_a_changed_core_makes_the_check_fail(
         (tmp_path / file.name).write_bytes(file.read_bytes())
     monkeypatch.setattr(_generate_sync, "HERE", tmp_path)
     assert _generate_sync.main(["--check"]) == 0
-    (tmp_path / target).write_text(_generate_sync.generate(target).replace("timeout", "timeuot", 1), encoding="utf-8")
+    changed = _generate_sync.generate(target).replace("self._core", "self._croe", 1)
+    (tmp_path / target).write_text(changed, encoding="utf-8")
     assert _generate_sync.main(["--check"]) == 1
     assert capsys.readouterr().err.startswith(f"{target}: ")
 

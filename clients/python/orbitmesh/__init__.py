@@ -12,12 +12,15 @@ they raise is a `MeshError`, see `orbitmesh.errors` for the tree.
 """
 
 from orbitmesh._generation import AsyncGeneration
+from orbitmesh._generation_sync import Generation
+from orbitmesh._local_sync import Local
 from orbitmesh._slice_admission import AsyncSliceAdmission
 from orbitmesh._slices import AsyncSlices
 from orbitmesh._slices_sync import SliceAdmission, Slices
 from orbitmesh._training import AsyncTraining
+from orbitmesh._training_sync import Training
 from orbitmesh.aio import AsyncMesh
-from orbitmesh.client import Generation, Local, Mesh, Training
+from orbitmesh.client import Mesh
 from orbitmesh.errors import (
     AuthError,
     CancelledError_,

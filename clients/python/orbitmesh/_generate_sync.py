@@ -1,5 +1,5 @@
-"""Writes `client.py` and `_slices_sync.py`, the sync face, from the async core: `python -m orbitmesh._generate_sync`
-(`--check` only compares).
+"""Writes the sync face, `client.py` and the modules `_*_sync.py`, from the async core:
+`python -m orbitmesh._generate_sync` (`--check` only compares).
 
 Signatures, types and docstrings are taken from the source text of the core as they stand there, so they
 cannot drift apart; only the bodies are new: they hand the work to the core on a private loop thread. A public
@@ -16,7 +16,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 Sources = tuple[tuple[str, tuple[str, ...]], ...]
 COPIED = ("AsyncLocalEntry", "AsyncLocalAccess")
-"""Classes of `aio.py` that need no more than other names."""
+"""Classes that need no more than other names."""
 LINE_COLUMNS = 110
 """The longest line, in columns."""
 
@@ -30,29 +30,75 @@ _WORDS = (
     (r"__a(iter|enter|exit)__", r"__\1__"),
 )
 
-_HEAD = '''"""The sync client of a mesh. Made by `python -m orbitmesh._generate_sync`: change `aio.py`."""
+_CLIENT_HEAD = '''"""The sync client of a mesh. Made by `python -m orbitmesh._generate_sync`: change `aio.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, overload
 
-from orbitmesh._generation import AsyncGeneration
-from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._connection import Remote
+from orbitmesh._generation_sync import Generation
+from orbitmesh._local_sync import Local, LocalAccess
+from orbitmesh._loop import LoopThread
 from orbitmesh._resuming import RESUME_S
 from orbitmesh._slices_sync import Slices
-from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
-from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh, Remote
+from orbitmesh._training_sync import Training
+from orbitmesh.aio import DEPLOY_DEADLINE_S, AsyncMesh
+from orbitmesh.limits import CONTROL_DEADLINE_S
+from orbitmesh.local import AsyncLocal
+from orbitmesh.results import Deployment, Node, OnProgress, OnWaiting, Plan, Status
+from orbitmesh.trace.breakdown import Breakdown
+from orbitmesh.training_results import LocalTraining, Privacy, SecureSums, TrainingStatus
+'''
+
+_LOCAL_HEAD = '''"""The sync face of a local mesh. Made by `python -m orbitmesh._generate_sync`: change `local.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+from orbitmesh._local_entry import local_target
+from orbitmesh._local_spec import local_sky
+from orbitmesh._loop import LoopThread
 from orbitmesh.contacts import ContactPlan, MeshClock
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
-from orbitmesh.results import Deployment, Link, LocalNode, Node, OnProgress, OnWaiting, Plan, Status, Token
-from orbitmesh.trace.breakdown import Breakdown
-from orbitmesh.training_results import Ledger, LocalTraining, Privacy, SavedWeights, SecureSums, TrainingStatus
+from orbitmesh.local import START_DEADLINE_S, AsyncLocal
+from orbitmesh.results import Link, LocalNode, OnProgress
+
+if TYPE_CHECKING:
+    from orbitmesh.client import Mesh
+'''
+
+_GENERATION_HEAD = '''"""Generations, sync. Made by `python -m orbitmesh._generate_sync`: change `_generation.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from functools import partial
+from types import TracebackType
+
+from orbitmesh._generation import AsyncGeneration
+from orbitmesh._loop import LoopThread
+from orbitmesh.results import Token
+'''
+
+_TRAINING_HEAD = '''"""Training, sync. Made by `python -m orbitmesh._generate_sync`: change `_training.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orbitmesh._loop import LoopThread, end_of, next_of
+from orbitmesh._training import WEIGHTS_DEADLINE_S, AsyncTraining
+from orbitmesh.training_results import Ledger, SavedWeights, TrainingStatus
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,15 +130,10 @@ from orbitmesh.slice_results import (
 '''
 
 TARGETS: dict[str, tuple[str, Sources]] = {
-    "client.py": (
-        _HEAD,
-        (
-            ("local.py", ("AsyncLocal",)),
-            ("_generation.py", ("AsyncGeneration",)),
-            ("_training.py", ("AsyncTraining",)),
-            ("aio.py", ("AsyncMesh",)),
-        ),
-    ),
+    "client.py": (_CLIENT_HEAD, (("aio.py", ("AsyncMesh",)),)),
+    "_local_sync.py": (_LOCAL_HEAD, (("local.py", ("AsyncLocal",)), ("_local_entry.py", COPIED))),
+    "_generation_sync.py": (_GENERATION_HEAD, (("_generation.py", ("AsyncGeneration",)),)),
+    "_training_sync.py": (_TRAINING_HEAD, (("_training.py", ("AsyncTraining",)),)),
     "_slices_sync.py": (
         _SLICES_HEAD,
         (("_slice_admission.py", ("AsyncSliceAdmission",)), ("_slices.py", ("AsyncSlices",))),
@@ -149,7 +190,7 @@ _BODIES = {
     ("AsyncMesh", "connect"): """        core = AsyncMesh.connect(
             address, identity=identity, timeout=timeout, patience=patience
         )
-        return cls(core._target, timeout=timeout, patience=patience)
+        return cls(core._connection.target, timeout=timeout, patience=patience)
 """,
     ("AsyncMesh", "generate"): """        core = self._loop.run(lambda: {call})
         return Generation(core, self._loop)
@@ -232,9 +273,9 @@ def generate(target: str = "client.py") -> str:
     for file, names in sources:
         text = (HERE / file).read_text(encoding="utf-8")
         found = {node.name: node for node in ast.parse(text).body if isinstance(node, ast.ClassDef)}
-        if file == "aio.py":
-            parts += [_words(_source(text, found[name])) for name in COPIED]
-        parts += [_class(text, found[name]) for name in names]
+        parts += [
+            _words(_source(text, found[name])) if name in COPIED else _class(text, found[name]) for name in names
+        ]
     return "\n\n".join(part.strip("\n") + "\n" for part in parts)
 
 

@@ -97,19 +97,6 @@ def plan_request(
     )
 
 
-def plan_of(request: scheduler_pb2.CreateDeploymentRequest) -> scheduler_pb2.PlanRequest:
-    """The request for the plan that a deployment will have."""
-    return scheduler_pb2.PlanRequest(
-        manifest=request.manifest,
-        objective=request.objective,
-        stages=request.stages,
-        nodes=request.nodes,
-        kv_tokens=request.kv_tokens,
-        work_s=request.work_s,
-        work_tokens=request.work_tokens,
-    )
-
-
 def deployment_request(
     name: str,
     *,

@@ -10,9 +10,10 @@ from types import TracebackType
 
 import grpc
 
+from orbitmesh._connection import Connection
 from orbitmesh._deadlines import bounded
 from orbitmesh._resuming import FAREWELL_S
-from orbitmesh._stubs import Connection, Stubs
+from orbitmesh._stubs import Stubs
 from orbitmesh.errors import CancelledError_, InvalidInputError, MeshError, TransportError
 from orbitmesh.v1 import slices_pb2
 
@@ -29,8 +30,8 @@ class AsyncSliceAdmission:
         ...     print(admission.slice, admission.until)
     """
 
-    def __init__(self, mesh: Connection, request: slices_pb2.AdmitRequest, timeout: float) -> None:
-        self._mesh = mesh
+    def __init__(self, connection: Connection, request: slices_pb2.AdmitRequest, timeout: float) -> None:
+        self._connection = connection
         self._request = request
         self._timeout = timeout
         self._until: datetime | None = None
@@ -77,8 +78,8 @@ class AsyncSliceAdmission:
         stubs = None
         try:
             async with bounded(self._timeout, f"asking for admission to {self.slice}"):
-                stubs = await self._mesh._ready()
-                answer = await self._mesh._call(stubs.slices.Admit, self._request, self._timeout)
+                stubs = await self._connection.ready()
+                answer = await self._connection.call(stubs.slices.Admit, self._request, self._timeout)
         except BaseException as error:
             request = slices_pb2.WithdrawRequest(request_id=self._request.request_id)
             self._request.request_id = ""
@@ -97,8 +98,8 @@ class AsyncSliceAdmission:
         stubs = None
         try:
             async with bounded(self._timeout, f"giving back the admission to {self.slice}"):
-                stubs = await self._mesh._ready()
-                await self._mesh._call(stubs.slices.Withdraw, request, self._timeout)
+                stubs = await self._connection.ready()
+                await self._connection.call(stubs.slices.Withdraw, request, self._timeout)
         except asyncio.CancelledError:
             if stubs is not None:
                 self._give_back_later(stubs, request)
@@ -112,7 +113,7 @@ class AsyncSliceAdmission:
             error.add_note(f"{told}: {failed}")
 
     def _give_back_later(self, stubs: Stubs, request: slices_pb2.WithdrawRequest) -> None:
-        farewells = self._mesh._farewells
+        farewells = self._connection.farewells
         telling = asyncio.get_running_loop().create_task(_give_back(stubs, request))
         farewells.add(telling)
         telling.add_done_callback(farewells.discard)

@@ -8,11 +8,11 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from orbitmesh import _slices_proto
+from orbitmesh._connection import Connection
 from orbitmesh._deadlines import bounded
 from orbitmesh._requests import between, checked_name, checked_timeout, slice_name
 from orbitmesh._slice_admission import AsyncSliceAdmission
 from orbitmesh._streams import told_again
-from orbitmesh._stubs import Connection
 from orbitmesh.rpc import keep_status
 from orbitmesh.slice_results import (
     Slice,
@@ -44,8 +44,8 @@ class AsyncSlices:
         >>> applied = await mesh.slices.apply(outcome)
     """
 
-    def __init__(self, mesh: Connection) -> None:
-        self._mesh = mesh
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     async def templates(self, *, timeout: float | None = None) -> tuple[SliceTemplate, ...]:
         """The templates that slices are defined from.
@@ -198,7 +198,7 @@ class AsyncSlices:
             goal, slices=slices, traffic=traffic, nodes=nodes, what_if=what_if, time_limit_s=time_limit_s
         )
         # The solver's time comes on top of what a control call takes.
-        allowed = self._mesh._timeout + time_limit_s if timeout is None else timeout
+        allowed = self._connection.timeout + time_limit_s if timeout is None else timeout
         return _slices_proto.outcome(await self._ask("Optimize", request, allowed), request)
 
     async def apply(self, outcome: SliceOutcome, *, timeout: float | None = None) -> SlicesApplied:
@@ -321,8 +321,8 @@ class AsyncSlices:
         if lifetime_s is not None:
             seconds = between(lifetime_s, "lifetime_s", 0.001, _slices_proto.LIFETIME_MAX_S)
             request.lifetime.FromNanoseconds(round(seconds * 1e9))
-        seconds = self._mesh._timeout if timeout is None else checked_timeout(timeout)
-        return AsyncSliceAdmission(self._mesh, request, seconds)
+        seconds = self._connection.timeout if timeout is None else checked_timeout(timeout)
+        return AsyncSliceAdmission(self._connection, request, seconds)
 
     def watch(self, node: str = "") -> AsyncIterator[SlicesOverview]:
         """How the slices are now, and again whenever that changes, for as long as it is read.
@@ -347,7 +347,7 @@ class AsyncSlices:
         request = slices_pb2.WatchSlicesRequest(node=checked_name(node, "the node's name") if node else "")
 
         async def open_stream() -> tuple[Any, str]:
-            stubs = await self._mesh._ready()
+            stubs = await self._connection.ready()
             return keep_status(stubs.slices.WatchSlices(request)), stubs.address
 
         ended = "the mesh stopped telling of its slices"
@@ -361,12 +361,12 @@ class AsyncSlices:
         return _slices_proto.checked_etag(etag)
 
     def _bounded(self, timeout: float | None, what: str) -> contextlib.AbstractAsyncContextManager[None]:
-        return bounded(self._mesh._timeout if timeout is None else timeout, what)
+        return bounded(self._connection.timeout if timeout is None else timeout, what)
 
     async def _ask(self, method: str, request: Any, timeout: float | None) -> Any:
         async with self._bounded(timeout, f"{method} of slices"):
-            stubs = await self._mesh._ready()
-            return await self._mesh._call(getattr(stubs.slices, method), request, timeout)
+            stubs = await self._connection.ready()
+            return await self._connection.call(getattr(stubs.slices, method), request, timeout)
 
 
 def _name_of(which: str | Slice) -> str:

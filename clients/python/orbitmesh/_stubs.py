@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import grpc.aio
 
 from orbitmesh.rpc import open_channel
 from orbitmesh.trust import Identity, Role
 from orbitmesh.v1 import aggregator_pb2_grpc, gateway_pb2_grpc, scheduler_pb2_grpc, slices_pb2_grpc
-
-T = TypeVar("T")
 
 IDEMPOTENT = (
     "/orbitmesh.v1.AggregatorService/CancelRun",
@@ -94,20 +90,3 @@ class Stubs:
     async def close(self) -> None:
         """Ends the connection; calls under way end with CANCELLED."""
         await self.channel.close()
-
-
-class Connection(Protocol):
-    """What handles need of a mesh; `AsyncMesh` is one."""
-
-    _timeout: float
-    """How long a control call may take where its caller names no time, in seconds."""
-    _farewells: set[asyncio.Task[None]]
-    """What the mesh is still told of; the connection outlives it."""
-
-    async def _ready(self) -> Stubs:
-        """Its services."""
-
-    async def _call(
-        self, method: Callable[..., Awaitable[T]], request: Any, timeout: float | None, *, once: bool = False
-    ) -> T:
-        """One control call; `once` where it may not be sent twice."""

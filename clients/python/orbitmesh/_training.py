@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from orbitmesh import _predicting, _training_proto, _weights
+from orbitmesh._connection import Connection
 from orbitmesh._requests import checked_timeout, whole
 from orbitmesh._streams import told_again
-from orbitmesh._stubs import Connection
 from orbitmesh.errors import CancelledError_, DeadlineError, InvalidInputError
 from orbitmesh.rpc import keep_status
 from orbitmesh.training_results import Ledger, SavedWeights, TrainingRound, TrainingStatus
@@ -44,8 +44,8 @@ class AsyncTraining:
         >>> weights = await training.weights()
     """
 
-    def __init__(self, mesh: Connection, name: str) -> None:
-        self._mesh = mesh
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
         self._name = name
 
     @property
@@ -68,13 +68,13 @@ class AsyncTraining:
             >>> (await training.status()).rounds_done
             12
         """
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         whole_run = aggregator_pb2.Run(more_rounds=True)
         while whole_run.more_rounds:
             # A message takes so many rounds: the rest is asked for, and the last page says how the run is.
             first = whole_run.rounds[-1].index + 1 if whole_run.rounds else 0
             request = aggregator_pb2.GetRunRequest(name=self._name, from_round=first)
-            page = (await self._mesh._call(stubs.aggregator.GetRun, request, timeout)).run
+            page = (await self._connection.call(stubs.aggregator.GetRun, request, timeout)).run
             rounds = [*whole_run.rounds, *page.rounds]
             whole_run.CopyFrom(page)
             del whole_run.rounds[:]
@@ -134,9 +134,9 @@ class AsyncTraining:
             >>> (await training.cancel()).state
             'cancelled'
         """
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         request = aggregator_pb2.CancelRunRequest(name=self._name)
-        return _training_proto.status((await self._mesh._call(stubs.aggregator.CancelRun, request, timeout)).run)
+        return _training_proto.status((await self._connection.call(stubs.aggregator.CancelRun, request, timeout)).run)
 
     async def resume(self, rounds: int | None = None, *, timeout: float | None = None) -> TrainingStatus:
         """Lets a run that was cancelled or has failed go on from its last whole round.
@@ -153,9 +153,9 @@ class AsyncTraining:
             'running'
         """
         total = 0 if rounds is None else whole(rounds, "rounds", 1, _training_proto.ROUNDS_MAX)
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         request = aggregator_pb2.ResumeRunRequest(name=self._name, rounds=total)
-        return _training_proto.status((await self._mesh._call(stubs.aggregator.ResumeRun, request, timeout)).run)
+        return _training_proto.status((await self._connection.call(stubs.aggregator.ResumeRun, request, timeout)).run)
 
     async def delete(self, *, timeout: float | None = None) -> tuple[str, ...]:
         """Removes the run, which has ended: its weights, and what its nodes keep of it. Its name is free again.
@@ -170,9 +170,9 @@ class AsyncTraining:
             >>> await training.delete()
             ()
         """
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         request = aggregator_pb2.DeleteRunRequest(name=self._name)
-        return tuple((await self._mesh._call(stubs.aggregator.DeleteRun, request, timeout, once=True)).not_told)
+        return tuple((await self._connection.call(stubs.aggregator.DeleteRun, request, timeout, once=True)).not_told)
 
     async def predict(self, inputs: npt.ArrayLike, *, timeout: float | None = None) -> npt.NDArray[np.float32]:
         """What the run's model says of inputs, computed by a node with the weights of the moment. Needs numpy.
@@ -192,9 +192,9 @@ class AsyncTraining:
             >>> (await training.predict(pictures)).argmax(axis=1)
             array([7, 2, 1])
         """
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         request = aggregator_pb2.PredictRequest(name=self._name, inputs=_predicting.inputs(inputs))
-        return _predicting.outputs(await self._mesh._call(stubs.aggregator.Predict, request, timeout))
+        return _predicting.outputs(await self._connection.call(stubs.aggregator.Predict, request, timeout))
 
     async def ledger(self, *, timeout: float | None = None) -> Ledger:
         """What the run's promise of privacy has cost so far, round by round.
@@ -203,9 +203,9 @@ class AsyncTraining:
             >>> (await training.ledger()).epsilon
             1.7
         """
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         request = aggregator_pb2.GetLedgerRequest(name=self._name)
-        return _training_proto.ledger(await self._mesh._call(stubs.aggregator.GetLedger, request, timeout))
+        return _training_proto.ledger(await self._connection.call(stubs.aggregator.GetLedger, request, timeout))
 
     async def weights(self, *, timeout: float = WEIGHTS_DEADLINE_S) -> npt.NDArray[np.float32]:
         """The weights after the last whole round: one vector, the model's floating tensors one after another in the
@@ -251,11 +251,11 @@ class AsyncTraining:
         deadline_s = asyncio.get_running_loop().time() + seconds
 
         async def open_stream() -> Any:
-            stubs = await self._mesh._ready()
+            stubs = await self._connection.ready()
             left_s = max(deadline_s - asyncio.get_running_loop().time(), 0.001)
             return stubs.aggregator.GetWeights(aggregator_pb2.GetWeightsRequest(name=self._name), timeout=left_s)
 
-        stubs = await self._mesh._ready()
+        stubs = await self._connection.ready()
         try:
             async with asyncio.timeout(seconds) as bound:
                 return await take(open_stream, self._name, stubs.address)
@@ -281,7 +281,7 @@ class AsyncTraining:
         told = _Told(whole(from_round, "from_round", 0, _training_proto.UINT32_MAX))
 
         async def open_stream() -> tuple[Any, str]:
-            stubs = await self._mesh._ready()
+            stubs = await self._connection.ready()
             request = aggregator_pb2.WatchRunRequest(name=self._name, from_round=told.ask_from)
             return keep_status(stubs.aggregator.WatchRun(request)), stubs.address
 

@@ -4,137 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, overload
 
 from orbitmesh import _from_proto, _packs, _requests, _training_proto
+from orbitmesh._connection import Connection, Remote
 from orbitmesh._deadlines import bounded
+from orbitmesh._deploying import deploy
 from orbitmesh._generation import AsyncGeneration
-from orbitmesh._loop import ForkGuard
-from orbitmesh._resuming import ENDED, RESUME_S, ResumingCall, asked_again
+from orbitmesh._local_entry import AsyncLocalAccess
+from orbitmesh._resuming import RESUME_S, ResumingCall
 from orbitmesh._slices import AsyncSlices
-from orbitmesh._stubs import Stubs
 from orbitmesh._training import AsyncTraining
-from orbitmesh.contacts import ContactPlan
-from orbitmesh.errors import InfeasiblePlanError, InvalidInputError, TransportError
+from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import CONTROL_DEADLINE_S
-from orbitmesh.local import START_DEADLINE_S, AsyncLocal, local_sky, local_target
-from orbitmesh.results import Deployment, Link, Node, OnProgress, OnWaiting, Plan, Progress, Status
-from orbitmesh.rpc import mapped_errors
+from orbitmesh.local import AsyncLocal
+from orbitmesh.results import Deployment, Node, OnProgress, OnWaiting, Plan, Progress, Status
 from orbitmesh.trace.breakdown import Breakdown
 from orbitmesh.training_results import LocalTraining, Privacy, SecureSums, TrainingStatus
-from orbitmesh.transfer_files import upload
-from orbitmesh.trust import load_identity
-from orbitmesh.v1 import aggregator_pb2, executor_pb2, gateway_pb2, scheduler_pb2
+from orbitmesh.v1 import aggregator_pb2, gateway_pb2, scheduler_pb2
 
 GENERATE_DEADLINE_S = 600.0
 """How long a generation may take where the caller names no time, in seconds."""
 DEPLOY_DEADLINE_S = 3600.0
 """How long packing, sending and loading a model may take together where the caller names no time, in
 seconds."""
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Remote:
-    """A mesh that runs elsewhere."""
-
-    address: str
-    """Its gateway, host:port."""
-    identity: Path
-    """The directory of our identity."""
-
-
-class AsyncLocalEntry:
-    """What `AsyncMesh.local` is on the class: a call that makes a mesh of real processes on this machine.
-
-    Example:
-        >>> async with AsyncMesh.local(nodes=4, link=Link(latency_ms=20, rate_mbps=100)) as mesh:
-        ...     print(await mesh.nodes())
-    """
-
-    def __call__(
-        self,
-        nodes: int = 4,
-        link: Link | None = None,
-        *,
-        node_names: Sequence[str] | None = None,
-        contacts: ContactPlan | str | Path | None = None,
-        time_factor: float = 1.0,
-        start: float | datetime | None = None,
-        gateway_at: str | None = None,
-        outage: str = "cut",
-        directory: str | Path | None = None,
-        torch_threads: int = 1,
-        otlp_endpoint: str = "",
-        allow_faults: bool = False,
-        timeout: float = CONTROL_DEADLINE_S,
-        start_timeout: float = START_DEADLINE_S,
-        on_progress: OnProgress | None = None,
-    ) -> AsyncMesh:
-        """A mesh of real processes with real gRPC on this machine; it starts on entering and ends on leaving.
-
-        Args:
-            nodes: How many executors: satellites, and one ground node.
-            link: What an emulator puts between every two of them; None joins them directly.
-            node_names: The executors' names, in place of sat-1, sat-2, ..., ground-1 and of `nodes`.
-            contacts: A contact plan, or the file that holds one: every link between nodes that it knows opens, closes,
-                and is late and thin as it says; nodes that have no contact in it have no way to each other.
-            time_factor: Mesh seconds per real second: at 60 an orbit of 95 minutes passes in 95 seconds. Latencies and
-                rates stay real.
-            start: The mesh time at the moment at which the mesh is up, as seconds since 1970 or a datetime; None takes
-                the beginning of the plan.
-            gateway_at: The node or site of the plan beside which gateway, scheduler and aggregator stand; None takes
-                ground-1, or the last node where there is none.
-            outage: What the end of a contact does to connections: `cut` resets them, `hold` keeps them and all bytes.
-            directory: Where it keeps its state; None takes a temporary directory and removes it at the end.
-            torch_threads: Threads that each executor computes with.
-            otlp_endpoint: An OpenTelemetry collector, http://host:port, that its processes send spans and metrics to.
-            allow_faults: Whether operators may break its processes on purpose, with `OpsService` `InjectFault`.
-            timeout: How long a control call may take, in seconds.
-            start_timeout: How long the start may take, in seconds.
-            on_progress: Called as its processes start.
-
-        Raises:
-            InvalidInputError: a number is out of range, or the contact plan is wrong.
-        """
-        target = local_target(
-            nodes,
-            link,
-            directory,
-            torch_threads,
-            on_progress,
-            node_names=node_names,
-            sky=local_sky(contacts, time_factor, start, outage),
-            gateway_at=gateway_at,
-            otlp_endpoint=otlp_endpoint,
-            allow_faults=allow_faults,
-        )
-        return AsyncMesh(target, timeout=timeout, open_timeout=start_timeout)
-
-
-class AsyncLocalAccess:
-    """`AsyncMesh.local` makes a local mesh; `mesh.local` is the handle on the processes of one.
-
-    Example:
-        >>> async with AsyncMesh.local(nodes=4) as mesh:
-        ...     await mesh.local.kill("sat-2")
-    """
-
-    @overload
-    def __get__(self, mesh: None, owner: type[AsyncMesh]) -> AsyncLocalEntry: ...
-
-    @overload
-    def __get__(self, mesh: AsyncMesh, owner: type[AsyncMesh]) -> AsyncLocal: ...
-
-    def __get__(self, mesh: AsyncMesh | None, owner: type[AsyncMesh]) -> AsyncLocalEntry | AsyncLocal:
-        return AsyncLocalEntry() if mesh is None else mesh._local_handle()
-
 
 class AsyncMesh:
     """A connection to a mesh. Use it as a context manager, or call `open` and `close`.
@@ -156,15 +51,7 @@ class AsyncMesh:
         open_timeout: float | None = None,
         patience: float = RESUME_S,
     ) -> None:
-        self._target = target
-        self._patience = _requests.checked_patience(patience)
-        self._timeout = _requests.checked_timeout(timeout)
-        self._open_timeout = _requests.checked_timeout(open_timeout or timeout)
-        self._guard = ForkGuard()
-        self._opening = asyncio.Lock()
-        self._opened: Stubs | None = None
-        self._farewells: set[asyncio.Task[None]] = set()
-        self._closed = False
+        self._connection = Connection(target, timeout=timeout, open_timeout=open_timeout, patience=patience)
 
     @classmethod
     def connect(
@@ -223,7 +110,7 @@ class AsyncMesh:
             >>> mesh = AsyncMesh.connect("gateway.example:7443", identity="~/.orbitmesh/me")
             >>> await mesh.open()
         """
-        await self._ready()
+        await self._connection.ready()
 
     async def close(self) -> None:
         """Ends the connection, and the processes of a local mesh. Repeating it changes nothing.
@@ -231,17 +118,7 @@ class AsyncMesh:
         Example:
             >>> await mesh.close()
         """
-        self._guard.check()
-        self._closed = True
-        async with self._opening:
-            opened, self._opened = self._opened, None
-            try:
-                await asyncio.gather(*self._farewells)
-                if opened is not None:
-                    await opened.close()
-            finally:
-                if isinstance(self._target, AsyncLocal):
-                    await self._target._stop()
+        await self._connection.close()
 
     async def status(self, *, timeout: float | None = None) -> Status:
         """What the gateway is doing.
@@ -250,9 +127,9 @@ class AsyncMesh:
             >>> (await mesh.status()).generations
             2
         """
-        stubs = await self._ready()
+        stubs = await self._connection.ready()
         request = gateway_pb2.GetStatusRequest()
-        return _from_proto.status(await self._call(stubs.gateway.GetStatus, request, timeout))
+        return _from_proto.status(await self._connection.call(stubs.gateway.GetStatus, request, timeout))
 
     async def nodes(self, *, timeout: float | None = None) -> list[Node]:
         """The nodes of the mesh with what they measured, by name.
@@ -261,8 +138,8 @@ class AsyncMesh:
             >>> [node.name for node in await mesh.nodes()]
             ['ground-1', 'sat-1', 'sat-2', 'sat-3']
         """
-        stubs = await self._ready()
-        answer = await self._call(stubs.scheduler.ListNodes, scheduler_pb2.ListNodesRequest(), timeout)
+        stubs = await self._connection.ready()
+        answer = await self._connection.call(stubs.scheduler.ListNodes, scheduler_pb2.ListNodesRequest(), timeout)
         return [_from_proto.node(message) for message in answer.nodes]
 
     async def deployments(self, *, timeout: float | None = None) -> list[Deployment]:
@@ -272,8 +149,9 @@ class AsyncMesh:
             >>> [(deployment.name, deployment.state) for deployment in await mesh.deployments()]
             [('demo', 'ready')]
         """
-        stubs = await self._ready()
-        answer = await self._call(stubs.scheduler.ListDeployments, scheduler_pb2.ListDeploymentsRequest(), timeout)
+        stubs = await self._connection.ready()
+        request = scheduler_pb2.ListDeploymentsRequest()
+        answer = await self._connection.call(stubs.scheduler.ListDeployments, request, timeout)
         return [_from_proto.deployment(message) for message in answer.deployments]
 
     async def deployment(self, name: str, *, timeout: float | None = None) -> Deployment:
@@ -286,9 +164,9 @@ class AsyncMesh:
             >>> (await mesh.deployment("demo")).stages[0].node
             'sat-1'
         """
-        stubs = await self._ready()
+        stubs = await self._connection.ready()
         request = scheduler_pb2.GetDeploymentRequest(name=_requests.checked_name(name, "the deployment's name"))
-        answer = await self._call(stubs.scheduler.GetDeployment, request, timeout)
+        answer = await self._connection.call(stubs.scheduler.GetDeployment, request, timeout)
         return _from_proto.deployment(answer.deployment)
 
     async def delete(self, name: str, *, timeout: float | None = None) -> None:
@@ -297,11 +175,11 @@ class AsyncMesh:
         Example:
             >>> await mesh.delete("demo")
         """
-        stubs = await self._ready()
+        stubs = await self._connection.ready()
         request = scheduler_pb2.DeleteDeploymentRequest(
             request_id=str(uuid.uuid4()), name=_requests.checked_name(name, "the deployment's name")
         )
-        await self._call(stubs.scheduler.DeleteDeployment, request, timeout)
+        await self._connection.call(stubs.scheduler.DeleteDeployment, request, timeout)
 
     async def plan(
         self,
@@ -347,10 +225,10 @@ class AsyncMesh:
             work_tokens=work_tokens,
         )
         async with bounded(timeout, f"planning {source}"):
-            stubs = await self._ready()
+            stubs = await self._connection.ready()
             pack = await _packs.signed_pack(source, stubs.identity, on_progress or _silent)
             request.manifest = pack.manifest_bytes
-            answer = await self._call(stubs.scheduler.Plan, request, None)
+            answer = await self._connection.call(stubs.scheduler.Plan, request, None)
         return _from_proto.plan(answer.plan)
 
     async def deploy(
@@ -418,31 +296,7 @@ class AsyncMesh:
             in_slice=slice,
             request_id=str(uuid.uuid4()),
         )
-        tell = on_progress or _silent
-        async with bounded(timeout, f"deploying {source}"):
-            deadline = asyncio.get_running_loop().time() + timeout
-            stubs = await self._ready()
-            pack = await _packs.signed_pack(source, stubs.identity, tell)
-            request.name = name or _requests.deployment_name(pack.manifest.name)
-            request.manifest, request.signature = pack.manifest_bytes, pack.signature
-            await self._check_first(stubs, request)
-            await upload(stubs, pack, tell)
-            status = await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None)
-            request.source.CopyFrom(executor_pb2.PeerAddress(role="gateway", name=status.name, address=status.address))
-            tell(Progress(phase="planning", subject=request.name))
-            return await asked_again(
-                lambda: self._until_served(stubs, request, deadline, tell), self._patience, ENDED
-            )
-
-    async def _check_first(self, stubs: Stubs, request: scheduler_pb2.CreateDeploymentRequest) -> None:
-        """What would be refused anyway is refused before a byte of the pack is sent."""
-        listed = await self._call(stubs.scheduler.ListDeployments, scheduler_pb2.ListDeploymentsRequest(), None)
-        if any(each.name == request.name for each in listed.deployments):
-            raise InvalidInputError(
-                f"there is a deployment {request.name!r} already: delete it first or take another name",
-                reason="ALREADY_EXISTS",
-            )
-        await self._call(stubs.scheduler.Plan, _requests.plan_of(request), None)
+        return await deploy(self._connection, source, name, request, timeout, on_progress or _silent)
 
     async def generate(
         self,
@@ -503,9 +357,10 @@ class AsyncMesh:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + bound
         async with bounded(bound, f"the answer of {name}"):
-            stubs = await self._ready()
+            stubs = await self._connection.ready()
             left = max(deadline - loop.time(), 0.001)
-            generation = AsyncGeneration(ResumingCall(stubs.gateway, request, left, self._farewells), on_waiting)
+            call = ResumingCall(stubs.gateway, request, left, self._connection.farewells)
+            generation = AsyncGeneration(call, on_waiting)
             await generation._begin()
         return generation
 
@@ -522,9 +377,9 @@ class AsyncMesh:
         Example:
             >>> print(await mesh.explain(generation.trace_id))
         """
-        stubs = await self._ready()
+        stubs = await self._connection.ready()
         request = gateway_pb2.ExplainRequest(trace_id=_requests.checked_trace(trace_id))
-        answer = await self._call(stubs.gateway.Explain, request, timeout)
+        answer = await self._connection.call(stubs.gateway.Explain, request, timeout)
         return _from_proto.breakdown(answer.breakdown)
 
     async def train(
@@ -608,9 +463,9 @@ class AsyncMesh:
             in_slice=slice,
             request_id=str(uuid.uuid4()),
         )
-        stubs = await self._ready()
-        await self._call(stubs.aggregator.StartRun, request, timeout)
-        return AsyncTraining(self, name)
+        stubs = await self._connection.ready()
+        await self._connection.call(stubs.aggregator.StartRun, request, timeout)
+        return AsyncTraining(self._connection, name)
 
     async def training(self, name: str, *, timeout: float | None = None) -> AsyncTraining:
         """The handle on a run that was begun before, here or elsewhere.
@@ -621,7 +476,7 @@ class AsyncMesh:
         Example:
             >>> training = await mesh.training("run")
         """
-        training = AsyncTraining(self, _training_proto.run_name(name))
+        training = AsyncTraining(self._connection, _training_proto.run_name(name))
         await training.status(timeout=timeout)
         return training
 
@@ -632,8 +487,8 @@ class AsyncMesh:
             >>> [(run.name, run.state) for run in await mesh.trainings()]
             [('run', 'done')]
         """
-        stubs = await self._ready()
-        answer = await self._call(stubs.aggregator.ListRuns, aggregator_pb2.ListRunsRequest(), timeout)
+        stubs = await self._connection.ready()
+        answer = await self._connection.call(stubs.aggregator.ListRuns, aggregator_pb2.ListRunsRequest(), timeout)
         return [_training_proto.status(message) for message in answer.runs]
 
     @property
@@ -644,92 +499,15 @@ class AsyncMesh:
             >>> [template.name for template in await mesh.slices.templates()]
             ['urllc', 'embb', 'mmtc']
         """
-        return AsyncSlices(self)
+        return AsyncSlices(self._connection)
 
     def _local_handle(self) -> AsyncLocal:
-        if not isinstance(self._target, AsyncLocal):
+        if not isinstance(self._connection.target, AsyncLocal):
             raise InvalidInputError(
                 "this mesh runs elsewhere: only a mesh made with `local(...)` has processes to look at",
                 reason="FAILED_PRECONDITION",
             )
-        return self._target
-
-    async def _ready(self) -> Stubs:
-        self._guard.check()
-        if self._closed:
-            raise InvalidInputError("this mesh is closed; connect again", reason="FAILED_PRECONDITION")
-        if self._opened is None:
-            async with self._opening:
-                if self._opened is None:
-                    self._opened = await self._open_now()
-        return self._opened
-
-    async def _open_now(self) -> Stubs:
-        target = self._target
-        if isinstance(target, AsyncLocal):
-            await target._start(self._open_timeout)
-            target_address, directory = target.gateway, target.identity
-        else:
-            target_address, directory = target.address, target.identity
-        stubs: Stubs | None = None
-        try:
-            async with bounded(self._timeout, f"connecting to {target_address}"):
-                identity = await asyncio.to_thread(load_identity, directory)
-                stubs = Stubs.open(target_address, identity)
-                await self._call(stubs.gateway.GetStatus, gateway_pb2.GetStatusRequest(), None, target_address)
-        except BaseException:
-            if stubs is not None:
-                await stubs.close()
-            if isinstance(target, AsyncLocal):
-                await target._stop()
-            raise
-        return stubs
-
-    async def _call(
-        self,
-        method: Callable[..., Awaitable[T]],
-        request: Any,
-        timeout: float | None,
-        address: str | None = None,
-        *,
-        once: bool = False,
-    ) -> T:
-        """One control call. Of a gateway that has answered before it is asked again while that is out of reach, unless
-        it may be sent `once` only; one that never has is an error at once, since its address may be wrong."""
-        bound = self._timeout if timeout is None else _requests.checked_timeout(timeout)
-        opened, deadline = self._opened, asyncio.get_running_loop().time() + bound
-
-        async def take() -> T:
-            left = max(deadline - asyncio.get_running_loop().time(), 0.001)
-            with mapped_errors(address=address or (opened.address if opened else None)):
-                return await method(request, timeout=left)
-
-        return await take() if once or opened is None else await asked_again(take, min(self._patience, bound), ENDED)
-
-    async def _until_served(
-        self, stubs: Stubs, request: scheduler_pb2.CreateDeploymentRequest, deadline: float, tell: OnProgress
-    ) -> Deployment:
-        told: dict[str, Progress] = {}
-        last = scheduler_pb2.Deployment()
-        left = max(deadline - asyncio.get_running_loop().time(), 0.001)
-        call = stubs.scheduler.CreateDeployment(request, timeout=left)
-        try:
-            with mapped_errors(address=stubs.address):
-                async for message in call:
-                    last = message.deployment
-                    for stage in message.progress:
-                        progress = _from_proto.stage_progress(stage)
-                        if told.get(progress.subject) != progress:
-                            told[progress.subject] = progress
-                            tell(progress)
-        finally:
-            call.cancel()
-        if last.state == scheduler_pb2.DEPLOYMENT_STATE_FAILED:
-            raise InfeasiblePlanError(f"{request.name} could not be brought up: {last.failure}")
-        # Degraded: all stages came up, and a node was lost since; the state says so to who looks.
-        if last.state not in (scheduler_pb2.DEPLOYMENT_STATE_READY, scheduler_pb2.DEPLOYMENT_STATE_DEGRADED):
-            raise TransportError(f"the scheduler stopped reporting before {request.name} served; see `deployments`")
-        return _from_proto.deployment(last)
+        return self._connection.target
 
 
 def _silent(_: Progress) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orbitmesh import Mesh
-from orbitmesh.client import Training
+from orbitmesh import Mesh, Training
 from orbitmesh.errors import MeshError
 from orbitmesh.training_results import TrainingStatus
 from tests.mesh.surviving import strike

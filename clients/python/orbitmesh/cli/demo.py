@@ -14,6 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from orbitmesh import Generation, Mesh
 from orbitmesh.cli import demo_train
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.demo_killed import show_killed
@@ -22,7 +23,6 @@ from orbitmesh.cli.demo_telling import agrees, first_difference
 from orbitmesh.cli.deploy import plan_table, show_reasons
 from orbitmesh.cli.generate import figures_of, show_figures, stream
 from orbitmesh.cli.output import FAILED, OK, Output
-from orbitmesh.client import Generation, Mesh
 from orbitmesh.errors import DeadlineError, InternalError, UnknownModelError
 from orbitmesh.results import Deployment, Link
 from orbitmesh.trace.render import breakdown_view

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 
+from orbitmesh import Generation, Mesh
 from orbitmesh.cli.demo_telling import Pace, RunningText, agrees, stall_table
 from orbitmesh.cli.generate import figures_of, started
 from orbitmesh.cli.output import Output
-from orbitmesh.client import Generation, Mesh
 from orbitmesh.results import Deployment
 from orbitmesh.trace.render import format_seconds
 

@@ -8,10 +8,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from orbitmesh import Generation, Mesh
 from orbitmesh.cli.demo_telling import Pace, RunningText, stall_table
 from orbitmesh.cli.generate import figures_of, started
 from orbitmesh.cli.output import Output
-from orbitmesh.client import Generation, Mesh
 from orbitmesh.contacts import Contact, ContactPlan, LatencyPoint
 from orbitmesh.results import Deployment
 from orbitmesh.trace.render import format_seconds

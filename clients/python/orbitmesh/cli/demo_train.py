@@ -10,9 +10,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from orbitmesh import Mesh, Training
 from orbitmesh.cli.contacts import need
 from orbitmesh.cli.output import FAILED, OK, Output, size
-from orbitmesh.client import Mesh, Training
 from orbitmesh.errors import InternalError
 from orbitmesh.results import Link
 from orbitmesh.training_results import LocalTraining, Privacy, SecureSums, TrainingRound

@@ -6,11 +6,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from orbitmesh import Generation
 from orbitmesh._requests import PROMPT_BYTES
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.output import OK, Output, size
 from orbitmesh.cli.state import add_connection_options, connect
-from orbitmesh.client import Generation
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.results import Token
 from orbitmesh.trace.render import breakdown_view, format_seconds

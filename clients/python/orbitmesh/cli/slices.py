@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
+from orbitmesh import Mesh
 from orbitmesh._slices_proto import TIME_LIMIT_S
 from orbitmesh.cli import slices_files, slices_top
 from orbitmesh.cli.common import Subparsers, add_command
@@ -20,7 +21,6 @@ from orbitmesh.cli.slices_view import (
     templates_table,
 )
 from orbitmesh.cli.state import add_connection_options, connect
-from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.slice_results import GOALS, SliceOutcome, SliceShare
 

@@ -17,9 +17,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from orbitmesh import Mesh
 from orbitmesh.cli.output import INTERRUPTED, OK, Output, size
 from orbitmesh.cli.slices_view import PERCENTILES, budget, document, wait
-from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.slice_results import Slice, SlicesOverview
 from orbitmesh.trace.render import format_seconds

@@ -9,8 +9,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from orbitmesh import Mesh
 from orbitmesh._requests import checked_timeout
-from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import CONTROL_DEADLINE_S
 

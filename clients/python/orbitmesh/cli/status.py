@@ -9,11 +9,11 @@ from rich import box
 from rich.table import Table
 
 import orbitmesh
+from orbitmesh import Mesh
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.output import OK, Output, size
 from orbitmesh.cli.state import add_connection_options, connect
 from orbitmesh.cli.train_view import runs_table
-from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError, TransportError
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.results import Deployment, Node, Stage

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from orbitmesh import Mesh
 from orbitmesh._training_proto import UNITS
 from orbitmesh.cli import train_curves, train_predict, train_weights
 from orbitmesh.cli.common import Subparsers, add_command
@@ -13,7 +14,6 @@ from orbitmesh.cli.output import OK, Output
 from orbitmesh.cli.state import add_connection_options, connect
 from orbitmesh.cli.train_view import ledger_table, nodes_table, rounds_table, runs_table, say_run, spent
 from orbitmesh.cli.train_watch import found, watch
-from orbitmesh.client import Mesh
 from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import CONTROL_DEADLINE_S
 from orbitmesh.training_results import LocalTraining, Privacy, SecureSums

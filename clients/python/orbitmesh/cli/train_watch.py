@@ -11,11 +11,11 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
+from orbitmesh import Mesh, Training
 from orbitmesh._resuming import LOST
 from orbitmesh._training import PATIENCE_S
 from orbitmesh.cli.output import FAILED, INTERRUPTED, OK, Output
 from orbitmesh.cli.train_view import nodes_table, round_line, rounds_table, spent
-from orbitmesh.client import Mesh, Training
 from orbitmesh.errors import InvalidInputError, MeshError
 from orbitmesh.training_results import TrainingRound, TrainingStatus
 

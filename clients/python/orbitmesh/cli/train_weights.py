@@ -11,10 +11,10 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from orbitmesh import Training
 from orbitmesh._training import WEIGHTS_DEADLINE_S
 from orbitmesh.cli.contacts import need
 from orbitmesh.cli.output import plain
-from orbitmesh.client import Training
 from orbitmesh.errors import InternalError, InvalidInputError, error_for
 
 NEEDED_MODULES = ("services.training", "torch", "safetensors")

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from orbitmesh._local_spec import OUTAGES, LocalSpec, check_can_run, local_sky, local_spec
 from orbitmesh.cli.common import Subparsers, add_command
 from orbitmesh.cli.output import OK, Output
 from orbitmesh.cli.state import (
@@ -28,7 +29,6 @@ from orbitmesh.cli.state import (
     write_state,
 )
 from orbitmesh.errors import DeadlineError, InternalError, InvalidInputError, MeshError, TransportError, error_for
-from orbitmesh.local import OUTAGES, LocalSpec, check_can_run, local_sky, local_spec
 from orbitmesh.results import Link, OnProgress, Progress
 
 ORDERS_NAME = "mesh.orders"
