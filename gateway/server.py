@@ -34,6 +34,7 @@ from orbitmesh.v1 import (
     slices_pb2_grpc,
 )
 from orbitmesh.wire.streams import SessionAcceptor, exchange_handler
+from services.runtime.admin import SidePorts
 from services.runtime.leading import Turn, wait_for_turn
 from services.runtime.logs import EventLog
 from services.runtime.metrics import Telemetry
@@ -94,6 +95,9 @@ class GatewaySettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    ops: str = ""
+    """host:port where operators (health, reflection, channelz, OpsService) are answered apart from users, besides
+    `listen`; empty: there alone."""
     allow_faults: bool = False
     """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     peers: tuple[str, ...] = ()
@@ -180,7 +184,7 @@ async def run(settings: GatewaySettings) -> None:
     place = Location.of(settings.store, settings.store_file, settings.state)
     key = RecordKey.read(settings.record_key)
     store = await asyncio.to_thread(SharedStore, place, key)
-    turn = await wait_for_turn(store.database, identities, settings.listen, SERVICES, settings.probe)
+    turn = await wait_for_turn(store.database, identities, settings.listen, SERVICES, SidePorts.of(settings))
     try:
         if turn is not None:
             await asyncio.to_thread(store.check_key)
@@ -196,7 +200,7 @@ async def _lead(
 ) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(
-        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+        identities, listen=turn.listen, telemetry=told, side=SidePorts.of(settings), faults=settings.allow_faults
     )
     host.closed = turn.refusal
     upstream = Upstream(

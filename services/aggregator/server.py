@@ -18,6 +18,7 @@ from services.aggregator.runs import Runs, no_weights
 from services.aggregator.store import FILE, RunStore, as_bytes
 from services.egress import FarEgress
 from services.egress.reporting import report_traffic
+from services.runtime.admin import SidePorts
 from services.runtime.behalf import called_for
 from services.runtime.channels import ChannelPool
 from services.runtime.leading import Turn, in_turn
@@ -63,6 +64,9 @@ class AggregatorSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    ops: str = ""
+    """host:port where operators (health, reflection, channelz, OpsService) are answered apart from users, besides
+    `listen`; empty: there alone."""
     allow_faults: bool = False
     """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     peers: tuple[str, ...] = ()
@@ -160,7 +164,7 @@ async def run(settings: AggregatorSettings) -> None:
     place = Location.of(settings.store, settings.store_file, settings.state / FILE)
     store = await asyncio.to_thread(RunStore, settings.state, place)
     await in_turn(
-        store.database, identities, settings.listen, (SERVICE,), settings.probe,
+        store.database, identities, settings.listen, (SERVICE,), SidePorts.of(settings),
         lambda turn: _lead(settings, identities, store, turn),
     )  # fmt: skip
 
@@ -168,7 +172,7 @@ async def run(settings: AggregatorSettings) -> None:
 async def _lead(settings: AggregatorSettings, identities: IdentitySource, store: RunStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(
-        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+        identities, listen=turn.listen, telemetry=told, side=SidePorts.of(settings), faults=settings.allow_faults
     )
     host.closed = turn.refusal
     channels = ChannelPool(identities, ways_table(settings.peers))

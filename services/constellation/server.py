@@ -19,6 +19,7 @@ from services.constellation import frames
 from services.constellation.scenario import load_scenario
 from services.constellation.settings import ConstellationSettings, clock_of
 from services.constellation.sky import LinkView, Sky, edges, only, view
+from services.runtime.admin import SidePorts
 from services.runtime.metrics import Telemetry
 from services.runtime.server import ServiceHost
 
@@ -246,7 +247,7 @@ async def run(settings: ConstellationSettings) -> None:
     sky = Sky(scenario, clock_of(settings, scenario), settings.hours)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(
-        IdentitySource(settings.identity), listen=settings.listen, telemetry=told, probe=settings.probe,
+        IdentitySource(settings.identity), listen=settings.listen, telemetry=told, side=SidePorts.of(settings),
         faults=settings.allow_faults,
     )  # fmt: skip
     await sky.renew()

@@ -41,6 +41,9 @@ class ConstellationSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    ops: str = ""
+    """host:port where operators (health, reflection, channelz, OpsService) are answered apart from users, besides
+    `listen`; empty: there alone."""
     allow_faults: bool = False
     """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     hours: float | None = None

@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from orbitmesh.errors import InvalidInputError
 from services.executor.cgroups import Confinement
 from services.executor.settings import Confine, ExecutorSettings
+from services.runtime.admin import SidePorts
 from services.runtime.logs import EventLog
 from services.runtime.process import run_service
 
@@ -40,7 +41,7 @@ async def run(settings: ExecutorSettings) -> None:
     identities = IdentitySource(settings.identity)
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(
-        identities, listen=settings.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+        identities, listen=settings.listen, telemetry=told, side=SidePorts.of(settings), faults=settings.allow_faults
     )
     with ExitStack() as until_the_end:
         confine(settings, host.log, until_the_end)

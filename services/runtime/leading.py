@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from orbitmesh.errors import MeshError
 from orbitmesh.trust import IdentitySource
+from services.runtime.admin import NO_SIDE_PORTS, SidePorts
 from services.runtime.logs import EventLog
 from services.runtime.server import ServiceHost
 from services.runtime.store import Database, Lease
@@ -107,7 +108,11 @@ class Turn:
 
 
 async def wait_for_turn(
-    database: Database, identities: IdentitySource, listen: str, services: Sequence[str], probe: str = ""
+    database: Database,
+    identities: IdentitySource,
+    listen: str,
+    services: Sequence[str],
+    side: SidePorts = NO_SIDE_PORTS,
 ) -> Turn | None:
     """Stands by until this process leads.
 
@@ -116,7 +121,7 @@ async def wait_for_turn(
         identities: Who we are.
         listen: host:port where the service listens.
         services: Full names of the services that only the leader answers.
-        probe: host:port of health in plain text; empty offers none.
+        side: Where it listens besides.
 
     Returns:
         The turn; None where the process was asked to stop before it came.
@@ -126,7 +131,7 @@ async def wait_for_turn(
     """
     if not database.location.shared:
         return Turn(listen, None, EventLog(identities.current().title))
-    host = ServiceHost(identities, listen=listen, probe=probe)
+    host = ServiceHost(identities, listen=listen, side=side)
     for service in services:
         host.add_closed(service)
     turn: Turn | None = None
@@ -149,7 +154,7 @@ async def wait_for_turn(
     if not led:
         await turn.end()
         return None
-    for given_back in filter(None, (name, probe)):
+    for given_back in filter(None, (name, side.probe, side.ops)):
         await _free(given_back)
     return turn
 
@@ -159,7 +164,7 @@ async def in_turn(
     identities: IdentitySource,
     listen: str,
     services: Sequence[str],
-    probe: str,
+    side: SidePorts,
     lead: Callable[[Turn], Awaitable[None]],
 ) -> None:
     """Stands by until this process leads, has it do so, and lets another follow; arguments as of `wait_for_turn`.
@@ -168,7 +173,7 @@ async def in_turn(
         lead: What the leader does until it is asked to stop; it closes the database. Where the turn never comes, that
             is closed here.
     """
-    turn = await wait_for_turn(database, identities, listen, services, probe)
+    turn = await wait_for_turn(database, identities, listen, services, side)
     if turn is None:
         await asyncio.to_thread(database.close)
         return

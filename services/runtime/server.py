@@ -12,9 +12,7 @@ from typing import Any, Self
 
 import grpc
 import grpc.aio
-from grpc_channelz.v1 import channelz
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_health.v1 import health, health_pb2
 
 from orbitmesh.errors import IdentityError, MeshError, TransportError
 from orbitmesh.limits import MESSAGE_BYTES
@@ -26,8 +24,8 @@ from orbitmesh.rpc import (
     ChannelOption,
 )
 from orbitmesh.trust.identity import Identity, IdentitySource
-from orbitmesh.v1 import ops_pb2_grpc
-from services.runtime.authz import ALLOWED, CHANNELZ, HEALTH, OPS, REFLECTION, Table, check_complete
+from services.runtime.admin import CLOSE_GRACE_S, NO_SIDE_PORTS, SidePorts, add_admin, listen_on
+from services.runtime.authz import ALLOWED, HEALTH, OPS, Table, check_complete
 from services.runtime.drain import CALLS_IN_FLIGHT, InFlight
 from services.runtime.faults import Faults
 from services.runtime.interceptors import Gate
@@ -40,8 +38,6 @@ from services.runtime.process_metrics import offer_process
 DRAIN_GRACE_S = 25.0
 """How long calls under way may go on once the service drains, in seconds; below the 30 s of container
 platforms."""
-CLOSE_GRACE_S = 0.2
-"""How long the server waits for its last replies to leave once nothing is under way, in seconds."""
 STREAMS_PER_CONNECTION = 1024
 """The most calls at a time on one connection."""
 PING_INTERVAL_MIN_MS = SEVERAL_INTERVAL_MS // 2
@@ -83,7 +79,7 @@ class ServiceHost:
         options: gRPC server options on top of `SERVER_OPTIONS`.
         interceptors: Interceptors that run inside the gate: they see calls that were let in.
         telemetry: Where metrics go; nowhere where left out.
-        probe: `host:port` where health is answered in plain text, for a kubelet; nowhere where empty.
+        side: Where it listens besides.
         faults: Whether operators may break this process on purpose.
 
     Raises:
@@ -102,7 +98,7 @@ class ServiceHost:
         options: Sequence[ChannelOption] = (),
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         telemetry: Telemetry | None = None,
-        probe: str = "",
+        side: SidePorts = NO_SIDE_PORTS,
         faults: bool = False,
     ) -> None:
         self._source = (
@@ -113,7 +109,7 @@ class ServiceHost:
         self.log = log or EventLog(self.identity.title)
         self._listen = listen
         self._allowed = allowed
-        self._served = self._source.current()
+        self._side = side
         self._services: list[str] = []
         self._not_served: list[str] = []
         self.closed: Closed = _open
@@ -125,7 +121,7 @@ class ServiceHost:
         self._stopped = False
         self.in_flight = InFlight(calls_in_flight)
         self._health = health.aio.HealthServicer()
-        self._probe = ProbePort(probe, self._health) if probe else None
+        self._probe = ProbePort(side.probe, self._health) if side.probe else None
         self.metrics = Metrics(self.identity.title, telemetry)
         """What this process counts and measures; services add theirs."""
         offer_process(self.metrics, self.in_flight, lambda: self.identity.not_after)
@@ -134,6 +130,8 @@ class ServiceHost:
             metrics=self.metrics, closed=lambda: self.closed(), meet=lambda: self.faults.meet(),
         )  # fmt: skip
         self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
+        # Operators are bounded by themselves, so the gate is the same: what fills the one port leaves the other free.
+        self._ops_server = grpc.aio.server(interceptors=[gate], options=SERVER_OPTIONS) if side.ops else None
         self.faults = Faults(faults, self.log)
         """What breaks this process on purpose."""
         self.ops = ProcessOps(self._source, self.log, self.in_flight, self.faults)
@@ -141,6 +139,8 @@ class ServiceHost:
         self.port = 0
         self.probe_port = 0
         """Where health is answered in plain text; 0 where it is not."""
+        self.ops_port = 0
+        """Where operators are answered apart from users; 0 where they are not."""
 
     @property
     def identity(self) -> Identity:
@@ -209,27 +209,23 @@ class ServiceHost:
             TransportError: The address cannot be listened on.
         """
         check_complete([*self._services, HEALTH, OPS], self._allowed)
-        self._add_admin()
-        credentials = grpc.dynamic_ssl_server_credentials(
-            _configuration(self._served), self._renewed, require_client_authentication=True
-        )
-        try:
-            self.port = self.server.add_secure_port(self._listen, credentials)
-        except RuntimeError as error:
-            raise TransportError(
-                f"cannot listen on {self._listen} ({error}); choose another address or end what holds it",
-                metadata={"listen": self._listen},
-            ) from error
+        for server in filter(None, (self.server, self._ops_server)):
+            add_admin(server, self._health, self.ops, self._services)
+        self.port = listen_on(self.server, self._listen, self._source, self._show_renewal)
+        if self._ops_server is not None:
+            self.ops_port = listen_on(self._ops_server, self._side.ops, self._source)
         for service in self._services:
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         for service in self._not_served:
             await self._health.set(service, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.server.start()
+        if self._ops_server is not None:
+            await self._ops_server.start()
         if self._probe is not None:
             try:
                 self.probe_port = await self._probe.start()
             except TransportError:
-                await self.server.stop(0)
+                await self._stop_servers(0)
                 raise
         if self.metrics.port:
             self.log.info("metrics_offered", port=self.metrics.port)
@@ -270,7 +266,7 @@ class ServiceHost:
         except BaseException:
             # What this process does beside the server failed, or it leads no more: nothing is answered from now on.
             self._stopped = True
-            await self.server.stop(None)
+            await self._stop_servers(None)
             raise
         finally:
             for each in signals:
@@ -308,12 +304,16 @@ class ServiceHost:
 
     async def _close(self) -> None:
         self._stopped = True
-        await self.server.stop(CLOSE_GRACE_S if self.in_flight.count == 0 else 0)
+        await self._stop_servers(CLOSE_GRACE_S if self.in_flight.count == 0 else 0)
         if self._probe is not None:
             await self._probe.close()
         # On a thread: what is read at last is read on this loop.
         await asyncio.to_thread(self.metrics.close)
         self.log.info("stopped")
+
+    async def _stop_servers(self, grace_s: float | None) -> None:
+        servers = (self.server, self._ops_server)
+        await asyncio.gather(*(server.stop(grace_s) for server in servers if server is not None))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -327,31 +327,8 @@ class ServiceHost:
     ) -> None:
         await self.drain(CLOSE_GRACE_S if kind is not None else DRAIN_GRACE_S)
 
-    def _add_admin(self) -> None:
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        channelz.add_channelz_servicer(self.server)
-        ops_pb2_grpc.add_OpsServiceServicer_to_server(self.ops, self.server)
-        names = (*self._services, HEALTH, CHANNELZ, OPS, *REFLECTION)
-        reflection.enable_server_reflection(names, self.server)
-        # The package offers v1alpha only; v1 has the same messages, and newer tools ask for it first.
-        servicer = reflection.aio.ReflectionServicer(names)
-        handler = grpc.stream_stream_rpc_method_handler(
-            servicer.ServerReflectionInfo,
-            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
-            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
-        )
-        self.server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(REFLECTION[0], {"ServerReflectionInfo": handler}),)
-        )
-
-    def _renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What gRPC asks before each handshake: the new certificate, or None where it is still the same."""
-        newest = self._source.current()
-        if newest is self._served:
-            return None
-        self._served = newest
+    def _show_renewal(self, newest: Identity) -> None:
         self.log.info("identity_renewed", not_after=newest.not_after.isoformat())
-        return _configuration(newest)
 
     def _renewal_refused(self, error: IdentityError) -> None:
         self.log.warning("identity_renewal_refused", reason=error.reason, message=error.message)
@@ -375,9 +352,3 @@ class _Nothing(grpc.GenericRpcHandler):  # type: ignore[misc]
 
     async def _answer(self, requests: Any, context: Any) -> None:
         raise TransportError("this process does not answer this service", reason="NOT_LEADER")
-
-
-def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
-    return grpc.ssl_server_certificate_configuration(
-        [(identity.tls_key_pem, identity.tls_cert_pem)], root_certificates=identity.ca_pem
-    )

@@ -13,6 +13,7 @@ from orbitmesh.errors import InvalidInputError
 from orbitmesh.limits import HEARTBEAT_INTERVAL_S, LEASE_S
 from orbitmesh.trust import IdentitySource, Role
 from orbitmesh.v1 import scheduler_pb2, scheduler_pb2_grpc
+from services.runtime.admin import SidePorts
 from services.runtime.caller import current_caller
 from services.runtime.leading import Turn, in_turn
 from services.runtime.logs import EventLog
@@ -53,6 +54,9 @@ class SchedulerSettings:
     """host:port where Prometheus fetches metrics, in plain HTTP; empty offers none."""
     probe: str = ""
     """host:port where health is answered in plain text, for a kubelet's probes; empty answers none."""
+    ops: str = ""
+    """host:port where operators (health, reflection, channelz, OpsService) are answered apart from users, besides
+    `listen`; empty: there alone."""
     allow_faults: bool = False
     """Whether operators may break this process on purpose, with OpsService InjectFault: for development only."""
     peers: tuple[str, ...] = ()
@@ -183,7 +187,7 @@ async def run(settings: SchedulerSettings) -> None:
     place = Location.of(settings.store, settings.store_file, settings.state / "scheduler.sqlite")
     store = await asyncio.to_thread(DeploymentStore, place)
     await in_turn(
-        store.database, identities, settings.listen, (SERVICE,), settings.probe,
+        store.database, identities, settings.listen, (SERVICE,), SidePorts.of(settings),
         lambda turn: _lead(settings, identities, store, turn),
     )  # fmt: skip
 
@@ -191,7 +195,7 @@ async def run(settings: SchedulerSettings) -> None:
 async def _lead(settings: SchedulerSettings, identities: IdentitySource, store: DeploymentStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(
-        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+        identities, listen=turn.listen, telemetry=told, side=SidePorts.of(settings), faults=settings.allow_faults
     )
     host.closed = turn.refusal
     registry = Registry(settings.lease_s)

@@ -10,6 +10,7 @@ from typing import Any
 
 from orbitmesh.trust import IdentitySource
 from orbitmesh.v1 import slices_pb2, slices_pb2_grpc
+from services.runtime.admin import SidePorts
 from services.runtime.behalf import called_for
 from services.runtime.caller import current_caller
 from services.runtime.channels import ChannelPool
@@ -162,7 +163,7 @@ async def run(settings: SlicesSettings) -> None:
     place = Location.of(settings.store, settings.store_file, settings.state / "slices.sqlite")
     store = await asyncio.to_thread(SliceStore, place)
     await in_turn(
-        store.database, identities, settings.listen, (SERVICE,), settings.probe,
+        store.database, identities, settings.listen, (SERVICE,), SidePorts.of(settings),
         lambda turn: _lead(settings, identities, store, turn),
     )  # fmt: skip
 
@@ -170,7 +171,7 @@ async def run(settings: SlicesSettings) -> None:
 async def _lead(settings: SlicesSettings, identities: IdentitySource, store: SliceStore, turn: Turn) -> None:
     told = Telemetry(settings.otlp_endpoint, settings.prometheus)
     host = ServiceHost(
-        identities, listen=turn.listen, telemetry=told, probe=settings.probe, faults=settings.allow_faults
+        identities, listen=turn.listen, telemetry=told, side=SidePorts.of(settings), faults=settings.allow_faults
     )
     host.closed = turn.refusal
     rates, places = bandwidths(settings), table(settings.places, "places")

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from orbitmesh import AsyncMesh, Mesh
-from orbitmesh._requests import LINGER_S
 from orbitmesh.errors import CancelledError_, CapacityError, DeadlineError
 from orbitmesh.trust import Role, issue
 from orbitmesh.v1 import executor_pb2, executor_pb2_grpc
@@ -37,6 +36,8 @@ from tests.mesh.support import (
 
 LONG = 1000
 """New tokens of an answer that nobody waits for."""
+LINGER_S = 5
+"""For how long the client that is killed asks the gateway to wait for it, in seconds; else it is half a minute."""
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,8 @@ async def test_a_cancelled_task_stops_every_node(mesh: Mesh, model: Model, nodes
 def test_a_client_that_is_killed_stops_every_node(mesh: Mesh, model: Model, nodes: list[str]) -> None:
     """SIGKILL: the client says no goodbye; the gateway waits for its return as long as it said, and not longer."""
     program = (
-        "import sys; from orbitmesh import Mesh\n"
+        "import sys; from orbitmesh import Mesh, _requests\n"
+        f"_requests.LINGER_S = {LINGER_S}\n"
         "with Mesh.connect(sys.argv[1], identity=sys.argv[2]) as mesh:\n"
         f"    for token in mesh.generate('stop', {model.prompt(5)}, max_new_tokens={LONG * 3}, ignore_end=True):\n"
         "        print(token.id, flush=True)\n"

@@ -14,6 +14,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from orbitmesh.errors import InvalidInputError, TransportError
+from services.runtime.admin import SidePorts
 from services.runtime.authz import CHANNELZ, HEALTH, OPS, REFLECTION, methods_of
 from services.runtime.probe import LIVENESS
 from services.runtime.server import ServiceHost
@@ -41,7 +42,7 @@ async def ask(port: int, service: str = "") -> int:
 
 async def test_health_is_told_without_tls_by_the_name_of_a_service(serving: Serving) -> None:
     """Each service's own state, and NOT_FOUND for one that was never added."""
-    async with serving(probe=ANY) as running:
+    async with serving(side=SidePorts(probe=ANY)) as running:
         port = running.host.probe_port
         assert port not in (0, running.host.port)
         await running.host.set_serving("orbitmesh.v1.X", False)
@@ -55,7 +56,7 @@ async def test_health_is_told_without_tls_by_the_name_of_a_service(serving: Serv
 
 async def test_a_service_that_drains_is_not_ready_and_is_alive(serving: Serving) -> None:
     """NOT_SERVING by every name while calls end, SERVING by the name for liveness, and nobody there afterwards."""
-    async with serving(probe=ANY) as running:
+    async with serving(side=SidePorts(probe=ANY)) as running:
         port, release = running.host.probe_port, asyncio.Event()
         await running.host.set_serving("orbitmesh.v1.X", True)
         running.echo.act = release.wait
@@ -80,7 +81,7 @@ async def test_no_other_method_is_reached_without_tls(serving: Serving) -> None:
     names = [*mesh_services(), HEALTH, OPS, CHANNELZ, *REFLECTION]
     methods = {*methods_of(each for each in names if each != REFLECTION[0]), f"/{REFLECTION[0]}/ServerReflectionInfo"}
     assert len(methods) > 40
-    async with serving(probe=ANY) as running, plain(running.host.probe_port) as channel:
+    async with serving(side=SidePorts(probe=ANY)) as running, plain(running.host.probe_port) as channel:
         for method in methods - {f"/{HEALTH}/Check"}:
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await channel.unary_unary(method)(b"", timeout=60)
@@ -99,7 +100,7 @@ async def test_the_port_of_the_mesh_speaks_no_plain_text(serving: Serving) -> No
 
 async def test_a_question_is_bounded(serving: Serving) -> None:
     """A name of a megabyte is refused before it is read, and the next question is answered."""
-    async with serving(probe=ANY) as running:
+    async with serving(side=SidePorts(probe=ANY)) as running:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await ask(running.host.probe_port, "x" * 1_000_000)
         assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
@@ -111,10 +112,10 @@ async def test_an_address_that_is_held_or_none_is_refused_before_anything_is_ser
 ) -> None:
     """A typed error that names it; the service's own port is free again."""
     with pytest.raises(InvalidInputError, match="--probe is 'nonsense'; expected host:port"):
-        ServiceHost(mesh.identity("scheduler/s1").directory, probe="nonsense")
-    async with serving(probe=ANY) as running:
+        ServiceHost(mesh.identity("scheduler/s1").directory, side=SidePorts(probe="nonsense"))
+    async with serving(side=SidePorts(probe=ANY)) as running:
         taken = f"127.0.0.1:{running.host.probe_port}"
-        other = ServiceHost(mesh.identity("scheduler/s2").directory, probe=taken)
+        other = ServiceHost(mesh.identity("scheduler/s2").directory, side=SidePorts(probe=taken))
         with pytest.raises(TransportError, match=f"cannot answer probes on {taken}"):
             await other.start()
         async with plain(other.port) as channel:

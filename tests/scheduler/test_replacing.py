@@ -34,6 +34,26 @@ def with_standbys(scheduler: Scheduler, name: str) -> scheduler_pb2.Deployment:
     return scheduler.deployment(name)
 
 
+# First, while nobody is suspect yet: a node that is gets no new place for half a minute.
+def test_a_killed_node_leaves_its_deployment_ready_while_a_standby_waits_and_comes_back_as_one(
+    mesh: Mesh, scheduler: Scheduler, tiny: Model
+) -> None:
+    """The loss is said in words; after the replacement the node that comes back gets no place but stands by."""
+    with deployed(mesh, tiny, "kept", stages=2, standbys=1, kv_tokens=KV_TOKENS):
+        before = with_standbys(scheduler, "kept")
+        lost = next(node for node in nodes(before) if node != "ground-1")
+        index = nodes(before).index(lost)
+        mesh.local.kill(lost)
+        until(lambda: lost in scheduler.deployment("kept").failure, "the loss is noticed")
+        assert scheduler.deployment("kept").state == scheduler_pb2.DEPLOYMENT_STATE_READY
+        answers = scheduler.replace("kept", index, lost)
+        assert nodes(answers[-1].deployment)[index] == standbys(before)[index]
+        mesh.local.restart(lost)
+        until(lambda: set(standbys(scheduler.deployment("kept"))) == {0, 1}, "both stages have a standby again")
+        assert nodes(scheduler.deployment("kept")) == nodes(answers[-1].deployment), "nothing moves back by itself"
+        assert scheduler.deployment("kept").failure == ""
+
+
 def test_a_warm_standby_takes_the_place_at_once_and_is_refilled(mesh: Mesh, scheduler: Scheduler, tiny: Model) -> None:
     """The first message has it; a repetition changes nothing; a new standby is loaded elsewhere, unasked."""
     with deployed(mesh, tiny, "warm", stages=2, standbys=1, kv_tokens=KV_TOKENS):
@@ -127,25 +147,6 @@ def test_watchers_see_what_is_there_what_changes_and_what_goes(mesh: Mesh, sched
 
 def _until_deleted(call: Iterator[scheduler_pb2.WatchDeploymentsResponse]) -> scheduler_pb2.WatchDeploymentsResponse:
     return next(answer for answer in call if answer.deleted)
-
-
-def test_a_killed_node_leaves_its_deployment_ready_while_a_standby_waits_and_comes_back_as_one(
-    mesh: Mesh, scheduler: Scheduler, tiny: Model
-) -> None:
-    """The loss is said in words; after the replacement the node that comes back gets no place but stands by."""
-    with deployed(mesh, tiny, "kept", stages=2, standbys=1, kv_tokens=KV_TOKENS):
-        before = with_standbys(scheduler, "kept")
-        lost = next(node for node in nodes(before) if node != "ground-1")
-        index = nodes(before).index(lost)
-        mesh.local.kill(lost)
-        until(lambda: lost in scheduler.deployment("kept").failure, "the loss is noticed")
-        assert scheduler.deployment("kept").state == scheduler_pb2.DEPLOYMENT_STATE_READY
-        answers = scheduler.replace("kept", index, lost)
-        assert nodes(answers[-1].deployment)[index] == standbys(before)[index]
-        mesh.local.restart(lost)
-        until(lambda: set(standbys(scheduler.deployment("kept"))) == {0, 1}, "both stages have a standby again")
-        assert nodes(scheduler.deployment("kept")) == nodes(answers[-1].deployment), "nothing moves back by itself"
-        assert scheduler.deployment("kept").failure == ""
 
 
 def test_a_name_is_free_again_although_a_node_still_holds_a_stage_of_the_one_before(

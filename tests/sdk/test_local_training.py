@@ -54,8 +54,11 @@ def test_a_local_mesh_has_an_aggregator_that_comes_back_where_it_was(mesh: Mesh)
     assert mesh.trainings() == []
     pid = mesh.local.services()["aggregator"]
     mesh.local.kill("aggregator")
-    with pytest.raises(TransportError) as away:
-        mesh.trainings(timeout=30)
+    with (
+        Mesh.connect(mesh.local.gateway, identity=mesh.local.identity, patience=0) as hasty,
+        pytest.raises(TransportError) as away,
+    ):
+        hasty.trainings(timeout=30)
     assert away.value.retryable
     mesh.local.restart("aggregator")
     assert mesh.local.services()["aggregator"] != pid
