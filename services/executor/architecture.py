@@ -8,13 +8,27 @@ error. Every setting that depends on a layer's number is therefore shifted here.
 from __future__ import annotations
 
 import copy
+import importlib
 import json
+import sys
 from typing import Any
 
 from orbitmesh.errors import PackError
 from orbitmesh.pack import SUPPORTED_ARCHITECTURES, Manifest
 
 _PER_LAYER_LISTS = ("layer_types", "mlp_layer_types")
+
+
+def import_family(architecture: str) -> bool:
+    """Imports what builds models of a family of transformers; false where that had been done.
+
+    Args:
+        architecture: One of `SUPPORTED_ARCHITECTURES`.
+    """
+    name = f"transformers.models.{architecture}.modeling_{architecture}"
+    known = name in sys.modules
+    importlib.import_module(name)
+    return not known
 
 
 def parse_config(manifest: Manifest, config_json: bytes) -> Any:

@@ -16,6 +16,7 @@ from orbitmesh.wire.records import Received
 from orbitmesh.wire.session import Session
 from services.egress.node import NodeEgress
 from services.egress.reporting import report_traffic
+from services.executor.architecture import import_family
 from services.executor.cachemove import accept_cache
 from services.executor.engine import StepEngine
 from services.executor.generation import about
@@ -118,6 +119,8 @@ class ExecutorNode:
             yield _progress(executor_pb2.STAGE_PHASE_VERIFYING, total, total)
             directory: Path = await asyncio.to_thread(self._files.directory, manifest, request.manifest, names)
             yield _progress(executor_pb2.STAGE_PHASE_LOADING, total, total)
+            alone = not self.runners
+            await self.engine.run(lambda: _import_family(manifest.architecture, alone=alone))
             stage, kv_bytes = await self.engine.run(
                 lambda: load(
                     manifest, directory, layers, device=self.settings.device, threads=self.settings.threads or None
@@ -150,7 +153,6 @@ class ExecutorNode:
             await self.snapshots.restore_generations(runner)
             self.runners[key] = runner
             ready = self._ready(key, total)  # now: it may be unloaded while the way to the next node is opened
-            await self.engine.run(_set_aside_garbage_collection)
         self.log.info("stage_loaded", deployment=key[0], stage=key[1], layers=[layers.start, layers.stop])
         await self._warm(request)
         yield ready
@@ -189,7 +191,8 @@ class ExecutorNode:
                 runner.close_all(NodeLostError(f"deployment {deployment!r} was taken down", reason="STAGE_UNLOADED"))
                 del runner
         await asyncio.to_thread(self.snapshots.forget_stages, deployment, stage_indexes)
-        await self.engine.run(_set_aside_garbage_collection)
+        # Modules refer to each other in circles: the memory of what was let go of comes back now, not at some time.
+        await self.engine.run(gc.collect)
 
     def runner(self, deployment: str, stage_index: int) -> StageRunner:
         """A stage of a deployment.
@@ -336,14 +339,16 @@ class ExecutorNode:
         return message
 
 
-def _set_aside_garbage_collection() -> None:
-    """Frees what was let go of, and keeps the collector from walking what lives as long as a stage during steps.
+def _import_family(architecture: str, *, alone: bool) -> None:
+    """Imports what builds models of a family, before the first of them is loaded.
 
-    What was set aside before is taken back first: a stage that is gone must not stay in memory through a cycle.
+    What is imported stays, half a million objects with it: it is set aside, as at the start of the process, or the
+    collector would walk it between two steps. Where a stage is here it is left as it is: what is set aside is never
+    freed, and a stage must be.
     """
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
+    if import_family(architecture) and alone:
+        gc.collect()
+        gc.freeze()
 
 
 def _progress(phase: executor_pb2.StagePhase, done: int, total: int) -> executor_pb2.LoadStageResponse:

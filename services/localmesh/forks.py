@@ -29,6 +29,7 @@ WARM_WAIT_S = 60.0
 EVERYTHING = (
     "gateway.server", "services.scheduler.server", "services.slices.server", "services.aggregator.server",
     "services.executor.server", "services.executor.node", "services.executor.measures",
+    "transformers.models.llama.modeling_llama",
 )  # fmt: skip
 """What such a process imports: all services of a local mesh."""
 SUPPORTED = sys.platform == "linux"
