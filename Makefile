@@ -19,9 +19,11 @@ NPM ?= $(shell command -v npm 2>/dev/null)
 SEEDS ?= 2000
 # More for pytest: `make test ARGS="-k planner -x"`.
 ARGS ?=
-# How the tests are spread: one file at a time on each core, in their order: sorted by the number of their tests, the
-# longest would come last, and all cores but one would wait for it. `make test SIDE_BY_SIDE=` runs one after the other.
-SIDE_BY_SIDE ?= --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# How many run side by side: one more than there are cores, as half of them wait for a mesh at any moment; four at most.
+WORKERS ?= $(shell cores=$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN); echo $$((cores < 3 ? cores + 1 : 4)))
+# How the tests are spread: one file at a time on each worker, in their order: sorted by the number of their tests, the
+# longest would come last, and all but one would wait for it. `make test SIDE_BY_SIDE=` runs one after the other.
+SIDE_BY_SIDE ?= --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 # Machine-readable output of `make demo` and `make bench`: JSON=1.
 JSON ?=
 # Which bench: `make bench NAME=hop`.

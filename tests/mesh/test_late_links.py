@@ -71,7 +71,8 @@ def test_the_breakdown_names_every_part_of_the_time(late: Mesh, model: Model, pi
         # The clocks are compared over links of the same latency: they cannot be wrong by more than that is uneven.
         assert LATENCY_S * 0.8 <= link.median_s <= LATENCY_S * 3, (a, b, link)
     crossings = [rows[f"{a}>{b}", "link"].total_s for a, b in ring]
-    assert sum(crossings) >= (3 * NEW_TOKENS - 1) * LATENCY_S * 0.99, "light is not that fast"
+    # What the clocks are wrong by cancels out round the ring, but for how it changes while the answer goes on.
+    assert sum(crossings) >= (3 * NEW_TOKENS - 1) * LATENCY_S * 0.95, "light is not that fast"
     places = {*pipeline, "gateway", ""} | {f"{a}>{b}" for a in [*pipeline, "gateway"] for b in [*pipeline, "gateway"]}
     assert {row.place for row in found.rows} <= places
 
