@@ -126,12 +126,13 @@ class ServiceHost:
         """What this process counts and measures; services add theirs."""
         offer_process(self.metrics, self.in_flight, lambda: self.identity.not_after)
         gate = Gate(
-            lambda: self._source.current(CA_LOOK_INTERVAL_S).ca_pem, self.in_flight, self.log, allowed=allowed,
-            metrics=self.metrics, closed=lambda: self.closed(), meet=lambda: self.faults.meet(),
+            self._newest_ca, self.in_flight, self.log, allowed=allowed, metrics=self.metrics,
+            closed=lambda: self.closed(), meet=lambda: self.faults.meet(),
         )  # fmt: skip
         self.server = grpc.aio.server(interceptors=[gate, *interceptors], options=[*SERVER_OPTIONS, *options])
-        # Operators are bounded by themselves, so the gate is the same: what fills the one port leaves the other free.
-        self._ops_server = grpc.aio.server(interceptors=[gate], options=SERVER_OPTIONS) if side.ops else None
+        # A gate of its own: calls that fill the one port leave the other free.
+        apart = Gate(self._newest_ca, self.in_flight, self.log, allowed=allowed)
+        self._ops_server = grpc.aio.server(interceptors=[apart], options=SERVER_OPTIONS) if side.ops else None
         self.faults = Faults(faults, self.log)
         """What breaks this process on purpose."""
         self.ops = ProcessOps(self._source, self.log, self.in_flight, self.faults)
@@ -141,6 +142,9 @@ class ServiceHost:
         """Where health is answered in plain text; 0 where it is not."""
         self.ops_port = 0
         """Where operators are answered apart from users; 0 where they are not."""
+
+    def _newest_ca(self) -> bytes:
+        return self._source.current(CA_LOOK_INTERVAL_S).ca_pem
 
     @property
     def identity(self) -> Identity:

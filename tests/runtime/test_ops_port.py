@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -18,6 +19,7 @@ from orbitmesh.rpc import mapped_errors, open_channel
 from orbitmesh.trust import Identity, Role
 from orbitmesh.v1 import ops_pb2, ops_pb2_grpc
 from services.runtime.admin import SidePorts
+from services.runtime.drain import CALLS_IN_FLIGHT, CALLS_PER_USER
 from services.runtime.server import ServiceHost
 from tests.runtime.conftest import SERVICE, MeshDir, Running, call, until
 from tests.runtime.test_lifecycle import served_certificate
@@ -71,6 +73,25 @@ async def test_users_methods_are_not_reached_there_and_users_not_answered(servin
             with pytest.raises(MeshError) as refused, mapped_errors():
                 await ops_pb2_grpc.OpsServiceStub(channel).GetProcess(ops_pb2.GetProcessRequest(), timeout=60)
             assert refused.value.reason == "ROLE_NOT_ALLOWED"
+
+
+async def test_calls_that_fill_the_one_port_leave_the_other_free(serving: Serving) -> None:
+    """Watches of health by eight clients take all that the service's port answers of its kind: operators get on."""
+    async with serving(side=OPS_PORT) as running, AsyncExitStack() as open_channels:
+        watches = []
+        for number in range(CALLS_IN_FLIGHT // CALLS_PER_USER):
+            channel = running.channel(running.mesh.identity(f"client/c{number}"))
+            stub = health_pb2_grpc.HealthStub(await open_channels.enter_async_context(channel))
+            watches += [stub.Watch(health_pb2.HealthCheckRequest(), timeout=120) for _ in range(CALLS_PER_USER)]
+        await asyncio.gather(*(watch.read() for watch in watches))
+        me = running.mesh.identity("operator/me")
+        async with running.channel(me) as beside, dial(running, me) as apart:
+            with pytest.raises(MeshError) as refused, mapped_errors():
+                await health_of(beside)
+            assert refused.value.reason == "CAPACITY_EXHAUSTED"
+            assert await health_of(apart) == SERVING
+        for watch in watches:
+            watch.cancel()
 
 
 async def test_it_is_answered_while_the_process_drains_and_gone_afterwards(serving: Serving) -> None:
