@@ -34,12 +34,8 @@ NOWHERE = "127.0.0.1:9"
 """Where a relay leads until its target listens."""
 NO_CONTACT = "no contact"
 """The relay, cut for ever, that stands for all ways between places that never meet."""
-EXECUTORS_IMPORT = (
-    "services.executor.server", "services.executor.node", "services.executor.measures",
-    "transformers.models.llama.modeling_llama",
-)  # fmt: skip
-"""What every executor imports, torch and transformers with it: the process that they are forked from has it ready. What
-builds one family of models is nearly all that any of them takes."""
+EXECUTORS_IMPORT = ("services.executor.server", "services.executor.node", "services.executor.measures")
+"""What every executor imports, torch and transformers with it: the process that they are forked from has it ready."""
 ORDER_OF_END = ("gateway", "aggregator", "slices", "scheduler")
 """In which the services end; the executors before the last two of them."""
 ANY_PORT = "127.0.0.1:0"

@@ -82,7 +82,8 @@ async def test_calls_that_fill_the_one_port_leave_the_other_free(serving: Servin
         for number in range(CALLS_IN_FLIGHT // CALLS_PER_USER):
             channel = running.channel(running.mesh.identity(f"client/c{number}"))
             stub = health_pb2_grpc.HealthStub(await open_channels.enter_async_context(channel))
-            watches += [stub.Watch(health_pb2.HealthCheckRequest(), timeout=120) for _ in range(CALLS_PER_USER)]
+            asked = health_pb2.HealthCheckRequest()
+            watches += [stub.Watch(asked, timeout=120, wait_for_ready=True) for _ in range(CALLS_PER_USER)]
         await asyncio.gather(*(watch.read() for watch in watches))
         me = running.mesh.identity("operator/me")
         async with running.channel(me) as beside, dial(running, me) as apart:
