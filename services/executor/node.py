@@ -191,7 +191,7 @@ class ExecutorNode:
                 runner.close_all(NodeLostError(f"deployment {deployment!r} was taken down", reason="STAGE_UNLOADED"))
                 del runner
         await asyncio.to_thread(self.snapshots.forget_stages, deployment, stage_indexes)
-        # Modules refer to each other in circles: the memory of what was let go of comes back now, not at some time.
+        # What refers to itself in a circle goes now, not at some time.
         await self.engine.run(gc.collect)
 
     def runner(self, deployment: str, stage_index: int) -> StageRunner:
@@ -343,8 +343,8 @@ def _import_family(architecture: str, *, alone: bool) -> None:
     """Imports what builds models of a family, before the first of them is loaded.
 
     What is imported stays, half a million objects with it: it is set aside, as at the start of the process, or the
-    collector would walk it between two steps. Where a stage is here it is left as it is: what is set aside is never
-    freed, and a stage must be.
+    collector would walk it between two steps. Where a stage is here it is left as it is: what is set aside is freed
+    only where no circle holds it, and that is not to be asked of a stage.
     """
     if import_family(architecture) and alone:
         gc.collect()

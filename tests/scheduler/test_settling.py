@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from orbitmesh.errors import InfeasiblePlanError, InvalidInputError
 from orbitmesh.trust import IdentitySource, Role, init_mesh, issue
+from orbitmesh.trust.certificates import Peer
 from orbitmesh.v1 import scheduler_pb2
+from services.runtime.caller import Call, enter_call
 from services.runtime.logs import EventLog
 from services.runtime.store import Location
 from services.scheduler.deployments import Deployments
@@ -20,6 +24,7 @@ from services.scheduler.sky import SkySettings, SkySource
 from services.scheduler.store import DeploymentStore
 from tests.scheduler.test_registry_and_placement import beat, manifest
 
+KEY = ec.generate_private_key(ec.SECP256R1()).public_key()
 LONG_S, SHORT_S = 60.0, 0.05
 TWO_STAGES = scheduler_pb2.PlanRequest(manifest=manifest().to_bytes(), stages=2)
 
@@ -100,10 +105,14 @@ async def test_nodes_that_have_not_spoken_to_a_new_scheduler_are_waited_for(tmp_
 
 
 async def test_a_caller_hears_why_before_its_time_is_over(tmp_path: Path) -> None:
-    """Half of the time that a caller has is for waiting: then it is told what is missing."""
+    """Half of the time that a caller has is for waiting: then it is told what is missing, with time left to hear it."""
     mesh = Mesh(tmp_path, LONG_S)
+    began_s = time.monotonic()
+    caller = Peer("spiffe://orbitmesh/gateway/g", Role.GATEWAY, "g", datetime.now(UTC), KEY)
+    enter_call(Call(caller, "/orbitmesh.v1.SchedulerService/Plan", began_s + 2.0))
     with pytest.raises(InfeasiblePlanError, match="no node is up"):
-        await mesh.deployments._planning.plan(TWO_STAGES, 0.5)
+        await asyncio.wait_for(mesh.plan(), 2.0)
+    assert time.monotonic() - began_s > 0.5, "it was waited for"
 
 
 def test_only_nodes_that_joined_late_have_links_to_measure() -> None:
