@@ -20,6 +20,8 @@ def test_deployments_standbys_and_versions_survive(mesh: Mesh, tmp_path: Path, t
     """The same pipeline, standbys and version, still ready; a replacement made before the kill is still made."""
     with deployed(mesh, tiny, "kept", stages=2, standbys=1, kv_tokens=256):
         with scheduler_of(mesh, tmp_path) as scheduler:
+            # Nodes that have just joined may not have measured the links yet that a standby needs.
+            until(lambda: set(standbys(scheduler.deployment("kept"))) == {0, 1}, "both have a standby", 40)
             first = scheduler.deployment("kept")
             replaced = scheduler.replace("kept", 0, nodes(first)[0])[-1].deployment
         mesh.local.kill("scheduler")
